@@ -1,0 +1,157 @@
+"""The embedded broker: one process, and its state dies with it."""
+
+import asyncio
+import time
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from dataclasses import dataclass
+
+from lockstep import messages
+from lockstep.contract import Broker, Commit, History, Listener, Outcome
+
+KEPT_EVENTS = 1000
+
+
+@dataclass(slots=True)
+class _Kept:
+    state: bytes
+    lapses_at_ms: int
+    last_version: int
+    events: deque[bytes]
+
+
+class _SortedSet:
+    """Ids by score, then by id: what Redis calls a sorted set."""
+
+    def __init__(self) -> None:
+        self._scores: dict[str, int] = {}
+        self._order: list[tuple[int, str]] = []
+
+    def put(self, session_id: str, score: int) -> None:
+        self.drop(session_id)
+        self._scores[session_id] = score
+        insort(self._order, (score, session_id))
+
+    def drop(self, session_id: str) -> None:
+        score = self._scores.pop(session_id, None)
+        if score is not None:
+            del self._order[bisect_left(self._order, (score, session_id))]
+
+    def after(self, place: tuple[int, str], limit: int) -> list[tuple[int, str]]:
+        start = bisect_right(self._order, place)
+        return self._order[start : start + limit]
+
+    def until(self, score: int, limit: int) -> list[tuple[int, str]]:
+        end = bisect_left(self._order, (score + 1, ""))
+        return self._order[: min(end, limit)]
+
+
+class MemoryBroker(Broker):
+    """Keeps the promise by having no `await` between the check and the write."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Kept] = {}
+        self._lapses = _SortedSet()
+        self._deadlines = _SortedSet()
+        self._listener: Listener | None = None
+        # Wall time once, then monotonic: setting the system's clock moves no session's.
+        self._wall_at_zero_ms = time.time() * 1000 - time.monotonic() * 1000
+
+    async def start(self, listener: Listener) -> None:
+        self._listener = listener
+
+    async def close(self) -> None:
+        self._listener = None
+
+    def now_ms(self) -> int:
+        return int(self._wall_at_zero_ms + time.monotonic() * 1000)
+
+    def not_ready(self) -> list[str]:
+        return []
+
+    async def hear(self, session_id: str) -> bool:
+        return True
+
+    def unhear(self, session_id: str) -> None:
+        pass
+
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        return [kept.state if (kept := self._alive(session_id)) else None for session_id in session_ids]
+
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        return [state and state[: messages.BEGINNING_BYTES] for state in await self.load(session_ids)]
+
+    async def commit(self, commit: Commit) -> Outcome:
+        kept = self._alive(commit.session_id)
+        stored = kept.state if kept else b""
+        if stored.startswith(commit.beginning):
+            return Outcome.APPLIED
+        if not stored.startswith(commit.expected) if commit.expected else stored:
+            return Outcome.CONFLICT
+        if commit.due_ms is not None and commit.due_ms > self.now_ms():
+            return Outcome.WRONG_TIME
+        lapses_at_ms = commit.lapses_at_ms
+        if kept and not commit.prolongs:
+            lapses_at_ms = min(lapses_at_ms, kept.lapses_at_ms)
+        events = kept.events if kept else deque(maxlen=KEPT_EVENTS)
+        events.extend(commit.events)
+        last_version = commit.first_version + len(commit.events) - 1
+        self._kept[commit.session_id] = _Kept(commit.state, lapses_at_ms, last_version, events)
+        self._lapses.put(commit.session_id, lapses_at_ms)
+        if commit.deadline_ms is None:
+            self._deadlines.drop(commit.session_id)
+        else:
+            self._deadlines.put(commit.session_id, commit.deadline_ms)
+        self._published(messages.state_update(commit.session_id, commit.now_ms, commit.state))
+        return Outcome.APPLIED
+
+    async def delete(self, session_id: str) -> bool:
+        kept = self._alive(session_id)
+        if kept is None:
+            return False
+        self._end(session_id, kept)
+        return True
+
+    async def publish(self, session_id: str, message: bytes) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
+
+    async def history(self, session_id: str) -> History | None:
+        kept = self._alive(session_id)
+        head = messages.read_head(kept.state) if kept else None
+        if kept is None or head is None:
+            return None
+        first_version = kept.last_version - len(kept.events) + 1
+        return History(head.position[0], first_version, list(kept.events))
+
+    async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
+        return self._lapses.after(after, limit)
+
+    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+        return self._deadlines.until(self.now_ms() + ahead_ms, limit)
+
+    async def lapse(self, limit: int) -> int:
+        lapsed = self._lapses.until(self.now_ms(), limit)
+        for _, session_id in lapsed:
+            self._end(session_id, self._kept[session_id])
+        return len(lapsed)
+
+    def _alive(self, session_id: str) -> _Kept | None:
+        kept = self._kept.get(session_id)
+        if kept is not None and kept.lapses_at_ms <= self.now_ms():
+            self._end(session_id, kept)
+            return None
+        return kept
+
+    def _end(self, session_id: str, kept: _Kept) -> None:
+        del self._kept[session_id]
+        self._lapses.drop(session_id)
+        self._deadlines.drop(session_id)
+        head = messages.read_head(kept.state)
+        if head is not None:
+            self._published(messages.session_deleted(session_id, self.now_ms(), head.position[0]))
+
+    def _published(self, payload: bytes) -> None:
+        # Never inside commit: a client may not see a change before whoever made it could have failed.
+        if self._listener is not None:
+            asyncio.get_running_loop().call_soon(self._listener.on_published, payload)

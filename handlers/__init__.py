@@ -1,0 +1,59 @@
+"""The edge to clients, and its table of contents."""
+
+from collections.abc import Callable
+from typing import Any
+
+from handlers import page
+from handlers.base import UnknownRouteHandler
+from handlers.heartbeat import Heartbeat
+from handlers.ops import HealthHandler, ReadyHandler, TimeHandler
+from handlers.origins import Origins
+from handlers.page import PageHandler
+from handlers.sessions import (
+    CollectionHandler,
+    CommandHandler,
+    EventsHandler,
+    MessagesHandler,
+    SessionHandler,
+)
+from handlers.socket import SocketHandler
+from lockstep.contract import Broker
+from lockstep.hub import Hub
+from lockstep.sessions import Sessions
+from lockstep.validation import COMMANDS
+
+
+def routes(
+    broker: Broker,
+    sessions: Sessions,
+    hub: Hub,
+    heartbeat: Heartbeat,
+    origins: Origins,
+    max_message_bytes: int,
+    not_ready: Callable[[], list[str]],
+) -> list[Any]:
+    """Every route, and what its handler needs."""
+    api = {"origins": origins}
+    rest = {"origins": origins, "sessions": sessions}
+    socket = {
+        "hub": hub,
+        "broker": broker,
+        "heartbeat": heartbeat,
+        "origins": origins,
+        "max_message_bytes": max_message_bytes,
+    }
+    return [
+        (r"/v1/sessions", CollectionHandler, rest),
+        (r"/v1/sessions/([^/]+)", SessionHandler, rest),
+        (rf"/v1/sessions/([^/]+)/({'|'.join(COMMANDS)})", CommandHandler, rest),
+        (r"/v1/sessions/([^/]+)/messages", MessagesHandler, rest),
+        (r"/v1/sessions/([^/]+)/events", EventsHandler, rest),
+        (r"/ws", SocketHandler, socket),
+        (r"/v1/time", TimeHandler, api | {"broker": broker}),
+        (r"/health", HealthHandler, api),
+        (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
+        (r"/()", PageHandler, {"path": page.HERE, "default_filename": "index.html"}),
+        (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, {"path": page.HERE}),
+        (r"/(lockstep\.js)", PageHandler, {"path": page.CLIENT}),
+        (r".*", UnknownRouteHandler, api),
+    ]

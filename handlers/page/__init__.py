@@ -1,0 +1,17 @@
+"""The page at /, one static file each; nothing is built."""
+
+from pathlib import Path
+
+from tornado.web import StaticFileHandler
+
+HERE = Path(__file__).parent
+CLIENT = HERE.parent.parent / "clients" / "js"
+
+
+class PageHandler(StaticFileHandler):
+    """A file of the page, revalidated at each visit so that a new release is seen at once."""
+
+    def set_extra_headers(self, path: str) -> None:
+        self.clear_header("Server")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Content-Type-Options", "nosniff")

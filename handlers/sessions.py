@@ -1,0 +1,147 @@
+"""REST: create, read, list, delete sessions; commands, messages, history."""
+
+from collections.abc import Callable
+from typing import Any
+
+from handlers.base import ApiHandler
+from handlers.origins import Origins
+from lockstep import engine, messages, validation
+from lockstep.engine import Rule, Step
+from lockstep.sessions import Origin, Sessions
+from lockstep.state import dumps, iso, participants_to_list, to_json
+from lockstep.validation import Complaints
+
+DEFAULT_PAGE = 50
+
+
+class SessionsApi(ApiHandler):
+    """What the handlers of /v1/sessions share."""
+
+    def initialize(self, origins: Origins, sessions: Sessions) -> None:  # type: ignore[override]
+        super().initialize(origins)
+        self.sessions = sessions
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(request_id=self.request_id)
+
+    def query(self, **fields: Callable[[str], Any]) -> dict[str, Any]:
+        complaints = Complaints()
+        given = {
+            name: [value.decode("utf-8", "replace") for value in values]
+            for name, values in self.request.query_arguments.items()
+        }
+        read = validation.query(given, fields, complaints)
+        complaints.raise_if_any()
+        return read
+
+
+class CollectionHandler(SessionsApi):
+    """/v1/sessions"""
+
+    async def post(self) -> None:
+        session = await self.sessions.create(validation.spec(self.read_json()), self.origin)
+        self.set_header("ETag", session.tag)
+        self.set_header("Location", f"/v1/sessions/{session.session_id}")
+        self.reply(to_json(session), 201)
+
+    async def get(self) -> None:
+        query = self.query(
+            status=validation.status,
+            limit=validation.whole_number(1, validation.MAX_PAGE),
+            cursor=validation.cursor,
+        )
+        states, place = await self.sessions.list(
+            query["status"], query["limit"] or DEFAULT_PAGE, query["cursor"] or (0, "")
+        )
+        cursor = f'"{place[0]}-{place[1]}"' if place else "null"
+        self.reply(b'{"sessions":[' + b",".join(states) + b'],"next_cursor":' + cursor.encode() + b"}")
+
+
+class SessionHandler(SessionsApi):
+    """/v1/sessions/ID"""
+
+    async def get(self, session_id: str) -> None:
+        state = await self.sessions.read(_valid(session_id))
+        head = messages.read_head(state)
+        assert head is not None
+        tag = head.tag
+        self.set_header("ETag", tag)
+        known = validation.tags(self.request.headers.get("If-None-Match"))
+        # A GET compares weakly (RFC 9110 13.1.2): proxies that recompress mark our tags as weak.
+        if known and ("*" in known or tag in {each.removeprefix("W/") for each in known}):
+            self.reply_empty(304)
+        else:
+            self.reply(state)
+
+    async def delete(self, session_id: str) -> None:
+        await self.sessions.delete(_valid(session_id))
+        self.reply_empty(204)
+
+
+class CommandHandler(SessionsApi):
+    """POST /v1/sessions/ID/switch and its siblings."""
+
+    async def post(self, session_id: str, command: str) -> None:
+        body = self.read_json()
+        complaints = Complaints()
+        session_id = validation.session_id_in_path(session_id, complaints)
+        arguments = validation.command(command, body, complaints)
+        complaints.raise_if_any()
+        version = arguments.pop("expected_version")
+        tags = validation.tags(self.request.headers.get("If-Match"))
+        rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
+        step = await self.sessions.apply(session_id, rule, self.origin)
+        self.set_header("ETag", step.session.tag)
+        self.reply(_switched(step) if command == "switch" else to_json(step.session))
+
+
+class MessagesHandler(SessionsApi):
+    """POST /v1/sessions/ID/messages"""
+
+    async def post(self, session_id: str) -> None:
+        raw = self.read_body(messages.MAX_RELAYED_BYTES)
+        session_id = _valid(session_id)
+        validation.message(messages.loads(raw) if raw else None)
+        await self.sessions.publish(session_id, raw)
+        self.reply(dumps({"session_id": session_id}), 202)
+
+
+class EventsHandler(SessionsApi):
+    """GET /v1/sessions/ID/events"""
+
+    async def get(self, session_id: str) -> None:
+        query = self.query(since=validation.whole_number(0, validation.MAX_INT), epoch=validation.epoch)
+        epoch, events = await self.sessions.events(_valid(session_id), query["since"], query["epoch"])
+        self.reply(b'{"epoch":"' + epoch.encode() + b'","events":[' + b",".join(events) + b"]}")
+
+
+def _valid(session_id: str) -> str:
+    complaints = Complaints()
+    session_id = validation.session_id_in_path(session_id, complaints)
+    complaints.raise_if_any()
+    return session_id
+
+
+def _rule(command: str, arguments: dict[str, Any]) -> Rule:
+    rule = getattr(engine, command)
+    return lambda session, now_ms: rule(session, now_ms, **arguments)
+
+
+def _switched(step: Step) -> bytes:
+    """The answer to a switch: who is active now, and how the turn before ended."""
+    session, last = step.session, step.transitions[-1]
+    active = session.active_participant
+    answer = {
+        "session_id": session.session_id,
+        "active_participant_id": active and active.participant_id,
+        "cycle_started_at": iso(session.cycle_started_at_ms),
+        "participants": participants_to_list(session),
+        "status": session.status.value,
+        "version": session.version,
+    }
+    if last.ended_expired is not None:
+        answer["expired_participant_id"] = last.ended_expired
+    if last.lap_ms is not None:
+        answer["lap_ms"] = last.lap_ms
+    return dumps(answer)

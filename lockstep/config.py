@@ -1,0 +1,163 @@
+"""Settings: read and checked once at the start, flags over environment over file, then passed down."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lockstep.sessions import Lifetimes
+
+
+class SettingsError(Exception):
+    """One line that names the setting and says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting with its default. A flag is --ping-interval-s=5, its variable LOCKSTEP_PING_INTERVAL_S."""
+
+    port: int = 8080
+    address: str = "127.0.0.1"
+    broker: str = "memory://"
+    origins: str = ""
+    ping_interval_s: float = 5.0
+    ping_timeout_s: float = 4.0
+    max_message_bytes: int = 16_384
+    drain_s: float = 10.0
+    keep_pending_s: float = 24 * 3600.0
+    keep_running_s: float = 24 * 3600.0
+    keep_running_without_deadline_s: float = 48 * 3600.0
+    keep_paused_s: float = 7 * 24 * 3600.0
+    keep_terminal_s: float = 3600.0
+    log_level: str = "info"
+
+    @property
+    def lifetimes(self) -> Lifetimes:
+        return Lifetimes(
+            pending_ms=int(self.keep_pending_s * 1000),
+            running_ms=int(self.keep_running_s * 1000),
+            running_without_deadline_ms=int(self.keep_running_without_deadline_s * 1000),
+            paused_ms=int(self.keep_paused_s * 1000),
+            terminal_ms=int(self.keep_terminal_s * 1000),
+        )
+
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        return frozenset(origin for part in self.origins.split(",") if (origin := part.strip().rstrip("/")))
+
+
+HELP = {
+    "port": "port to listen on; 0 takes a free one",
+    "address": "address to listen on",
+    "broker": "where sessions are kept: memory://",
+    "origins": "other sites whose pages may call, comma-separated; * for all, empty for none",
+    "ping_interval_s": "seconds between pings to a WebSocket client",
+    "ping_timeout_s": "seconds within which a client must answer one",
+    "max_message_bytes": "largest WebSocket message a client may send",
+    "drain_s": "seconds a stopping process may take to finish",
+    "keep_pending_s": "seconds a session that was not started is kept",
+    "keep_running_s": "seconds a running session is kept after its last command or the deadline it left",
+    "keep_running_without_deadline_s": "the same where no deadline was left",
+    "keep_paused_s": "seconds a paused session is kept",
+    "keep_terminal_s": "seconds a session is kept that has ended",
+    "log_level": "debug, info, warning or error",
+}
+
+
+def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Settings from flags, LOCKSTEP_* variables and the file that --config names.
+
+    Raises SettingsError for an unknown key, and for a value that cannot be used.
+    """
+    flags = dict(_flag(arg) for arg in args)
+    variables = {
+        name.removeprefix("LOCKSTEP_").lower(): (name, value)
+        for name, value in environ.items()
+        if name.startswith("LOCKSTEP_")
+    }
+    _, path = flags.pop("config", variables.pop("config", ("", None)))
+    given: dict[str, tuple[str, Any]] = {} if path is None else _file(path)
+    given |= variables | flags
+    kinds = {field.name: type(field.default) for field in fields(Settings)}
+    values = {}
+    for key, (source, value) in given.items():
+        if key not in kinds:
+            raise SettingsError(f"{source}: no such setting")
+        values[key] = _value(source, kinds[key], value)
+    settings = Settings(**values)
+    _check(settings, {key: source for key, (source, _) in given.items()})
+    return settings
+
+
+def usage() -> str:
+    lines = ["usage: lockstep [--SETTING=VALUE ...] [--config=FILE]", ""]
+    for field in fields(Settings):
+        flag = f"--{field.name.replace('_', '-')}={field.default}"
+        lines.append(f"  {flag:<44} {HELP[field.name]}")
+    return "\n".join(lines)
+
+
+def _flag(arg: str) -> tuple[str, tuple[str, str]]:
+    name, equals, value = arg.partition("=")
+    if not name.startswith("--") or not equals:
+        raise SettingsError(f"{arg}: settings are given as --name=value")
+    return name[2:].replace("-", "_"), (name, value)
+
+
+def _file(path: str) -> dict[str, tuple[str, Any]]:
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--config={path}: {error}") from None
+    return {key: (f"{path}: {key}", value) for key, value in data.items()}
+
+
+def _value(source: str, kind: type, value: Any) -> Any:
+    if kind is str and isinstance(value, str):
+        return value
+    try:
+        if isinstance(value, str) or (type(value) in (int, float) and kind(value) == value):
+            number = kind(value)
+            if number == number and abs(number) != float("inf"):
+                return number
+    except (ValueError, OverflowError):
+        pass
+    wanted = {int: "a whole number", float: "a number", str: "a string"}[kind]
+    raise SettingsError(f"{source}: {value!r} is not {wanted}")
+
+
+def _check(settings: Settings, sources: Mapping[str, str]) -> None:
+    def require(holds: bool, key: str, wanted: str) -> None:
+        if not holds:
+            source = sources.get(key, "--" + key.replace("_", "-"))
+            raise SettingsError(f"{source}: {getattr(settings, key)!r} is not {wanted}")
+
+    require(0 <= settings.port <= 65_535, "port", "a port (0 to 65535)")
+    require(bool(settings.address), "address", "an address")
+    require(settings.broker == "memory://", "broker", "memory://")
+    require(settings.ping_interval_s > 0, "ping_interval_s", "more than 0")
+    require(
+        0 < settings.ping_timeout_s < settings.ping_interval_s,
+        "ping_timeout_s",
+        "between 0 and ping_interval_s",
+    )
+    require(settings.max_message_bytes >= 128, "max_message_bytes", "128 or more")
+    require(settings.drain_s >= 0, "drain_s", "0 or more")
+    for field in fields(settings):
+        if field.name.startswith("keep_"):
+            require(getattr(settings, field.name) > 0, field.name, "more than 0")
+    for origin in settings.allowed_origins - {"*"}:
+        parts = urlsplit(origin)
+        is_origin = (
+            parts.scheme in ("http", "https")
+            and parts.netloc
+            and origin == f"{parts.scheme}://{parts.netloc}"
+        )
+        require(bool(is_origin), "origins", "a list of origins such as https://example.org")
+    require(
+        settings.log_level in ("debug", "info", "warning", "error"),
+        "log_level",
+        "debug, info, warning or error",
+    )

@@ -1,0 +1,149 @@
+"""What the middle asks of its edges: a broker on one side, peers on the other."""
+
+import abc
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class Peer(Protocol):
+    """One client's connection. Nothing here ever waits for the client."""
+
+    def send_state(self, frame: bytes) -> None:
+        """Send a state; if an earlier one is still unsent, take its place."""
+
+    def send(self, frame: bytes) -> None:
+        """Send a message after everything sent before it."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close after what has been sent. May be called again, then does nothing."""
+
+
+class Listener(Protocol):
+    """Who hears what the broker brings: the hub. Nothing here waits, and nothing here raises."""
+
+    def on_published(self, payload: bytes) -> None:
+        """A payload of `session-updates`, as it was published."""
+
+    def on_relayed(self, session_id: str, payload: bytes) -> None:
+        """A payload of `ws:<session_id>`, as it was published."""
+
+    def on_gap(self) -> None:
+        """Payloads may have been lost; from now on they are heard again."""
+
+
+class Outcome(Enum):
+    APPLIED = "applied"
+    CONFLICT = "conflict"
+    """Something else is stored than the commit was decided on."""
+    WRONG_TIME = "wrong_time"
+    """The commit's instant is not the broker's time, or an expiry in it is not due yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One decided change, encoded. A broker stores and publishes these bytes as they are.
+
+    `expected` is the beginning of the state that the change was decided on, up to and with its
+    `commit`; empty for a creation, which an existing session refuses. `due_ms` is the deadline of the
+    last expiry in it, if any. The session lapses at `lapses_at_ms`, or, unless the commit
+    `prolongs`, when it would have lapsed without it, if that is earlier.
+    """
+
+    session_id: str
+    expected: bytes
+    state: bytes
+    beginning: bytes
+    first_version: int
+    events: tuple[bytes, ...]
+    now_ms: int
+    deadline_ms: int | None
+    due_ms: int | None
+    lapses_at_ms: int
+    prolongs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is kept of a session's events: `events[0]` is of version `first_version`."""
+
+    epoch: str
+    first_version: int
+    events: list[bytes]
+
+
+class Broker(abc.ABC):
+    """Where sessions are kept, and how processes learn that one has moved.
+
+    ``commit`` is one atomic step: the new state, its events, its deadline and one publication to
+    every process happen together or not at all, so the updates of a session arrive in order.
+    ``delete`` is the same for its end. Delivery is at most once; whenever some may have been lost
+    the listener is told (``on_gap``) after hearing has begun again, and asks for every session it has clients for.
+    A publication is heard by the process that made it as by every other, and never inside the call.
+
+    States are opaque bytes here, recognised by their beginning (see ``messages.read_head``).
+    Every method but ``now_ms`` raises BrokerUnavailable when the store does not answer within two
+    seconds. Its ``outcome`` is "unknown" where a change may have been applied all the same.
+    """
+
+    @abc.abstractmethod
+    async def start(self, listener: Listener) -> None:
+        """Begin to hear publications, and hand them to the listener."""
+
+    @abc.abstractmethod
+    async def close(self) -> None: ...
+
+    @abc.abstractmethod
+    def now_ms(self) -> int:
+        """The broker's time: one clock for all processes. Never goes back within a process."""
+
+    @abc.abstractmethod
+    def not_ready(self) -> list[str]:
+        """Why this process should get no traffic now; empty when it should."""
+
+    @abc.abstractmethod
+    async def hear(self, session_id: str) -> bool:
+        """Hear the session's channel from now on. True once that is sure; False while the store is away."""
+
+    @abc.abstractmethod
+    def unhear(self, session_id: str) -> None:
+        """The session has no client here any more."""
+
+    @abc.abstractmethod
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        """The stored states, None where there is none, in the order asked for."""
+
+    @abc.abstractmethod
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        """The same, but only the first bytes of each, enough for ``messages.read_head``."""
+
+    @abc.abstractmethod
+    async def commit(self, commit: Commit) -> Outcome:
+        """Store and publish ``commit`` if what it expects is still what is stored; else change nothing.
+
+        Applied once at most, however often the request reaches the store.
+        """
+
+    @abc.abstractmethod
+    async def delete(self, session_id: str) -> bool:
+        """Remove the session and publish that; False, and no publication, if there was none."""
+
+    @abc.abstractmethod
+    async def publish(self, session_id: str, message: bytes) -> None:
+        """Send a message to every client of the session, on whichever process."""
+
+    @abc.abstractmethod
+    async def history(self, session_id: str) -> History | None:
+        """The last 1,000 events, and the epoch they are of; None if there is no such session."""
+
+    @abc.abstractmethod
+    async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
+        """Sessions beyond ``after``, as (instant of lapse in ms, id), in that order."""
+
+    @abc.abstractmethod
+    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+        """Sessions that fall due within ``ahead_ms`` or are due, as (deadline in ms, id), in that order."""
+
+    @abc.abstractmethod
+    async def lapse(self, limit: int) -> int:
+        """Delete sessions kept long enough, publishing each end; how many there were."""

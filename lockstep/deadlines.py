@@ -1,0 +1,101 @@
+"""A clock that runs out is told promptly: by a timer where somebody watches, by the sweep where nobody does."""
+
+import asyncio
+import heapq
+import logging
+import random
+
+from lockstep.contract import Broker
+from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound
+from lockstep.sessions import Sessions
+from lockstep.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+# Clocks are set to a second or more, so a look ahead of one second, twice a second, sees nearly all
+# of them before they run out; what was adjusted or resumed with less is at most one interval late.
+SWEEP_AHEAD_MS = 1000
+SWEEP_INTERVAL_S = 0.5
+SWEEP_LIMIT = 2000
+# Time for the process whose clients are watching to be first.
+SWEEP_GRACE_MS = 50
+
+
+class Deadlines:
+    """The timers of this process's watched sessions, and its part in the sweep.
+
+    It only prompts: whether something is due is decided where every change is, so that any number
+    of processes may prompt for the same expiry and one of them fires it. A prompt that fails is
+    not repeated: the session stays due, and the next sweep of any process finds it.
+    """
+
+    def __init__(self, broker: Broker, sessions: Sessions) -> None:
+        self._broker = broker
+        self._sessions = sessions
+        self._armed: dict[str, int] = {}
+        self._heap: list[tuple[int, str]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks = Tasks()
+
+    def start(self) -> None:
+        self._tasks.spawn(self._sweep_forever())
+
+    async def close(self) -> None:
+        """Stop. What is armed here is found by the sweeps of the others."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._heap.clear()
+        await self._tasks.close()
+
+    def arm(self, session_id: str, deadline_ms: int | None) -> None:
+        """Prompt at `deadline_ms`, and no more at what was armed for this session before."""
+        if deadline_ms is None:
+            self._armed.pop(session_id, None)
+        elif self._armed.get(session_id) != deadline_ms:
+            self._armed[session_id] = deadline_ms
+            heapq.heappush(self._heap, (deadline_ms, session_id))
+            if self._heap[0] == (deadline_ms, session_id):
+                self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if len(self._heap) > 2 * len(self._armed) + 64:
+            # Replaced deadlines stay in the heap; there shall not be more of them than live ones.
+            self._heap = [(at_ms, session_id) for session_id, at_ms in self._armed.items()]
+            heapq.heapify(self._heap)
+        if self._heap:
+            delay_s = max(0, self._heap[0][0] - self._broker.now_ms()) / 1000
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        now_ms = self._broker.now_ms()
+        while self._heap and self._heap[0][0] <= now_ms:
+            at_ms, session_id = heapq.heappop(self._heap)
+            if self._armed.get(session_id) == at_ms:
+                del self._armed[session_id]
+                self._tasks.spawn(self._settle(session_id))
+        self._set_timer()
+
+    async def _settle(self, session_id: str) -> None:
+        try:
+            await self._sessions.settle(session_id)
+        except SessionNotFound:
+            pass  # deleted since it was armed
+        except LockstepError as error:
+            log.warning("expiry put off: %s", error.message, extra={"session_id": session_id})
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            # Jitter, so that processes started together do not sweep together.
+            await asyncio.sleep(SWEEP_INTERVAL_S * random.uniform(0.5, 1.0))
+            try:
+                await self._sweep()
+            except BrokerUnavailable as error:
+                log.warning("sweep put off: %s", error.message)
+
+    async def _sweep(self) -> None:
+        for deadline_ms, session_id in await self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT):
+            if session_id not in self._armed:
+                self.arm(session_id, deadline_ms + random.randrange(SWEEP_GRACE_MS))
+        await self._broker.lapse(SWEEP_LIMIT)

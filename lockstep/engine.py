@@ -1,0 +1,314 @@
+"""The rules of time: from a session and an instant to a step. Nothing here asks what time it is.
+
+Every rule settles first: what fell due before its instant happens before it, dated at its own
+deadline. Equal arguments give equal answers; a rule that refuses raises and has changed nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lockstep.errors import Conflict, InvalidStateTransition, PreconditionFailed, ValidationError, Violation
+from lockstep.modes import (
+    MAX_TIME_MS,
+    begin_turn,
+    charge,
+    end_turn,
+    is_out,
+    mark_run_out,
+    next_with_time,
+    seated,
+)
+from lockstep.state import BANK_MODES, Mode, OnTimeout, Participant, Session, Status
+
+Rule = Callable[[Session, int], "Step"]
+
+# More in one commit would hold the loop, and the store, for too long.
+MAX_SETTLED = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One version of a session. `ended_expired` names whose turn ended after its clock had run out."""
+
+    session: Session
+    type: str
+    at_ms: int
+    lap_ms: int | None = None
+    ended_expired: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A session, and the transitions that led to it: one per version."""
+
+    session: Session
+    transitions: tuple[Transition, ...] = ()
+
+    def then(self, session: Session, type_: str, at_ms: int, **extra: Any) -> "Step":
+        session = replace(session, version=self.session.version + 1, updated_at_ms=at_ms)
+        return Step(session, (*self.transitions, Transition(session, type_, at_ms, **extra)))
+
+    def followed_by(self, other: "Step") -> "Step":
+        return Step(other.session, self.transitions + other.transitions)
+
+
+# --- what happens by itself ----------------------------------------------------------------------
+
+
+def is_due(session: Session, now_ms: int) -> bool:
+    deadline_ms = session.deadline_ms
+    return deadline_ms is not None and deadline_ms <= now_ms
+
+
+def settle(session: Session, now_ms: int, limit: int = MAX_SETTLED) -> Step:
+    """Apply the expiries due by `now_ms`, in order, at most `limit` of them."""
+    step = Step(session)
+    for _ in range(limit):
+        if not is_due(step.session, now_ms):
+            break
+        step = _expire(step)
+    return step
+
+
+def _expire(step: Step) -> Step:
+    at_ms = step.session.deadline_ms
+    assert at_ms is not None
+    spent = mark_run_out(charge(step.session, at_ms))
+    if spent.on_timeout is OnTimeout.FLAG:
+        return step.then(spent, "flagged", at_ms)
+    if spent.on_timeout is OnTimeout.EXPIRE:
+        return step.then(_end(spent, Status.EXPIRED, at_ms), "expired", at_ms)
+    heir = next_with_time(spent)
+    ended = end_turn(spent, heir)
+    if heir is None:
+        return step.then(_end(ended, Status.EXPIRED, at_ms), "expired", at_ms)
+    return step.then(begin_turn(ended, heir, at_ms), "advanced", at_ms)
+
+
+def _end(session: Session, status: Status, now_ms: int) -> Session:
+    charged = charge(session, now_ms)
+    return replace(
+        charged, status=status, active=None, clock_ms=None, cycle_started_at_ms=None, completed_at_ms=now_ms
+    )
+
+
+# --- what somebody asks for ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A validated request to create a session."""
+
+    session_id: str
+    mode: Mode
+    on_timeout: OnTimeout
+    participants: tuple[Participant, ...]
+    total_time_ms: int | None = None
+    time_per_cycle_ms: int | None = None
+    increment_ms: int = 0
+    max_time_ms: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def create(spec: Spec, epoch: str, now_ms: int) -> Step:
+    clock_ms = {
+        Mode.PER_CYCLE: spec.time_per_cycle_ms,
+        Mode.GLOBAL: spec.total_time_ms,
+        Mode.COUNT_UP: 0,
+    }.get(spec.mode)
+    session = Session(
+        session_id=spec.session_id,
+        epoch=epoch,
+        version=1,
+        mode=spec.mode,
+        status=Status.PENDING,
+        on_timeout=spec.on_timeout,
+        participants=spec.participants,
+        created_at_ms=now_ms,
+        updated_at_ms=now_ms,
+        total_time_ms=spec.total_time_ms,
+        time_per_cycle_ms=spec.time_per_cycle_ms,
+        increment_ms=spec.increment_ms,
+        max_time_ms=spec.max_time_ms,
+        clock_ms=clock_ms,
+        metadata=spec.metadata or {},
+    )
+    return Step(session, (Transition(session, "created", now_ms),))
+
+
+def start(session: Session, now_ms: int, *, participant_id: str | None = None) -> Step:
+    """Begin the first turn: of the given participant, or of the first by participant_index."""
+    step, now_ms = _settled(session, now_ms)
+    session = step.session
+    _require(session, {Status.PENDING}, "cannot be started")
+    first: int | None
+    if participant_id is not None:
+        first = _place_of(session, participant_id, "participant_id")
+    else:
+        seats = session.participants
+        first = min(range(len(seats)), key=lambda place: seats[place].participant_index, default=None)
+    started = replace(
+        session, status=Status.RUNNING, active=first, cycle_started_at_ms=now_ms, started_at_ms=now_ms
+    )
+    return step.then(started, "started", now_ms)
+
+
+def switch(
+    session: Session,
+    now_ms: int,
+    *,
+    next_participant_id: str | None = None,
+    expected_participant_id: str | None = None,
+) -> Step:
+    """Stop the active participant's clock and start the next one's; in count_up, also end the lap.
+
+    The turn passes to the named participant, or to the next with time left; when nobody has any,
+    the session expires. Raises Conflict if somebody else than `expected_participant_id` is active.
+    """
+    step, now_ms = _settled(session, now_ms)
+    session = step.session
+    _require(session, {Status.RUNNING}, "not running")
+    ending = session.active_participant
+    if expected_participant_id is not None:
+        _place_of(session, expected_participant_id, "expected_participant_id")
+        if ending is None or ending.participant_id != expected_participant_id:
+            raise Conflict(f"Participant {expected_participant_id} is not the active one")
+    named = None
+    if next_participant_id is not None:
+        named = _place_of(session, next_participant_id, "next_participant_id")
+        if is_out(session, session.participants[named]):
+            raise Conflict(f"The clock of participant {next_participant_id} has expired")
+    if ending is None and session.mode is Mode.GLOBAL:
+        raise _invalid(
+            "sync_mode", "A global session without participants has no turns to switch", "not_allowed"
+        )
+    charged = charge(session, now_ms)
+    lap_ms = charged.lap_elapsed_ms if session.mode is Mode.COUNT_UP else None
+    ended_expired = ending.participant_id if ending is not None and ending.has_expired else None
+    heir = named if named is not None else next_with_time(charged)
+    ended = end_turn(charged, heir)
+    if heir is None and ending is not None:
+        over = _end(ended, Status.EXPIRED, now_ms)
+        return step.then(over, "expired", now_ms, ended_expired=ended_expired)
+    begun = begin_turn(ended, heir, now_ms)
+    return step.then(begun, "switched", now_ms, lap_ms=lap_ms, ended_expired=ended_expired)
+
+
+def pause(session: Session, now_ms: int) -> Step:
+    """Stand still; the same turn goes on at resume."""
+    step, now_ms = _settled(session, now_ms)
+    _require(step.session, {Status.RUNNING}, "cannot be paused")
+    charged = charge(step.session, now_ms)
+    return step.then(replace(charged, status=Status.PAUSED, cycle_started_at_ms=None), "paused", now_ms)
+
+
+def resume(session: Session, now_ms: int) -> Step:
+    step, now_ms = _settled(session, now_ms)
+    _require(step.session, {Status.PAUSED}, "cannot be resumed")
+    return step.then(
+        replace(step.session, status=Status.RUNNING, cycle_started_at_ms=now_ms), "resumed", now_ms
+    )
+
+
+def adjust(session: Session, now_ms: int, *, delta_ms: int, target: str | None = None) -> Step:
+    """Give or take time: of a bank (`target`: whose), or of the one clock of the session (no target)."""
+    step, now_ms = _settled(session, now_ms)
+    session = step.session
+    _require(session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be adjusted")
+    if session.mode is Mode.COUNT_UP:
+        raise _invalid("sync_mode", "A count_up session has no time to adjust", "not_allowed")
+    place = _adjusted_bank(session, target)
+    charged = charge(session, now_ms)
+    if place is None:
+        assert charged.clock_ms is not None
+        changed = replace(charged, clock_ms=_adjusted(charged.clock_ms, delta_ms))
+        if changed.clock_ms and changed.has_run_out:
+            changed = mark_run_out(changed, False)
+    else:
+        holder = charged.participants[place]
+        assert holder.remaining_ms is not None
+        bank_ms = _adjusted(holder.remaining_ms, delta_ms)
+        still_out = holder.has_expired and bank_ms == 0
+        changed = seated(charged, place, replace(holder, remaining_ms=bank_ms, has_expired=still_out))
+    return step.then(changed, "adjusted", now_ms)
+
+
+def complete(session: Session, now_ms: int) -> Step:
+    """End the session; a completed one stays as it is and nothing is refused."""
+    step, now_ms = _settled(session, now_ms)
+    if step.session.status is Status.COMPLETED:
+        return step
+    _require(step.session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be completed")
+    return step.then(_end(step.session, Status.COMPLETED, now_ms), "completed", now_ms)
+
+
+def cancel(session: Session, now_ms: int) -> Step:
+    step, now_ms = _settled(session, now_ms)
+    _require(step.session, {Status.PENDING}, "cannot be cancelled")
+    return step.then(_end(step.session, Status.CANCELLED, now_ms), "cancelled", now_ms)
+
+
+def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | None = None) -> Rule:
+    """The rule, refused unless the settled session is what its sender saw.
+
+    `tags` are those of If-Match; "*" stands for any.
+    """
+
+    def guarded(session: Session, now_ms: int) -> Step:
+        step, now_ms = _settled(session, now_ms)
+        session = step.session
+        if tags is not None and "*" not in tags and session.tag not in tags:
+            raise PreconditionFailed(
+                f"Session {session.session_id} is at {session.tag}, not as If-Match says"
+            )
+        if version is not None and session.version != version:
+            raise Conflict(f"Session {session.session_id} is at version {session.version}, not {version}")
+        return step.followed_by(rule(session, now_ms))
+
+    return guarded
+
+
+def _settled(session: Session, now_ms: int) -> tuple[Step, int]:
+    """What fell due, and the instant to go on from: never before what has already happened."""
+    return settle(session, now_ms), max(now_ms, session.updated_at_ms)
+
+
+def _require(session: Session, allowed: set[Status], complaint: str) -> None:
+    if session.status not in allowed:
+        raise InvalidStateTransition(
+            f"Session {session.session_id} {complaint} (current status: {session.status.value})"
+        )
+
+
+def _place_of(session: Session, participant_id: str, field: str) -> int:
+    for place, participant in enumerate(session.participants):
+        if participant.participant_id == participant_id:
+            return place
+    raise _invalid(field, f"{participant_id} is not a participant of this session", "unknown_participant")
+
+
+def _adjusted_bank(session: Session, target: str | None) -> int | None:
+    """The place of the bank that `target` names; None for the session's one clock."""
+    if session.mode not in BANK_MODES:
+        if target is not None:
+            raise _invalid(
+                "target", f"A {session.mode.value} session has one clock: give no target", "not_allowed"
+            )
+        return None
+    if target is None:
+        raise _invalid("target", f"A {session.mode.value} session needs a target", "required")
+    if session.mode is Mode.PER_GROUP:
+        for place, participant in enumerate(session.participants):
+            if participant.group_id == target:
+                return place
+    return _place_of(session, target.lower(), "target")
+
+
+def _adjusted(clock_ms: int, delta_ms: int) -> int:
+    """A clock stops at 0 and at a day; one that increments have taken beyond it loses nothing by a gift."""
+    return max(0, min(clock_ms + delta_ms, max(clock_ms, MAX_TIME_MS)))
+
+
+def _invalid(field: str, message: str, code: str) -> ValidationError:
+    return ValidationError([Violation(field, message, code)])

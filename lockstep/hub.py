@@ -1,0 +1,283 @@
+"""This process's clients, by session: delivery, and repair after a gap."""
+
+import asyncio
+import logging
+import random
+
+from lockstep import messages
+from lockstep.contract import Broker, Peer
+from lockstep.deadlines import Deadlines
+from lockstep.errors import NORMAL_CLOSURE, BrokerUnavailable, LockstepError, SessionNotFound
+from lockstep.frames import encode_text_frame
+from lockstep.messages import Deletion, Head, Update
+from lockstep.sessions import Sessions
+from lockstep.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+REPAIR_SLICE = 100
+CHECK_INTERVAL_S = 60.0
+RETRY_S = 0.5
+
+
+class Room:
+    """The clients of one session here, in the order they came, and what they have been sent."""
+
+    __slots__ = ("known", "moved", "owes_sync", "peers", "sent", "sent_state")
+
+    def __init__(self) -> None:
+        self.peers: dict[Peer, None] = {}
+        # What the latest state here says of itself, and its JSON; None until one has come.
+        self.sent: Head | None = None
+        self.sent_state: bytes | None = None
+        # What is stored as far as we know: newer than `sent` where it was read, not heard.
+        self.known: Head | None = None
+        # Counts what was heard, so that a read can tell whether something came in between.
+        self.moved = 0
+        # Somebody came while the store was away, and was promised the state for when it is back.
+        self.owes_sync = False
+
+    def send_state(self, message: bytes, head: Head | None, state: bytes) -> None:
+        if head is not None:
+            self.sent = self.known = head
+        self.sent_state = state
+        frame = encode_text_frame(message)
+        for peer in tuple(self.peers):
+            peer.send_state(frame)
+
+    def end(self, message: bytes) -> None:
+        frame = encode_text_frame(message)
+        for peer in tuple(self.peers):
+            peer.send(frame)
+            peer.close(NORMAL_CLOSURE, "Session deleted")
+
+
+class Hub:
+    """The clients connected to this process, by session.
+
+    It never talks to another process itself: the broker calls it, and it calls peers. It never
+    waits for a peer.
+    """
+
+    def __init__(self, broker: Broker, sessions: Sessions, deadlines: Deadlines) -> None:
+        self._broker = broker
+        self._sessions = sessions
+        self._deadlines = deadlines
+        self._rooms: dict[str, Room] = {}
+        self._unread: set[str] = set()
+        self._repair_wanted = False
+        self._tasks = Tasks()
+        self._reader: asyncio.Task[None] | None = None
+        self._repairer: asyncio.Task[None] | None = None
+        self.junk = 0
+        self._junk_logged_at = 0.0
+
+    def start(self) -> None:
+        self._tasks.spawn(self._check_forever())
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    @property
+    def peers(self) -> list[Peer]:
+        return [peer for room in self._rooms.values() for peer in room.peers]
+
+    # --- clients come and go ---------------------------------------------------------------------
+
+    async def join(self, session_id: str, peer: Peer) -> None:
+        """Register the peer and greet it: what is committed from the greeting on reaches it."""
+        heard = await self._broker.hear(session_id)
+        room = self._rooms.get(session_id)
+        if room is None:
+            room = self._rooms[session_id] = Room()
+            # Its deadline, and whether it exists at all, are not known before something happens.
+            self._unread.add(session_id)
+            if self._reader is None:
+                self._reader = self._tasks.spawn(self._read_new_rooms())
+        room.peers[peer] = None
+        room.owes_sync |= not heard
+        peer.send(encode_text_frame(messages.connected(session_id, self._broker.now_ms())))
+
+    def leave(self, session_id: str, peer: Peer) -> None:
+        room = self._rooms.get(session_id)
+        if room is not None and peer in room.peers:
+            del room.peers[peer]
+            if not room.peers:
+                self._drop_room(session_id)
+
+    async def sync(self, session_id: str, peer: Peer) -> None:
+        """Send the peer the session's state, never an older one than its room has been sent.
+
+        Raises SessionNotFound; other errors only where the room cannot answer either.
+        """
+        room = self._rooms.get(session_id)
+        try:
+            state = await self._sessions.read(session_id)
+        except SessionNotFound:
+            raise
+        except LockstepError:
+            if room is None or room.sent_state is None:
+                raise
+            state = room.sent_state
+        head = messages.read_head(state)
+        if room is not None and room.sent is not None and room.sent_state is not None:
+            if head is None or head.position < room.sent.position:
+                state = room.sent_state
+        peer.send_state(encode_text_frame(messages.state_sync(session_id, self._broker.now_ms(), state)))
+
+    # --- what the broker brings ------------------------------------------------------------------
+
+    def on_published(self, payload: bytes) -> None:
+        session_id = messages.update_id(payload)
+        if session_id is not None and session_id not in self._rooms:
+            return
+        published = messages.read_published(payload, self._broker.now_ms())
+        if published is None:
+            self._discard("session-updates", payload)
+        elif isinstance(published, Update):
+            self._deliver(published)
+        else:
+            self._delete(published)
+
+    def on_relayed(self, session_id: str, payload: bytes) -> None:
+        room = self._rooms.get(session_id)
+        if room is None:
+            return
+        message = messages.read_relayed(payload)
+        if message is None:
+            self._discard(f"ws:{session_id}", payload)
+            return
+        frame = encode_text_frame(message)
+        for peer in tuple(room.peers):
+            peer.send(frame)
+
+    def on_gap(self) -> None:
+        self._repair_wanted = True
+        if self._repairer is None:
+            self._repairer = self._tasks.spawn(self._repair_all())
+
+    def _deliver(self, update: Update) -> None:
+        room = self._rooms.get(update.session_id)
+        if room is None:
+            return
+        room.moved += 1
+        if update.head is not None:
+            # A state older than what the room has seen would make time run backwards.
+            if room.sent is not None and update.head.position <= room.sent.position:
+                return
+            self._deadlines.arm(update.session_id, update.head.deadline_ms)
+        room.send_state(update.message, update.head, update.state)
+
+    def _delete(self, deletion: Deletion) -> None:
+        room = self._rooms.get(deletion.session_id)
+        if room is None:
+            return
+        room.moved += 1
+        newest = room.known.position[0] if room.known else ""
+        if deletion.epoch is not None and deletion.epoch < newest:
+            return
+        self._end_room(deletion.session_id, room, deletion.message, deletion.epoch or newest)
+
+    def _end_room(self, session_id: str, room: Room, message: bytes | None, epoch: str) -> None:
+        self._drop_room(session_id)
+        room.end(message or messages.session_deleted(session_id, self._broker.now_ms(), epoch))
+
+    def _drop_room(self, session_id: str) -> None:
+        del self._rooms[session_id]
+        self._unread.discard(session_id)
+        self._deadlines.arm(session_id, None)
+        self._broker.unhear(session_id)
+
+    def _discard(self, channel: str, payload: bytes) -> None:
+        self.junk += 1
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._junk_logged_at >= 1:
+            self._junk_logged_at = now_s
+            log.warning("junk on %s dropped: %d bytes, %d so far", channel, len(payload), self.junk)
+
+    # --- reading what was not heard --------------------------------------------------------------
+
+    async def _read_new_rooms(self) -> None:
+        """Learn the deadlines of sessions that got their first client here."""
+        try:
+            while self._unread:
+                session_ids = [self._unread.pop() for _ in range(min(REPAIR_SLICE, len(self._unread)))]
+                for session_id, raw in zip(
+                    session_ids, await self._broker.beginnings(session_ids), strict=True
+                ):
+                    room = self._rooms.get(session_id)
+                    head = raw and messages.read_head(raw)
+                    if room is not None and room.known is None and head:
+                        room.known = head
+                        self._deadlines.arm(session_id, head.deadline_ms)
+        except BrokerUnavailable:
+            log.warning("%d rooms wait for the broker to be back", len(self._unread))
+        finally:
+            self._reader = None
+
+    async def _repair_all(self) -> None:
+        """After a gap: every room gets what is stored, where that is not what it has."""
+        try:
+            while self._repair_wanted:
+                self._repair_wanted = False
+                session_ids = list(self._rooms)
+                for start in range(0, len(session_ids), REPAIR_SLICE):
+                    await self._repair(session_ids[start : start + REPAIR_SLICE])
+                    await asyncio.sleep(0)
+                log.info("repaired %d rooms after a gap", len(session_ids))
+        except BrokerUnavailable as error:
+            log.warning("repair put off: %s", error.message)
+            await asyncio.sleep(RETRY_S)
+            self._repair_wanted = True
+        finally:
+            self._repairer = None
+            if self._repair_wanted and self._rooms:
+                self.on_gap()
+
+    async def _repair(self, session_ids: list[str]) -> None:
+        moved = {sid: room.moved for sid in session_ids if (room := self._rooms.get(sid))}
+        stored = await self._broker.load(list(moved))
+        for (session_id, moved_before), state in zip(moved.items(), stored, strict=True):
+            room = self._rooms.get(session_id)
+            if room is None:
+                continue
+            owed, room.owes_sync = room.owes_sync, False
+            if room.moved != moved_before:
+                continue  # what was heard while we read is at least as new as what we read
+            head = messages.read_head(state) if state is not None else None
+            if state is None:
+                if room.known is not None:
+                    self._end_room(session_id, room, None, room.known.position[0])
+            elif head is None:
+                log.error("stored state cannot be read", extra={"session_id": session_id})
+            elif owed or not head.is_of(room.sent):
+                self._deadlines.arm(session_id, head.deadline_ms)
+                room.send_state(messages.state_sync(session_id, self._broker.now_ms(), state), head, state)
+
+    async def _check_forever(self) -> None:
+        """For losses without a gap: compare every room with what is stored, once a minute, spread evenly."""
+        while True:
+            session_ids = list(self._rooms)
+            slices = max(1, -(-len(session_ids) // REPAIR_SLICE))
+            for start in range(0, max(1, len(session_ids)), REPAIR_SLICE):
+                await asyncio.sleep(CHECK_INTERVAL_S / slices * random.uniform(0.9, 1.1))
+                try:
+                    await self._check(session_ids[start : start + REPAIR_SLICE])
+                except BrokerUnavailable as error:
+                    log.warning("check put off: %s", error.message)
+
+    async def _check(self, session_ids: list[str]) -> None:
+        moved = {sid: room.moved for sid in session_ids if (room := self._rooms.get(sid))}
+        suspects = []
+        for session_id, raw in zip(moved, await self._broker.beginnings(list(moved)), strict=True):
+            room = self._rooms.get(session_id)
+            if room is None or room.moved != moved[session_id]:
+                continue
+            head = messages.read_head(raw) if raw else None
+            if head is None and room.known is None:
+                continue
+            if head is None or not head.is_of(room.known):
+                suspects.append(session_id)
+        if suspects:
+            log.warning("%d rooms had missed a change", len(suspects))
+            await self._repair(suspects)

@@ -1,0 +1,46 @@
+"""Log lines: one JSON object each, or plain text on a terminal."""
+
+import logging
+import sys
+
+from lockstep.state import dumps, iso
+
+FIELDS = ("session_id", "request_id", "method", "path", "status", "duration_ms", "close_code")
+"""What a line may carry beside its message, given as `extra`."""
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": iso(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= _extra(record)
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return dumps(line).decode()
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        extra = " ".join(f"{name}={value}" for name, value in _extra(record).items())
+        level = record.levelname.lower()
+        text = f"{self.formatTime(record, '%H:%M:%S')} {level:7} {record.getMessage()} {extra}"
+        return (
+            f"{text.rstrip()}\n{self.formatException(record.exc_info)}" if record.exc_info else text.rstrip()
+        )
+
+
+def configure(level: str) -> None:
+    """Send everything to standard error, from `level` on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Told by our own lines; asyncio and Tornado say only what we cannot.
+    logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, object]:
+    return {name: vars(record)[name] for name in FIELDS if vars(record).get(name) is not None}

@@ -1,0 +1,270 @@
+"""Load, settle, decide, commit: the one place where a session can change."""
+
+import asyncio
+import logging
+import secrets
+import string
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
+
+from lockstep import engine, messages, state
+from lockstep.contract import Broker, Commit, Outcome
+from lockstep.engine import Rule, Spec, Step
+from lockstep.errors import (
+    Conflict,
+    EventsGone,
+    LockstepError,
+    SessionBusy,
+    SessionExists,
+    SessionNotFound,
+    StateCorrupt,
+)
+from lockstep.state import TERMINAL, Session, Status
+
+log = logging.getLogger(__name__)
+
+GIVE_UP_S = 2.0
+_BASE36 = string.digits + string.ascii_lowercase
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long a session is kept after its last command, by status; all in ms."""
+
+    pending_ms: int = 24 * 3_600_000
+    running_ms: int = 24 * 3_600_000
+    running_without_deadline_ms: int = 48 * 3_600_000
+    paused_ms: int = 7 * 24 * 3_600_000
+    terminal_ms: int = 3_600_000
+
+    def lapses_at_ms(self, session: Session, now_ms: int) -> int:
+        """When the session, changed at `now_ms`, is given up."""
+        if session.status in TERMINAL:
+            return now_ms + self.terminal_ms
+        if session.status is Status.PENDING:
+            return now_ms + self.pending_ms
+        if session.status is Status.PAUSED:
+            return now_ms + self.paused_ms
+        if session.deadline_ms is None:
+            return now_ms + self.running_without_deadline_ms
+        return max(now_ms, session.deadline_ms) + self.running_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asked for a change, and in which request; kept in its events."""
+
+    actor: str | None = None
+    request_id: str | None = None
+
+
+NOBODY = Origin()
+
+
+class Sessions:
+    """What can be done with sessions. It tells nobody of a change: the broker does."""
+
+    def __init__(self, broker: Broker, lifetimes: Lifetimes) -> None:
+        self._broker = broker
+        self._lifetimes = lifetimes
+        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._corrupt: set[str] = set()
+
+    async def create(self, spec: Spec, origin: Origin = NOBODY) -> Session:
+        """Raises SessionExists, and leaves what is there untouched."""
+        while True:
+            now_ms = self._broker.now_ms()
+            outcome, step = await self._commit(
+                None, engine.create(spec, new_epoch(now_ms), now_ms), 0, now_ms, origin
+            )
+            if outcome is Outcome.APPLIED:
+                log.info("created", extra={"session_id": spec.session_id})
+                return step.session
+            if outcome is Outcome.CONFLICT:
+                raise SessionExists(spec.session_id)
+            await asyncio.sleep(0)
+
+    async def read(self, session_id: str) -> bytes:
+        """The state as stored, settled to now. Raises SessionNotFound, StateCorrupt, BrokerUnavailable."""
+        raw = await self._load(session_id)
+        head = messages.read_head(raw)
+        if head is None:
+            raise self._corrupted(session_id, "no head")
+        if head.deadline_ms is None or head.deadline_ms > self._broker.now_ms():
+            return raw
+        return state.to_json((await self.settle(session_id)).session)
+
+    async def settle(self, session_id: str) -> Step:
+        """Apply what has fallen due, if anything has."""
+        return await self.apply(session_id, engine.settle)
+
+    async def apply(self, session_id: str, rule: Rule, origin: Origin = NOBODY) -> Step:
+        """Decide by `rule` on the stored state and commit; on a conflict, decide again.
+
+        What was due before is committed also when the rule refuses. Raises what the rule raises
+        (a Conflict carries the current state), SessionNotFound, SessionBusy after two seconds of
+        losing to other processes, StateCorrupt and BrokerUnavailable.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + GIVE_UP_S
+        async with self._turn(session_id):
+            while loop.time() < give_up_at:
+                raw = await self._load(session_id)
+                session = self._decode(session_id, raw)
+                now_ms = max(self._broker.now_ms(), session.updated_at_ms)
+                step = engine.settle(session, now_ms)
+                settled = len(step.transitions)
+                is_settled = not engine.is_due(step.session, now_ms)
+                refusal = None
+                if is_settled:
+                    try:
+                        step = step.followed_by(rule(step.session, now_ms))
+                    except LockstepError as error:
+                        refusal = error
+                if step.transitions:
+                    outcome, step = await self._commit(session, step, settled, now_ms, origin)
+                    if outcome is Outcome.WRONG_TIME:
+                        # The clock was just measured anew; what is not due yet will be within moments.
+                        await asyncio.sleep(0.002)
+                        continue
+                    if outcome is Outcome.CONFLICT:
+                        continue
+                if refusal is not None:
+                    if isinstance(refusal, Conflict):
+                        refusal.details = {"state": state.to_dict(step.session)}
+                    raise refusal
+                if is_settled:
+                    return step
+                # More fell due than fits one commit; others have their turn in between.
+                await asyncio.sleep(0)
+        raise SessionBusy(session_id)
+
+    async def delete(self, session_id: str) -> None:
+        """Remove the session, if there is one; its clients are told by the broker."""
+        if await self._broker.delete(session_id):
+            log.info("deleted", extra={"session_id": session_id})
+
+    async def publish(self, session_id: str, message: bytes) -> None:
+        """Send a message to every client of an existing session."""
+        (found,) = await self._broker.beginnings([session_id])
+        if found is None:
+            raise SessionNotFound(session_id)
+        await self._broker.publish(session_id, message)
+
+    async def events(self, session_id: str, since: int | None, epoch: str | None) -> tuple[str, list[bytes]]:
+        """The epoch, and the events after version `since` (None: all that are kept).
+
+        Raises EventsGone where some of them are no longer kept, or are of another epoch.
+        """
+        await self.read(session_id)
+        history = await self._broker.history(session_id)
+        if history is None:
+            raise SessionNotFound(session_id)
+        if epoch is not None and epoch != history.epoch:
+            raise EventsGone(f"Session {session_id} was created anew: its epoch is {history.epoch}")
+        if since is None:
+            return history.epoch, history.events
+        if since + 1 < history.first_version:
+            raise EventsGone(f"Events of session {session_id} are kept from version {history.first_version}")
+        return history.epoch, history.events[since + 1 - history.first_version :]
+
+    async def list(
+        self, status: Status | None, limit: int, after: tuple[int, str]
+    ) -> tuple[list[bytes], tuple[int, str] | None]:
+        """Up to `limit` states as stored, and where to go on; None at the end."""
+        found: list[bytes] = []
+        while True:
+            page = await self._broker.page(after, limit)
+            states = await self._broker.load([session_id for _, session_id in page])
+            for place, raw in zip(page, states, strict=True):
+                after = place
+                if raw is not None and self._has_status(raw, status):
+                    found.append(raw)
+                if len(found) == limit:
+                    return found, after
+            if len(page) < limit:
+                return found, None
+
+    def _has_status(self, raw: bytes, status: Status | None) -> bool:
+        try:
+            return status is None or state.from_json(raw).status is status
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    async def _commit(
+        self, before: Session | None, step: Step, settled: int, now_ms: int, origin: Origin
+    ) -> tuple[Outcome, Step]:
+        """Offer the step; the first `settled` of its transitions happened by themselves."""
+        session = replace(step.session, commit=secrets.token_urlsafe(6))
+        last = replace(step.transitions[-1], session=session)
+        transitions = (*step.transitions[:-1], last)
+        by_themselves, decided = transitions[:settled], transitions[settled:]
+        between = by_themselves[-1].session if by_themselves else before
+        commit = Commit(
+            session_id=session.session_id,
+            expected=messages.beginning(before) if before else b"",
+            state=state.to_json(session),
+            beginning=messages.beginning(session),
+            first_version=transitions[0].session.version,
+            events=(
+                *messages.events(before, by_themselves),
+                *messages.events(between, decided, origin.actor, origin.request_id),
+            ),
+            now_ms=now_ms,
+            deadline_ms=session.deadline_ms,
+            due_ms=by_themselves[-1].at_ms if by_themselves else None,
+            lapses_at_ms=self._lifetimes.lapses_at_ms(session, now_ms),
+            # Firing prolongs nothing, so that an abandoned session ends.
+            prolongs=bool(decided),
+        )
+        return await self._broker.commit(commit), Step(session, transitions)
+
+    async def _load(self, session_id: str) -> bytes:
+        (raw,) = await self._broker.load([session_id])
+        if raw is None:
+            raise SessionNotFound(session_id)
+        return raw
+
+    def _decode(self, session_id: str, raw: bytes) -> Session:
+        try:
+            return state.from_json(raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._corrupted(session_id, repr(error)) from None
+
+    def _corrupted(self, session_id: str, complaint: str) -> StateCorrupt:
+        if session_id not in self._corrupt:
+            # Once per session; cleared when many have come, so that it cannot grow for ever.
+            if len(self._corrupt) >= 1000:
+                self._corrupt.clear()
+            self._corrupt.add(session_id)
+            log.error("stored state cannot be read: %s", complaint, extra={"session_id": session_id})
+        return StateCorrupt(session_id)
+
+    @asynccontextmanager
+    async def _turn(self, session_id: str) -> AsyncIterator[None]:
+        """Commands of one session queue here, so that only processes compete."""
+        queue = self._queues.get(session_id)
+        if queue is None:
+            queue = self._queues[session_id] = asyncio.Lock()
+        if queue.locked():
+            try:
+                await asyncio.wait_for(queue.acquire(), GIVE_UP_S)
+            except TimeoutError:
+                raise SessionBusy(session_id) from None
+        else:
+            await queue.acquire()
+        try:
+            yield
+        finally:
+            queue.release()
+
+
+def new_epoch(now_ms: int) -> str:
+    """The instant in base 36 (9 characters) and 4 random ones: a later creation compares greater."""
+    digits = ""
+    while now_ms:
+        now_ms, digit = divmod(now_ms, 36)
+        digits = _BASE36[digit] + digits
+    return digits.zfill(9) + "".join(secrets.choice(_BASE36) for _ in range(4))

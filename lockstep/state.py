@@ -1,0 +1,279 @@
+"""What a session is, and its one JSON form (the same on REST, WebSocket and in the store)."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import ujson
+
+
+class Mode(StrEnum):
+    """Which clock runs, and what a switch does to it."""
+
+    PER_PARTICIPANT = "per_participant"
+    PER_CYCLE = "per_cycle"
+    PER_GROUP = "per_group"
+    GLOBAL = "global"
+    COUNT_UP = "count_up"
+
+
+class Status(StrEnum):
+    """Where a session is in its life; the last three are terminal."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    EXPIRED = "expired"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+class OnTimeout(StrEnum):
+    """What happens when the running clock reaches its end."""
+
+    FLAG = "flag"
+    ADVANCE = "advance"
+    EXPIRE = "expire"
+
+
+TERMINAL = frozenset({Status.EXPIRED, Status.COMPLETED, Status.CANCELLED})
+BANK_MODES = frozenset({Mode.PER_PARTICIPANT, Mode.PER_GROUP})
+CLOCK_KINDS = {
+    Mode.PER_PARTICIPANT: "participant",
+    Mode.PER_GROUP: "group",
+    Mode.PER_CYCLE: "cycle",
+    Mode.GLOBAL: "session",
+    Mode.COUNT_UP: "elapsed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """One seat. In per_group `remaining_ms` is the group's bank, the same for every member."""
+
+    participant_id: str
+    participant_index: int
+    budget_ms: int | None = None
+    remaining_ms: int | None = None
+    used_ms: int = 0
+    cycle_count: int = 0
+    has_expired: bool = False
+    group_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session as of `cycle_started_at_ms`; what runs since then is arithmetic.
+
+    `active` is a place in `participants`. `clock_ms` is what remains (or, in count_up, has elapsed)
+    of the clock that the participants share; where the clock is a bank it is None, and the bank
+    stands with the participant. Instants are epoch milliseconds of the broker's clock.
+    """
+
+    session_id: str
+    epoch: str
+    version: int
+    mode: Mode
+    status: Status
+    on_timeout: OnTimeout
+    participants: tuple[Participant, ...]
+    created_at_ms: int
+    updated_at_ms: int
+    commit: str = ""
+    active: int | None = None
+    total_time_ms: int | None = None
+    time_per_cycle_ms: int | None = None
+    increment_ms: int = 0
+    max_time_ms: int | None = None
+    clock_ms: int | None = None
+    lap_count: int = 0
+    lap_elapsed_ms: int = 0
+    is_flagged: bool = False
+    cycle_started_at_ms: int | None = None
+    started_at_ms: int | None = None
+    completed_at_ms: int | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def active_participant(self) -> Participant | None:
+        return None if self.active is None else self.participants[self.active]
+
+    @property
+    def running_clock_ms(self) -> int:
+        """What the clock shows at `cycle_started_at`: remaining, in count_up elapsed."""
+        if self.clock_ms is not None:
+            return self.clock_ms
+        # Before the start the bank on show is the one that will run first.
+        holder = self.active_participant or min(self.participants, key=lambda p: p.participant_index)
+        assert holder.remaining_ms is not None
+        return holder.remaining_ms
+
+    @property
+    def has_run_out(self) -> bool:
+        """True once the expiry of the clock now running has been told, so that it is told once."""
+        if self.mode is Mode.GLOBAL:
+            return self.is_flagged
+        active = self.active_participant
+        return active is not None and active.has_expired
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """The instant at which the running clock runs out; None when nothing runs towards one."""
+        if self.cycle_started_at_ms is None or self.has_run_out:
+            return None
+        if self.mode is Mode.COUNT_UP:
+            if self.max_time_ms is None:
+                return None
+            return self.cycle_started_at_ms + self.max_time_ms - self.running_clock_ms
+        return self.cycle_started_at_ms + self.running_clock_ms
+
+    @property
+    def tag(self) -> str:
+        """What ETag and If-Match carry."""
+        return f'"{self.epoch}-{self.version}"'
+
+
+def iso(instant_ms: int | None) -> str | None:
+    """2024-01-01T00:00:00.000Z"""
+    if instant_ms is None:
+        return None
+    seconds, ms = divmod(instant_ms, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ms:03d}Z"
+
+
+def from_iso(text: str | None) -> int | None:
+    if text is None:
+        return None
+    whole = datetime.fromisoformat(text[:19] + "+00:00")
+    return int(whole.timestamp()) * 1000 + int(text[20:23])
+
+
+def top_level(session: Session) -> dict[str, Any]:
+    """All of the JSON form but the participants; the first five keys are sliced by position elsewhere."""
+    active = session.active_participant
+    data: dict[str, Any] = {
+        "session_id": session.session_id,
+        "epoch": session.epoch,
+        "version": session.version,
+        "commit": session.commit,
+        "deadline_ms": session.deadline_ms,
+        "sync_mode": session.mode.value,
+        "status": session.status.value,
+        "participants": None,
+        "active_participant_id": active and active.participant_id,
+        "total_time_ms": session.total_time_ms,
+        "time_per_cycle_ms": session.time_per_cycle_ms,
+        "increment_ms": session.increment_ms,
+        "clock": None,
+        "on_timeout": session.on_timeout.value,
+        "cycle_started_at": iso(session.cycle_started_at_ms),
+        "session_started_at": iso(session.started_at_ms),
+        "session_completed_at": iso(session.completed_at_ms),
+        "created_at": iso(session.created_at_ms),
+        "updated_at": iso(session.updated_at_ms),
+        "metadata": session.metadata,
+    }
+    if session.status not in TERMINAL:
+        reading = "elapsed_ms" if session.mode is Mode.COUNT_UP else "remaining_ms"
+        data["clock"] = {"kind": CLOCK_KINDS[session.mode], reading: session.running_clock_ms}
+    if session.max_time_ms is not None:
+        data["max_time_ms"] = session.max_time_ms
+    if session.mode is Mode.COUNT_UP:
+        data["lap_count"] = session.lap_count
+        data["lap_elapsed_ms"] = session.lap_elapsed_ms
+    elif session.mode is Mode.GLOBAL:
+        data["is_flagged"] = session.is_flagged
+    return data
+
+
+def participant_to_dict(participant: Participant, is_active: bool) -> dict[str, Any]:
+    data = {
+        "participant_id": participant.participant_id,
+        "participant_index": participant.participant_index,
+        "budget_ms": participant.budget_ms,
+        "total_time_ms": participant.remaining_ms,
+        "time_remaining_ms": participant.remaining_ms,
+        "time_used_ms": participant.used_ms,
+        "cycle_count": participant.cycle_count,
+        "is_active": is_active,
+        "has_expired": participant.has_expired,
+    }
+    if participant.group_id is not None:
+        data["group_id"] = participant.group_id
+    return data
+
+
+def participants_to_list(session: Session) -> list[dict[str, Any]]:
+    active = session.active
+    return [participant_to_dict(p, place == active) for place, p in enumerate(session.participants)]
+
+
+def to_dict(session: Session) -> dict[str, Any]:
+    data = top_level(session)
+    data["participants"] = participants_to_list(session)
+    return data
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON, as everything Lockstep sends or stores is written."""
+    return ujson.dumps(value, ensure_ascii=False, escape_forward_slashes=False).encode()
+
+
+def to_json(session: Session) -> bytes:
+    return dumps(to_dict(session))
+
+
+def from_json(raw: bytes) -> Session:
+    """The inverse of `to_json`. Raises ValueError, KeyError or TypeError on what is not a state."""
+    data = ujson.loads(raw)
+    mode = Mode(data["sync_mode"])
+    clock = data["clock"]
+    active = None
+    participants = []
+    for place, each in enumerate(data["participants"]):
+        if each["is_active"]:
+            active = place
+        participants.append(
+            Participant(
+                each["participant_id"],
+                each["participant_index"],
+                each["budget_ms"],
+                each["total_time_ms"],
+                each["time_used_ms"],
+                each["cycle_count"],
+                each["has_expired"],
+                each.get("group_id"),
+            )
+        )
+    clock_ms = None
+    if clock is not None and mode not in BANK_MODES:
+        clock_ms = clock["elapsed_ms" if mode is Mode.COUNT_UP else "remaining_ms"]
+    created_at_ms, updated_at_ms = from_iso(data["created_at"]), from_iso(data["updated_at"])
+    if created_at_ms is None or updated_at_ms is None:
+        raise ValueError("a state without created_at or updated_at")
+    return Session(
+        session_id=data["session_id"],
+        epoch=data["epoch"],
+        version=data["version"],
+        mode=mode,
+        status=Status(data["status"]),
+        on_timeout=OnTimeout(data["on_timeout"]),
+        participants=tuple(participants),
+        created_at_ms=created_at_ms,
+        updated_at_ms=updated_at_ms,
+        commit=data["commit"],
+        active=active,
+        total_time_ms=data["total_time_ms"],
+        time_per_cycle_ms=data["time_per_cycle_ms"],
+        increment_ms=data["increment_ms"],
+        max_time_ms=data.get("max_time_ms"),
+        clock_ms=clock_ms,
+        lap_count=data.get("lap_count", 0),
+        lap_elapsed_ms=data.get("lap_elapsed_ms", 0),
+        is_flagged=data.get("is_flagged", False),
+        cycle_started_at_ms=from_iso(data["cycle_started_at"]),
+        started_at_ms=from_iso(data["session_started_at"]),
+        completed_at_ms=from_iso(data["session_completed_at"]),
+        metadata=data["metadata"],
+    )

@@ -1,0 +1,134 @@
+"""Puts Lockstep together: settings, broker, sessions, hub, routes; and takes it down in order."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from broker import open_broker
+from handlers import routes
+from handlers.base import log_request
+from handlers.heartbeat import Heartbeat
+from handlers.origins import Origins
+from lockstep import logs
+from lockstep.config import Settings, SettingsError, read_settings, usage
+from lockstep.deadlines import Deadlines
+from lockstep.errors import GOING_AWAY
+from lockstep.hub import Hub
+from lockstep.sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+LISTEN_BACKLOG = 1024
+
+
+class Server:
+    """One process of Lockstep."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.broker = open_broker(settings.broker)
+        self.sessions = Sessions(self.broker, settings.lifetimes)
+        self.deadlines = Deadlines(self.broker, self.sessions)
+        self.hub = Hub(self.broker, self.sessions, self.deadlines)
+        self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
+        self._is_draining = False
+        self._in_flight: set[RequestHandler] = set()
+        self.http = HTTPServer(
+            Application(
+                routes(
+                    broker=self.broker,
+                    sessions=self.sessions,
+                    hub=self.hub,
+                    heartbeat=self.heartbeat,
+                    origins=Origins(settings.allowed_origins),
+                    max_message_bytes=settings.max_message_bytes,
+                    not_ready=self.not_ready,
+                ),
+                in_flight=self._in_flight,
+                log_function=log_request,
+                websocket_ping_interval=settings.ping_interval_s,
+                websocket_ping_timeout=settings.ping_timeout_s,
+            ),
+            chunk_size=4096,
+        )
+
+    def not_ready(self) -> list[str]:
+        return (["draining"] if self._is_draining else []) + self.broker.not_ready()
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        await self.broker.start(self.hub)
+        self.hub.start()
+        self.deadlines.start()
+        self.heartbeat.start()
+        self.http.add_sockets(sockets)
+
+    async def stop(self) -> None:
+        """Finish what is in flight, tell the clients, leave; never longer than the drain time."""
+        self._is_draining = True
+        self.http.stop()
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await self._drain()
+        except TimeoutError:
+            log.warning("the drain time is over, clients are cut off")
+        self.heartbeat.close()
+        await self.deadlines.close()
+        await self.hub.close()
+        await self.broker.close()
+
+    async def _drain(self) -> None:
+        while self._in_flight:
+            await asyncio.sleep(0.01)
+        for peer in self.hub.peers:
+            peer.close(GOING_AWAY, "Server shutting down")
+        while self.hub.peers:
+            await asyncio.sleep(0.02)
+
+
+async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stopped.is_set():
+            os._exit(1)  # the second one: at once
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    server = Server(settings)
+    await server.start(sockets)
+    host, port = sockets[0].getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"Lockstep is ready at http://{host}:{port} (broker {settings.broker})", flush=True)
+    await stopped.wait()
+    await server.stop()
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    args = sys.argv[1:] if args is None else args
+    if "--help" in args or "-h" in args:
+        print(usage())
+        return
+    try:
+        settings = read_settings(args, os.environ)
+    except SettingsError as error:
+        sys.exit(f"lockstep: {error}")
+    logs.configure(settings.log_level)
+    try:
+        sockets = bind_sockets(settings.port, settings.address, backlog=LISTEN_BACKLOG)
+    except OSError as error:
+        sys.exit(f"lockstep: cannot listen on {settings.address}:{settings.port}: {error.strerror or error}")
+    asyncio.run(serve(settings, sockets))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Real server processes for the tests."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ujson
+
+ROOT = Path(__file__).parent.parent
+START_LINE = re.compile(r"Lockstep is ready at (http://\S+)")
+
+
+class ServerProcess:
+    """One `server.py` on a free port of its own, ended by its own pid."""
+
+    def __init__(self, *args: str, env: dict[str, str] | None = None, wait: bool = True) -> None:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("LOCKSTEP_")}
+        if not any(arg.startswith("--port=") for arg in args):
+            args = ("--port=0", *args)
+        self.process = subprocess.Popen(
+            [sys.executable, "server.py", *args],
+            cwd=ROOT,
+            env=clean | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.pid = self.process.pid
+        self.url = ""
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        assert self.process.stdout is not None and self.process.stderr is not None
+        for line in self.process.stdout:
+            found = START_LINE.search(line.decode())
+            if found:
+                self.url = found[1]
+                break
+        else:
+            raise AssertionError(f"the server did not start: {self.process.stderr.read().decode()}")
+        # Log lines are kept, and read so that the pipe never fills.
+        import threading
+
+        self.log_lines: list[str] = []
+        self._log_reader = threading.Thread(target=self._read_log, daemon=True)
+        self._log_reader.start()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log_lines.append(line.decode().rstrip())
+
+    @property
+    def ws_url(self) -> str:
+        return self.url.replace("http://", "ws://")
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def log(self) -> list[dict[str, object]]:
+        return [ujson.loads(line) for line in self.log_lines if line.startswith("{")]
+
+    def rss_bytes(self) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no VmRSS")
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float = 15.0) -> int:
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.terminate()
+        try:
+            code = self.wait()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self._close_pipes()
+        return code
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        if hasattr(self, "_log_reader"):
+            self._log_reader.join(5)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def wait_until(condition, timeout_s: float = 10.0, what: str = "the condition"):  # type: ignore[no-untyped-def]
+    """Poll for what no event tells."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.01)
+    raise AssertionError(f"{what} did not hold within {timeout_s} s")

@@ -1,0 +1,154 @@
+"""The one WebSocket client of the tests: it does what it is told, also what no client should."""
+
+import asyncio
+import base64
+import json
+import os
+import struct
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+
+
+@dataclass(frozen=True)
+class Closed:
+    """How the connection ended; code None: the stream broke off without a close frame."""
+
+    code: int | None
+    reason: str = ""
+
+
+def encode(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True, rsv: int = 0) -> bytes:
+    head = bytes([(0x80 if fin else 0) | rsv | opcode])
+    mask_bit = 0x80 if masked else 0
+    if len(payload) < 126:
+        head += bytes([mask_bit | len(payload)])
+    elif len(payload) < 65_536:
+        head += bytes([mask_bit | 126]) + struct.pack("!H", len(payload))
+    else:
+        head += bytes([mask_bit | 127]) + struct.pack("!Q", len(payload))
+    if not masked:
+        return head + payload
+    mask = os.urandom(4)
+    key = (mask * (len(payload) // 4 + 1))[: len(payload)]
+    body = (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(len(payload), "big")
+    return head + mask + body
+
+
+class WsClient:
+    """One connection. `recv` gives the next message as parsed JSON, or Closed at the end.
+
+    Pings are answered as long as somebody receives; `answers_pings=False` makes it a dead client,
+    `pings` counts those that came.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers_pings: bool) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.answers_pings = answers_pings
+        self.pings = 0
+        self.response = ""
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        headers: dict[str, str] | None = None,
+        answers_pings: bool = True,
+        limit: int = 2**16,
+        rcvbuf: int | None = None,
+    ) -> "WsClient":
+        parts = urlsplit(url)
+        assert parts.hostname is not None and parts.port is not None
+        import socket
+
+        sock = socket.socket()
+        if rcvbuf is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
+        client = cls(reader, writer, answers_pings)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        lines = {
+            "Host": parts.netloc,
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+            "Sec-WebSocket-Version": "13",
+        } | (headers or {})
+        request = f"GET {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+        writer.write(request.encode())
+        client.response = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if " 101 " not in client.response.splitlines()[0]:
+            writer.close()
+            raise ConnectionRefusedError(client.response.splitlines()[0])
+        return client
+
+    async def send(self, message: Any) -> None:
+        await self.send_frame(TEXT, json.dumps(message).encode())
+
+    async def send_frame(self, opcode: int, payload: bytes = b"", **how: Any) -> None:
+        self.writer.write(encode(opcode, payload, **how))
+        await self.writer.drain()
+
+    async def send_raw(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def recv_frame(self) -> tuple[int, bytes]:
+        """The next frame as it comes, control frames too. Raises IncompleteReadError at the end."""
+        first, second = await self.reader.readexactly(2)
+        length = second & 0x7F
+        if length == 126:
+            (length,) = struct.unpack("!H", await self.reader.readexactly(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", await self.reader.readexactly(8))
+        return first & 0x0F, await self.reader.readexactly(length)
+
+    async def recv(self, timeout_s: float = 10.0) -> Any:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    opcode, payload = await self.recv_frame()
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    return Closed(None)
+                if opcode == PING:
+                    self.pings += 1
+                    if self.answers_pings:
+                        await self.send_frame(PONG, payload)
+                elif opcode == CLOSE:
+                    code = struct.unpack("!H", payload[:2])[0] if payload else None
+                    try:
+                        await self.send_frame(CLOSE, payload[:2])
+                    except ConnectionError:
+                        pass
+                    self.writer.close()
+                    return Closed(code, payload[2:].decode())
+                elif opcode == TEXT:
+                    return json.loads(payload)
+                elif opcode == BINARY:
+                    return payload
+
+    async def recv_type(self, type_: str, timeout_s: float = 10.0) -> Any:
+        """The next message of this type; others before it are passed over."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await self.recv(timeout_s)
+                if isinstance(message, Closed):
+                    raise AssertionError(f"closed ({message}) while waiting for {type_}")
+                if message["type"] == type_:
+                    return message
+
+    async def close(self, code: int = 1000) -> None:
+        try:
+            await self.send_frame(CLOSE, struct.pack("!H", code))
+        except ConnectionError:
+            pass
+        self.writer.close()
+
+    def abort(self) -> None:
+        self.writer.transport.abort()
