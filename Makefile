@@ -1,0 +1,37 @@
+# make run starts the server, make test shows that it works. The rest: see each target.
+PYTHON ?= python3
+BIN = .venv/bin
+CODE = lockstep handlers broker
+SYSTEM = chromium=chromium
+
+.PHONY: run install test test-long check lint
+
+run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
+	@$(BIN)/python server.py
+
+install: .venv/.installed  ## .venv with what the server needs
+
+test: .venv/.tested  ## everything but what takes minutes
+	$(BIN)/python -m pytest
+
+test-long: .venv/.tested  ## long faults, soak and fuzzing
+	$(BIN)/python -m pytest -m long
+
+check: lint test  ## what CI runs
+
+lint: .venv/.tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(CODE) server.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.tested: .venv/.installed
+	deploy/system-packages $(SYSTEM)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
