@@ -34,7 +34,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.broker = open_broker(settings.broker)
+        self.broker = open_broker(settings)
         self.sessions = Sessions(self.broker, settings.lifetimes)
         self.deadlines = Deadlines(self.broker, self.sessions)
         self.hub = Hub(self.broker, self.sessions, self.deadlines)
@@ -64,11 +64,12 @@ class Server:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()
 
     async def start(self, sockets: list[socket.socket]) -> None:
+        """Listen, and return when the broker is there. Raises ValueError if it cannot be used."""
+        self.heartbeat.start()
+        self.http.add_sockets(sockets)
         await self.broker.start(self.hub)
         self.hub.start()
         self.deadlines.start()
-        self.heartbeat.start()
-        self.http.add_sockets(sockets)
 
     async def stop(self) -> None:
         """Finish what is in flight, tell the clients, leave; never longer than the drain time."""
@@ -105,11 +106,16 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     server = Server(settings)
-    await server.start(sockets)
-    host, port = sockets[0].getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    print(f"Lockstep is ready at http://{host}:{port} (broker {settings.broker})", flush=True)
-    await stopped.wait()
+    started = asyncio.create_task(server.start(sockets))
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait((started, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if started.done():
+        started.result()
+        host, port = sockets[0].getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        print(f"Lockstep is ready at http://{host}:{port}", flush=True)
+        await stopping
+    started.cancel()
     await server.stop()
 
 
@@ -127,7 +133,10 @@ def main(args: Sequence[str] | None = None) -> None:
         sockets = bind_sockets(settings.port, settings.address, backlog=LISTEN_BACKLOG)
     except OSError as error:
         sys.exit(f"lockstep: cannot listen on {settings.address}:{settings.port}: {error.strerror or error}")
-    asyncio.run(serve(settings, sockets))
+    try:
+        asyncio.run(serve(settings, sockets))
+    except ValueError as error:
+        sys.exit(f"lockstep: {error}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The edge to other processes: a broker by its URL."""
 
 from broker.memory import MemoryBroker
+from broker.redis import RedisBroker
+from lockstep.config import Settings
 from lockstep.contract import Broker
 
 
-def open_broker(url: str) -> Broker:
-    """memory:// for one process by itself. Raises ValueError, naming what it cannot use."""
-    if url == "memory://":
+def open_broker(settings: Settings) -> Broker:
+    """memory:// for one process by itself, else Redis. Raises ValueError, naming what it cannot use."""
+    if settings.broker == "memory://":
         return MemoryBroker()
-    raise ValueError(f"broker: {url!r} is not memory://")
+    return RedisBroker(settings.broker, settings.prefix, settings.routing, settings.allow_eviction)

@@ -6,7 +6,7 @@ from typing import Any
 from handlers import page
 from handlers.base import UnknownRouteHandler
 from handlers.heartbeat import Heartbeat
-from handlers.ops import HealthHandler, ReadyHandler, TimeHandler
+from handlers.ops import HealthHandler, ReadyHandler, TimeHandler, only_forward
 from handlers.origins import Origins
 from handlers.page import PageHandler
 from handlers.sessions import (
@@ -49,7 +49,7 @@ def routes(
         (r"/v1/sessions/([^/]+)/messages", MessagesHandler, rest),
         (r"/v1/sessions/([^/]+)/events", EventsHandler, rest),
         (r"/ws", SocketHandler, socket),
-        (r"/v1/time", TimeHandler, api | {"broker": broker}),
+        (r"/v1/time", TimeHandler, api | {"now_ms": only_forward(broker.now_ms)}),
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
         (r"/()", PageHandler, {"path": page.HERE, "default_filename": "index.html"}),

@@ -5,9 +5,20 @@ from collections.abc import Callable
 from handlers.base import ApiHandler
 from handlers.origins import Origins
 from lockstep import __version__
-from lockstep.contract import Broker
 
 DRIFT_TOLERANCE_MS = 50
+
+
+def only_forward(now_ms: Callable[[], int]) -> Callable[[], int]:
+    """The clock that never goes back, also when the broker's is set back."""
+    latest_ms = 0
+
+    def forward() -> int:
+        nonlocal latest_ms
+        latest_ms = max(latest_ms, now_ms())
+        return latest_ms
+
+    return forward
 
 
 class HealthHandler(ApiHandler):
@@ -35,14 +46,14 @@ class ReadyHandler(ApiHandler):
 class TimeHandler(ApiHandler):
     """GET /v1/time: the clock that all others follow."""
 
-    def initialize(self, origins: Origins, broker: Broker) -> None:  # type: ignore[override]
+    def initialize(self, origins: Origins, now_ms: Callable[[], int]) -> None:  # type: ignore[override]
         super().initialize(origins)
-        self._broker = broker
+        self._now_ms = now_ms
 
     def get(self) -> None:
         self.reply_bare(
             {
-                "timestamp_ms": self._broker.now_ms(),
+                "timestamp_ms": self._now_ms(),
                 "server_version": __version__,
                 "drift_tolerance_ms": DRIFT_TOLERANCE_MS,
             }

@@ -16,11 +16,14 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every setting with its default. A flag is --ping-interval-s=5, its variable LOCKSTEP_PING_INTERVAL_S."""
+    """Every setting with its default. Flag --ping-interval-s=5, variable LOCKSTEP_PING_INTERVAL_S."""
 
     port: int = 8080
     address: str = "127.0.0.1"
     broker: str = "memory://"
+    prefix: str = ""
+    routing: str = "all"
+    allow_eviction: bool = False
     origins: str = ""
     ping_interval_s: float = 5.0
     ping_timeout_s: float = 4.0
@@ -51,7 +54,10 @@ class Settings:
 HELP = {
     "port": "port to listen on; 0 takes a free one",
     "address": "address to listen on",
-    "broker": "where sessions are kept: memory://",
+    "broker": "where sessions are kept: memory://, redis://host:port/db, rediss://, unix://, redis+sentinel://",
+    "prefix": "what all keys and channels in Redis begin with",
+    "routing": "all: every process hears every session; targeted: only those it has clients for",
+    "allow_eviction": "yes: start even on a Redis that may evict sessions",
     "origins": "other sites whose pages may call, comma-separated; * for all, empty for none",
     "ping_interval_s": "seconds between pings to a WebSocket client",
     "ping_timeout_s": "seconds within which a client must answer one",
@@ -117,6 +123,10 @@ def _file(path: str) -> dict[str, tuple[str, Any]]:
 def _value(source: str, kind: type, value: Any) -> Any:
     if kind is str and isinstance(value, str):
         return value
+    if kind is bool:
+        if isinstance(value, bool) or value in ("yes", "no"):
+            return value in (True, "yes")
+        raise SettingsError(f"{source}: {value!r} is not yes or no")
     try:
         if isinstance(value, str) or (type(value) in (int, float) and kind(value) == value):
             number = kind(value)
@@ -136,7 +146,7 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
 
     require(0 <= settings.port <= 65_535, "port", "a port (0 to 65535)")
     require(bool(settings.address), "address", "an address")
-    require(settings.broker == "memory://", "broker", "memory://")
+    require(settings.routing in ("all", "targeted"), "routing", "all or targeted")
     require(settings.ping_interval_s > 0, "ping_interval_s", "more than 0")
     require(
         0 < settings.ping_timeout_s < settings.ping_interval_s,

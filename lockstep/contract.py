@@ -78,7 +78,8 @@ class Broker(abc.ABC):
     ``commit`` is one atomic step: the new state, its events, its deadline and one publication to
     every process happen together or not at all, so the updates of a session arrive in order.
     ``delete`` is the same for its end. Delivery is at most once; whenever some may have been lost
-    the listener is told (``on_gap``) after hearing has begun again, and asks for every session it has clients for.
+    the listener is told (``on_gap``), once hearing has begun again, and asks for every session it has
+    clients for.
     A publication is heard by the process that made it as by every other, and never inside the call.
 
     States are opaque bytes here, recognised by their beginning (see ``messages.read_head``).
@@ -95,7 +96,7 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def now_ms(self) -> int:
-        """The broker's time: one clock for all processes. Never goes back within a process."""
+        """The broker's time: one clock for all processes. Goes back only if that clock was set back."""
 
     @abc.abstractmethod
     def not_ready(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A clock that runs out is told promptly: by a timer where somebody watches, by the sweep where nobody does."""
+"""A clock that runs out is told promptly: by a timer where somebody watches, else by the sweep."""
 
 import asyncio
 import heapq

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 REPAIR_SLICE = 100
 CHECK_INTERVAL_S = 60.0
-RETRY_S = 0.5
+RETRY_S = 0.1
 
 
 class Room:
@@ -121,8 +121,8 @@ class Hub:
             state = room.sent_state
         head = messages.read_head(state)
         if room is not None and room.sent is not None and room.sent_state is not None:
-            if head is None or head.position < room.sent.position:
-                state = room.sent_state
+            is_older = head is None or head.position < room.sent.position
+            state = room.sent_state if is_older else state
         peer.send_state(encode_text_frame(messages.state_sync(session_id, self._broker.now_ms(), state)))
 
     # --- what the broker brings ------------------------------------------------------------------
@@ -224,7 +224,8 @@ class Hub:
                 for start in range(0, len(session_ids), REPAIR_SLICE):
                     await self._repair(session_ids[start : start + REPAIR_SLICE])
                     await asyncio.sleep(0)
-                log.info("repaired %d rooms after a gap", len(session_ids))
+                if session_ids:
+                    log.info("compared %d rooms with the store after a gap", len(session_ids))
         except BrokerUnavailable as error:
             log.warning("repair put off: %s", error.message)
             await asyncio.sleep(RETRY_S)

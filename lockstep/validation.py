@@ -185,15 +185,15 @@ CREATE = Record(
     required=["sync_mode"],
 )
 
-_VERSION = {"expected_version": Integer(1, MAX_INT)}
+_VERSION: dict[str, Kind] = {"expected_version": Integer(1, MAX_INT)}
 
 COMMANDS = {
-    "start": Record({"participant_id": Uuid()} | _VERSION),
-    "switch": Record({"next_participant_id": Uuid(), "expected_participant_id": Uuid()} | _VERSION),
+    "start": Record({"participant_id": Uuid(), **_VERSION}),
+    "switch": Record({"next_participant_id": Uuid(), "expected_participant_id": Uuid(), **_VERSION}),
     "pause": Record(_VERSION),
     "resume": Record(_VERSION),
     "adjust": Record(
-        {"delta_ms": Integer(-MAX_TIME_MS, MAX_TIME_MS, zero=False), "target": Text(128)} | _VERSION,
+        {"delta_ms": Integer(-MAX_TIME_MS, MAX_TIME_MS, zero=False), "target": Text(128), **_VERSION},
         required=["delta_ms"],
     ),
     "complete": Record(_VERSION),

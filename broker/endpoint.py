@@ -1,0 +1,136 @@
+"""Where Redis is, by its URL: TCP, TLS, a Unix socket, or whoever Sentinel says is master."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio.connection import parse_url
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.exceptions import RedisError
+
+CONNECT_TIMEOUT_S = 1.0
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A Redis, and how to greet it. `shown` is its URL without what is secret."""
+
+    shown: str
+    host: str = "127.0.0.1"
+    port: int = 6379
+    path: str | None = None
+    tls: ssl.SSLContext | None = None
+    username: str | None = None
+    password: str | None = None
+    db: int = 0
+    sentinels: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+
+    async def connect(self, factory: Callable[[], P]) -> P:
+        """Open a connection. Raises OSError (also TimeoutError) when nobody answers."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            if self.path is not None:
+                return (await loop.create_unix_connection(factory, self.path))[1]
+            host, port = await self._master() if self.sentinels else (self.host, self.port)
+            return (await loop.create_connection(factory, host, port, ssl=self.tls))[1]
+
+    async def _master(self) -> tuple[str, int]:
+        """Asked anew for each connection: after a failover the answer is another."""
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            list(self.sentinels), sentinel_kwargs={"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
+        )
+        try:
+            address: tuple[str, int] = await sentinel.discover_master(self.service)
+            return address
+        except (MasterNotFoundError, RedisError) as error:
+            raise ConnectionError(str(error)) from None
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+
+    def greeting(self) -> list[tuple[str, ...]]:
+        """The first commands on each connection."""
+        commands: list[tuple[str, ...]] = []
+        if self.password is not None:
+            user = (self.username,) if self.username else ()
+            commands.append(("AUTH", *user, self.password))
+        if self.db:
+            commands.append(("SELECT", str(self.db)))
+        commands.append(("CLIENT", "SETNAME", "lockstep"))
+        if self.sentinels:
+            # Sentinel may name a master that is about to find out that it is none any more.
+            commands.append(("ROLE",))
+        return commands
+
+
+def parse(url: str) -> Endpoint:
+    """redis://, rediss://, unix:// as redis-py reads them, and redis+sentinel://h:p,h:p/service/db.
+
+    Raises ValueError, saying what it cannot use; never with the password in it.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "redis+sentinel":
+            return _parse_sentinel(url)
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("the scheme must be redis, rediss, unix or redis+sentinel")
+        options: dict[str, Any] = dict(parse_url(url))
+    except ValueError as error:
+        raise ValueError(f"broker: {_shown(url)}: {error}") from None
+    endpoint = Endpoint(
+        shown=_shown(url),
+        username=options.get("username"),
+        password=options.get("password"),
+        db=int(options.get("db", 0)),
+    )
+    if parts.scheme == "unix":
+        return replace(endpoint, path=options["path"])
+    endpoint = replace(endpoint, host=options.get("host", "127.0.0.1"), port=int(options.get("port", 6379)))
+    return replace(endpoint, tls=_tls(options)) if parts.scheme == "rediss" else endpoint
+
+
+def _tls(options: dict[str, Any]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    if options.get("ssl_certfile"):
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    if options.get("ssl_cert_reqs") == "none":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _parse_sentinel(url: str) -> Endpoint:
+    # urlsplit takes no list of hosts.
+    rest = url.removeprefix("redis+sentinel://")
+    credentials, at, rest = rest.rpartition("@")
+    username, _, password = credentials.partition(":")
+    hosts, _, path = rest.partition("/")
+    service, _, db = path.partition("/")
+    sentinels = []
+    for each in hosts.split(","):
+        host, _, port = each.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"{each!r} is not host:port")
+        sentinels.append((host, int(port)))
+    if not service or (db and not db.isdigit()):
+        raise ValueError("after the hosts come /service and, if not 0, /db")
+    return Endpoint(
+        shown=_shown(url),
+        username=unquote(username) or None,
+        password=unquote(password) if at else None,
+        db=int(db or 0),
+        sentinels=tuple(sentinels),
+        service=service,
+    )
+
+
+def _shown(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    _, at, rest = rest.rpartition("@")
+    return f"{scheme}://{'***@' if at else ''}{rest}"

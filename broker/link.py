@@ -1,0 +1,246 @@
+"""A supervised connection to Redis: it comes back by itself, and never waits for a silent one.
+
+The client library's connections would do for commands, at twice the cost; its Pub/Sub reader can
+starve the event loop when a link goes silent. So this speaks RESP2 over hiredis itself.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hiredis
+
+from broker.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+PING_INTERVAL_S = 1.0
+SILENCE_S = 3.0
+CALL_TIMEOUT_S = 1.25
+GREETING_TIMEOUT_S = 1.5
+# A connection that was just lost is mostly back at once; a call waits for that, and no longer.
+BACK_SOON_S = 0.3
+RETRY_MIN_S = 0.02
+RETRY_MAX_S = 0.25
+COMPLAIN_EVERY_S = 5.0
+
+Argument = str | bytes | int
+
+# Answers of a Redis that cannot serve now but will, or that another will serve instead of.
+PASSING_ERRORS = ("LOADING", "READONLY", "MASTERDOWN", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS")
+REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+
+
+class LinkDown(Exception):
+    """No answer. `sent` says whether the request may have reached Redis."""
+
+    def __init__(self, sent: bool, why: str = "no answer") -> None:
+        super().__init__(why)
+        self.sent = sent
+
+
+class Refused(Exception):
+    """Redis answers, but as things are set up it will never do what we need."""
+
+
+class Wire(asyncio.Protocol):
+    """One connection's bytes: requests out, their replies in order, pushes to `on_push`."""
+
+    def __init__(self) -> None:
+        self.on_push: Callable[[list[Any]], None] | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.heard_at_s = asyncio.get_running_loop().time()
+        self._reader = hiredis.Reader()
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at_s = asyncio.get_running_loop().time()
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                if self.on_push is not None:
+                    self.on_push(reply)
+                elif self._waiting:
+                    future, _ = self._waiting.popleft()
+                    if not future.done():
+                        future.set_result(reply)
+        except hiredis.ProtocolError:
+            log.exception("Redis sent what is not RESP")
+            self.abort()
+
+    def call(self, *arguments: Argument) -> "asyncio.Future[Any]":
+        """Send a command; the future's result is its reply, also where that is an error."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((future, loop.time()))
+        self.send(*arguments)
+        return future
+
+    def send(self, *arguments: Argument) -> None:
+        assert self._transport is not None
+        self._transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+
+    def oldest_wait_s(self, now_s: float) -> float:
+        """How long the oldest call has been waiting for its reply."""
+        return now_s - self._waiting[0][1] if self._waiting else 0.0
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for future, _ in self._waiting:
+            if not future.done():
+                future.set_exception(LinkDown(sent=True))
+                future.exception()  # its caller may have left
+        self._waiting.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+class Link:
+    """A connection that is kept up. While it is down, calls fail at once, so that nothing piles up.
+
+    `on_up` prepares each new connection before anybody else can use it; it may raise Refused.
+    """
+
+    def __init__(self, endpoint: Endpoint, name: str, on_up: Callable[[Wire], Awaitable[None]]) -> None:
+        self._endpoint = endpoint
+        self._name = name
+        self._on_up = on_up
+        self._wire: Wire | None = None
+        self._up = asyncio.Event()
+        self._has_been_up = False
+        self._down_since_s = float("-inf")
+        self._complained_at_s = float("-inf")
+        self._keeper: asyncio.Task[None] | None = None
+        self._refused: asyncio.Future[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set()
+
+    @property
+    def wire(self) -> Wire | None:
+        """The connection now in use, if there is one."""
+        return self._wire if self._up.is_set() else None
+
+    async def start(self) -> None:
+        """Return when the link is up for the first time. Raises Refused, then it never will be."""
+        self._refused = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep_up())
+        up = asyncio.create_task(self._up.wait())
+        try:
+            await asyncio.wait((up, self._refused), return_when=asyncio.FIRST_COMPLETED)
+            if self._refused.done():
+                self._refused.result()
+        finally:
+            up.cancel()
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    async def call(self, *arguments: Argument) -> Any:
+        """A command's reply. Raises LinkDown; error replies that are not passing are returned."""
+        if not self._up.is_set():
+            await self._back_soon()
+        assert self._wire is not None
+        reply = await self._wire.call(*arguments)
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(PASSING_ERRORS):
+            if str(reply).startswith("READONLY"):
+                self.reset("it is not a master any more")
+            raise LinkDown(sent=False, why=str(reply))
+        return reply
+
+    def reset(self, why: str) -> None:
+        """Give this connection up for a new one."""
+        log.warning("%s: connection to Redis given up: %s", self._name, why)
+        if self._wire is not None:
+            self._up.clear()
+            self._wire.abort()
+
+    async def _back_soon(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._down_since_s > BACK_SOON_S:
+            raise LinkDown(sent=False, why="Redis is away")
+        try:
+            async with asyncio.timeout(BACK_SOON_S):
+                await self._up.wait()
+        except TimeoutError:
+            raise LinkDown(sent=False, why="Redis is away") from None
+
+    async def _keep_up(self) -> None:
+        retry_s = RETRY_MIN_S
+        while True:
+            try:
+                await self._connect()
+                retry_s = RETRY_MIN_S
+                await self._watch()
+                self._complain("connection lost")
+            except Refused as error:
+                if self._refused is not None and not self._refused.done() and not self._has_been_up:
+                    self._refused.set_exception(error)
+                self._complain(str(error))
+            except (OSError, LinkDown) as error:
+                self._complain(str(error) or "timed out")
+            finally:
+                self._drop_wire()
+            await asyncio.sleep(retry_s * random.uniform(0.5, 1))
+            retry_s = min(2 * retry_s, RETRY_MAX_S)
+
+    async def _connect(self) -> None:
+        self._wire = wire = await self._endpoint.connect(Wire)
+        async with asyncio.timeout(GREETING_TIMEOUT_S):
+            for command in self._endpoint.greeting():
+                reply = await wire.call(*command)
+                if isinstance(reply, hiredis.ReplyError):
+                    if str(reply).startswith(REFUSALS):
+                        raise Refused(str(reply))
+                    if command[0] != "CLIENT":
+                        raise LinkDown(sent=False, why=str(reply))
+                if command[0] == "ROLE" and reply[0] != b"master":
+                    raise LinkDown(sent=False, why="it is not a master")
+            await self._on_up(wire)
+        self._has_been_up = True
+        self._up.set()
+
+    async def _watch(self) -> None:
+        """Return when the connection is lost, or has been silent for too long."""
+        wire, loop = self._wire, asyncio.get_running_loop()
+        assert wire is not None
+        pinged_at_s = 0.0
+        while not wire.lost.done():
+            now_s = loop.time()
+            if now_s - wire.heard_at_s > SILENCE_S or wire.oldest_wait_s(now_s) > CALL_TIMEOUT_S:
+                return
+            if now_s - pinged_at_s >= PING_INTERVAL_S:
+                pinged_at_s = now_s
+                if wire.on_push is None:
+                    wire.call("PING")
+                else:
+                    wire.send("PING")
+            await asyncio.wait((wire.lost,), timeout=TICK_S)
+
+    def _drop_wire(self) -> None:
+        self._up.clear()
+        if self._wire is not None:
+            self._down_since_s = asyncio.get_running_loop().time()
+            self._wire.abort()
+            self._wire = None
+
+    def _complain(self, why: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._complained_at_s >= COMPLAIN_EVERY_S:
+            self._complained_at_s = now_s
+            log.warning("%s: waiting for Redis at %s: %s", self._name, self._endpoint.shown, why)

@@ -1,0 +1,312 @@
+"""The Redis broker: any number of processes, one truth."""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import hiredis
+
+from broker.clock import RedisClock
+from broker.endpoint import parse
+from broker.link import Argument, Link, LinkDown, Refused, Wire
+from broker.subscriber import Routing, Subscriber
+from lockstep import messages
+from lockstep.contract import Broker, Commit, History, Listener, Outcome
+from lockstep.errors import BrokerUnavailable
+from lockstep.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+KEPT_EVENTS = 1000
+# A lapsed session is announced by whoever sweeps first; its key outlives that a little.
+LAPSE_GRACE_MS = 60_000
+PROBE_INTERVAL_S = 1.0
+PROBE_TOO_OLD_S = 5.0
+OLDEST_REDIS = (6, 2)
+
+
+class Script:
+    """A Lua script: by its hash, or whole where Redis does not know it yet."""
+
+    def __init__(self, name: str) -> None:
+        self.source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
+        self.sha = hashlib.sha1(self.source).hexdigest()
+
+    async def __call__(self, link: Link, keys: list[str], *arguments: Argument) -> Any:
+        reply = await link.call("EVALSHA", self.sha, len(keys), *keys, *arguments)
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            reply = await link.call("EVAL", self.source, len(keys), *keys, *arguments)
+        return reply
+
+
+class RedisBroker(Broker):
+    """Keeps the promise with one Lua script for each atomic step.
+
+    Two connections: one for commands, whose replies come in the order of the requests, and one
+    that hears. Neither is ever waited for longer than its timeout.
+    """
+
+    def __init__(self, url: str, prefix: str, routing: str, allow_eviction: bool) -> None:
+        endpoint = parse(url)
+        self._prefix = prefix
+        self._routing = Routing(routing, prefix)
+        self._allow_eviction = allow_eviction
+        self._clock = RedisClock()
+        self._probe_channel = f"{prefix}probe:{uuid.uuid4()}"
+        self._link = Link(endpoint, "commands", self._prepare)
+        self._subscriber = Subscriber(endpoint, self._routing, self._probe_channel)
+        self._tasks = Tasks()
+        self._commit = Script("commit")
+        self._end = Script("end")
+        self._due = Script("due")
+        self._history = Script("history")
+
+    # --- start and end ---------------------------------------------------------------------------
+
+    async def start(self, listener: Listener) -> None:
+        try:
+            await self._link.start()
+            await self._subscriber.start(listener)
+        except Refused as error:
+            raise ValueError(f"broker: {error}") from None
+        self._tasks.spawn(self._probe_forever())
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self._subscriber.close()
+        await self._link.close()
+
+    async def _prepare(self, wire: Wire) -> None:
+        """Check a new connection's Redis, and measure its clock."""
+        info = _info(await wire.call("INFO", "server"))
+        version = tuple(int(part) for part in info.get("redis_version", "0").split(".")[:2])
+        if version < OLDEST_REDIS:
+            raise Refused(f"Redis is {info.get('redis_version')}, 6.2 or newer is needed")
+        policy = _info(await wire.call("INFO", "memory")).get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and not self._allow_eviction:
+            raise Refused(
+                f"Redis may evict sessions (maxmemory-policy is {policy}): "
+                "set it to noeviction, or give --allow-eviction=yes"
+            )
+        await wire.call("SET", self._prefix + "routing", self._routing.mode, "NX")
+        recorded = await wire.call("GET", self._prefix + "routing")
+        if recorded is not None and recorded != self._routing.mode.encode():
+            raise Refused(f"other processes route {recorded.decode()}: --routing must be the same")
+        for _ in range(5):
+            sent_at_s = time.monotonic()
+            self._sample(sent_at_s, await wire.call("TIME"))
+
+    def _sample(self, sent_at_s: float, reply: Any) -> None:
+        seconds, microseconds = reply
+        redis_us = int(seconds) * 1_000_000 + int(microseconds)
+        self._clock.sample(sent_at_s, time.monotonic(), redis_us)
+
+    async def _probe_forever(self) -> None:
+        """Publish to ourselves, through Redis; `not_ready` tells when that stops coming back."""
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL_S * random.uniform(0.8, 1.0))
+            if self._subscriber.is_up and self._probe_age_s() > PROBE_TOO_OLD_S:
+                self._subscriber.reset("its own publications do not come back")
+            try:
+                await self._link.call("PUBLISH", self._probe_channel, "")
+                sent_at_s = time.monotonic()
+                self._sample(sent_at_s, await self._link.call("TIME"))
+            except LinkDown:
+                pass  # the link complains, and not_ready tells
+
+    def _probe_age_s(self) -> float:
+        return time.monotonic() - self._subscriber.probe_heard_at_s
+
+    def now_ms(self) -> int:
+        return self._clock.now_ms()
+
+    def not_ready(self) -> list[str]:
+        reasons = []
+        if not self._link.is_up:
+            reasons.append("Redis does not answer")
+        if not self._subscriber.is_up:
+            reasons.append("the subscription is down")
+        elif self._probe_age_s() > PROBE_TOO_OLD_S:
+            reasons.append(f"no publication has come back for {self._probe_age_s():.0f} s")
+        return reasons
+
+    # --- sessions --------------------------------------------------------------------------------
+
+    async def hear(self, session_id: str) -> bool:
+        return await self._subscriber.hear(session_id)
+
+    def unhear(self, session_id: str) -> None:
+        self._subscriber.unhear(session_id)
+
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        if not session_ids:
+            return []
+        loaded = await self._ask("MGET", *(self._state_key(session_id) for session_id in session_ids))
+        return list(loaded)
+
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        calls = (
+            self._ask("GETRANGE", self._state_key(session_id), 0, messages.BEGINNING_BYTES - 1)
+            for session_id in session_ids
+        )
+        return [beginning or None for beginning in await asyncio.gather(*calls)]
+
+    async def commit(self, commit: Commit) -> Outcome:
+        outcome = await self._try_commit(commit, is_retry=False)
+        if outcome is None:
+            # Sent, and not answered. The script recognises what it has applied, so asking once more is safe.
+            outcome = await self._try_commit(commit, is_retry=True)
+        if outcome is None:
+            raise BrokerUnavailable("unknown")
+        return outcome
+
+    async def _try_commit(self, commit: Commit, is_retry: bool) -> Outcome | None:
+        """The outcome; None where it is not known."""
+        sent_at_s = time.monotonic()
+        try:
+            reply = await self._commit(
+                self._link,
+                self._keys(commit.session_id),
+                commit.session_id,
+                commit.expected,
+                commit.beginning,
+                commit.state,
+                commit.now_ms,
+                "" if commit.due_ms is None else commit.due_ms,
+                "" if commit.deadline_ms is None else commit.deadline_ms,
+                commit.lapses_at_ms,
+                int(commit.prolongs),
+                commit.first_version,
+                self._routing.update_channel(commit.session_id),
+                int(is_retry),
+                LAPSE_GRACE_MS,
+                KEPT_EVENTS,
+                *commit.events,
+            )
+        except LinkDown as down:
+            if down.sent or is_retry:
+                return None
+            raise BrokerUnavailable("not_applied") from None
+        outcome, *instant = _checked(reply)
+        self._sample(sent_at_s, instant)
+        return None if outcome == b"unknown" else Outcome(outcome.decode())
+
+    async def delete(self, session_id: str) -> bool:
+        (beginning,) = await self.beginnings([session_id])
+        head = messages.read_head(beginning) if beginning else None
+        if head is None:
+            # Nothing there, or nothing that is a state: removed without a word.
+            await self._ask("DEL", *self._keys(session_id)[:2])
+            return False
+        return await self._end_session(session_id, head.position[0])
+
+    async def _end_session(self, session_id: str, epoch: str) -> bool:
+        channel = self._routing.update_channel(session_id)
+        try:
+            reply = await self._end(self._link, self._keys(session_id), session_id, epoch, channel)
+        except LinkDown as down:
+            raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
+        return bool(_checked(reply))
+
+    async def publish(self, session_id: str, message: bytes) -> None:
+        try:
+            await self._link.call("PUBLISH", self._routing.message_channel(session_id), message)
+        except LinkDown as down:
+            raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
+
+    async def history(self, session_id: str) -> History | None:
+        state_key, events_key, *_ = self._keys(session_id)
+        beginning, entries = _checked(
+            await self._reading(self._history(self._link, [state_key, events_key], messages.BEGINNING_BYTES))
+        )
+        head = messages.read_head(beginning)
+        if head is None:
+            return None
+        first_version = int(entries[0][0].partition(b"-")[0]) if entries else head.position[1] + 1
+        return History(head.position[0], first_version, [fields[1] for _, fields in entries])
+
+    async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
+        score = after[0]
+        found: list[tuple[int, str]] = []
+        offset = 0
+        key = f"{self._prefix}sessions"
+        while len(found) < limit:
+            reply = await self._ask(
+                "ZRANGEBYSCORE",
+                key,
+                score,
+                "+inf",
+                "WITHSCORES",
+                "LIMIT",
+                offset,
+                limit,
+            )
+            places = [(int(reply[i + 1]), reply[i].decode()) for i in range(0, len(reply), 2)]
+            # Of those that lapse at the very same instant, some were on the page before.
+            found += [place for place in places if place > after]
+            offset += len(places)
+            if len(places) < limit:
+                break
+        return found[:limit]
+
+    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+        reply = _checked(
+            await self._reading(
+                self._due(self._link, [self._prefix + "deadlines"], ahead_ms, limit, self._state_key(""))
+            )
+        )
+        return [(int(reply[i + 1]), reply[i].decode()) for i in range(0, len(reply), 2)]
+
+    async def lapse(self, limit: int) -> int:
+        session_ids = await self._ask(
+            "ZRANGEBYSCORE", self._prefix + "sessions", "-inf", self.now_ms(), "LIMIT", 0, limit
+        )
+        ended = 0
+        for session_id in session_ids:
+            ended += await self._end_session(session_id.decode(), "")
+        return ended
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def _state_key(self, session_id: str) -> str:
+        return f"{self._prefix}session:{session_id}"
+
+    def _keys(self, session_id: str) -> list[str]:
+        prefix = self._prefix
+        return [
+            self._state_key(session_id),
+            f"{prefix}events:{session_id}",
+            f"{prefix}deadlines",
+            f"{prefix}sessions",
+        ]
+
+    async def _ask(self, *arguments: Argument) -> Any:
+        """The reply to a command that changes nothing, or may be given twice."""
+        return _checked(await self._reading(self._link.call(*arguments)))
+
+    async def _reading(self, asked: Any) -> Any:
+        try:
+            return await asked
+        except LinkDown:
+            raise BrokerUnavailable from None
+
+
+def _checked(reply: Any) -> Any:
+    """The reply; an error that Redis gives (out of memory, say) means that nothing was done."""
+    if isinstance(reply, hiredis.ReplyError):
+        log.error("Redis refused: %s", reply)
+        raise BrokerUnavailable("not_applied")
+    return reply
+
+
+def _info(reply: Any) -> dict[str, str]:
+    """INFO's lines. Where INFO is forbidden nothing is known."""
+    if not isinstance(reply, bytes):
+        return {"redis_version": "6.2"}
+    pairs = (line.partition(":") for line in reply.decode().splitlines() if ":" in line)
+    return {name: value for name, _, value in pairs}

@@ -1,0 +1,171 @@
+"""Redis servers of the tests' own, and a link to them that can be broken."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """A redis-server on loopback with a folder of its own; its port stays the same when it is started again."""
+
+    def __init__(self, *options: str, aof: bool = False, program: str = "redis-server") -> None:
+        if shutil.which(program) is None:
+            pytest.fail("redis-server is missing: install Debian's package redis-server", pytrace=False)
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="lockstep-redis-"))
+        persistence = ["--appendonly", "yes", "--appendfsync", "always"] if aof else []
+        self._command = [
+            program,
+            *(["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]),
+            *persistence,
+            *options,
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def client(self) -> "redis.Redis":
+        return redis.Redis(port=self.port, socket_timeout=5)
+
+    def start(self, wait: bool = True) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if wait:
+            self.wait_until_up()
+
+    def wait_until_up(self, timeout_s: float = 10.0) -> None:
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                with self.client as client:
+                    client.ping()
+                    return
+            except (redis.ConnectionError, redis.TimeoutError):
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.005)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def forget(self) -> None:
+        """What an empty start would find: nothing."""
+        for file in self.folder.rglob("*"):
+            if file.is_file():
+                file.unlink()
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.thaw()
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Proxy:
+    """A TCP link to a server that can be made slow, silent or cut, in either direction.
+
+    It runs on the test's own event loop: `async with Proxy(port) as proxy: ...`
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self.target_port = target_port
+        self.port = 0
+        # Bytes towards the server, and back, are swallowed while set.
+        self.swallows_requests = False
+        self.swallows_replies = False
+        self.refuses = False
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Called with each piece on its way; what it returns goes on (b"": nothing, None: the link is cut).
+        self.on_request = lambda data: data
+        self.on_reply = lambda data: data
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def __aenter__(self) -> "Proxy":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuses:
+            writer.transport.abort()
+            return
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, up_writer}
+        there = asyncio.create_task(self._pump(reader, up_writer, writer, towards_server=True))
+        back = asyncio.create_task(self._pump(up_reader, writer, up_writer, towards_server=False))
+        for task in (there, back):
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        other: asyncio.StreamWriter,
+        towards_server: bool,
+    ) -> None:
+        try:
+            while data := await reader.read(65_536):
+                changed = self.on_request(data) if towards_server else self.on_reply(data)
+                if changed is None:
+                    break
+                swallows = self.swallows_requests if towards_server else self.swallows_replies
+                if not swallows and changed:
+                    writer.write(changed)
+                    await writer.drain()
+        except OSError:
+            pass  # the other side is gone, and so is this one
+        finally:
+            for each in (writer, other):
+                self._writers.discard(each)
+                each.transport.abort()
