@@ -27,6 +27,7 @@ KEPT_EVENTS = 1000
 LAPSE_GRACE_MS = 60_000
 PROBE_INTERVAL_S = 1.0
 PROBE_TOO_OLD_S = 5.0
+LIFE_SIGN_S = 60
 OLDEST_REDIS = (6, 2)
 
 
@@ -57,7 +58,11 @@ class RedisBroker(Broker):
         self._routing = Routing(routing, prefix)
         self._allow_eviction = allow_eviction
         self._clock = RedisClock()
-        self._probe_channel = f"{prefix}probe:{uuid.uuid4()}"
+        process = uuid.uuid4()
+        self._probe_channel = f"{prefix}probe:{process}"
+        self._life_sign = f"{prefix}process:{process}"
+        self._has_life_sign = False
+        self._listener: Listener | None = None
         self._link = Link(endpoint, "commands", self._prepare)
         self._subscriber = Subscriber(endpoint, self._routing, self._probe_channel)
         self._tasks = Tasks()
@@ -69,6 +74,7 @@ class RedisBroker(Broker):
     # --- start and end ---------------------------------------------------------------------------
 
     async def start(self, listener: Listener) -> None:
+        self._listener = listener
         try:
             await self._link.start()
             await self._subscriber.start(listener)
@@ -107,17 +113,29 @@ class RedisBroker(Broker):
         self._clock.sample(sent_at_s, time.monotonic(), redis_us)
 
     async def _probe_forever(self) -> None:
-        """Publish to ourselves, through Redis; `not_ready` tells when that stops coming back."""
         while True:
-            await asyncio.sleep(PROBE_INTERVAL_S * random.uniform(0.8, 1.0))
-            if self._subscriber.is_up and self._probe_age_s() > PROBE_TOO_OLD_S:
-                self._subscriber.reset("its own publications do not come back")
             try:
-                await self._link.call("PUBLISH", self._probe_channel, "")
-                sent_at_s = time.monotonic()
-                self._sample(sent_at_s, await self._link.call("TIME"))
+                await self._probe()
             except LinkDown:
                 pass  # the link complains, and not_ready tells
+            await asyncio.sleep(PROBE_INTERVAL_S * random.uniform(0.8, 1.0))
+
+    async def _probe(self) -> None:
+        """Publish to ourselves, through Redis; `not_ready` tells when that stops coming back.
+
+        And leave a sign of life in the store. When it is gone before its time, so may be all else:
+        a flushed Redis answers and publishes as if nothing had happened.
+        """
+        if self._subscriber.is_up and self._probe_age_s() > PROBE_TOO_OLD_S:
+            self._subscriber.reset("its own publications do not come back")
+        await self._link.call("PUBLISH", self._probe_channel, "")
+        sent_at_s = time.monotonic()
+        self._sample(sent_at_s, await self._link.call("TIME"))
+        before = await self._link.call("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
+        if before is None and self._has_life_sign and self._listener is not None:
+            log.warning("Redis has lost data")
+            self._listener.on_gap()
+        self._has_life_sign = not isinstance(before, hiredis.ReplyError)
 
     def _probe_age_s(self) -> float:
         return time.monotonic() - self._subscriber.probe_heard_at_s

@@ -1,17 +1,71 @@
 """Real server processes for the tests."""
 
+import asyncio
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import ujson
 
 ROOT = Path(__file__).parent.parent
 START_LINE = re.compile(r"Lockstep is ready at (http://\S+)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one HTTP request; header names in lower case, `body` as parsed JSON if it is."""
+
+    status: int
+    headers: dict[str, str]
+    raw: bytes
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.raw) if self.raw else None
+
+    @property
+    def data(self) -> Any:
+        assert self.status < 300, self.raw
+        return self.body["data"]
+
+
+async def request(
+    url: str, method: str, body: Any = None, headers: dict[str, str] | None = None, timeout_s: float = 20.0
+) -> Answer:
+    """One HTTP request on a connection of its own; `body` as JSON, or bytes as they are."""
+    parts = urlsplit(url)
+    raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = {"Host": parts.netloc, "Connection": "close", "Content-Length": str(len(raw))}
+    if raw:
+        lines["Content-Type"] = "application/json"
+    head = "".join(f"{name}: {value}\r\n" for name, value in (lines | (headers or {})).items())
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        async with asyncio.timeout(timeout_s):
+            writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + raw)
+            answer = await reader.read(-1)
+    finally:
+        writer.transport.abort()
+    return parse_answer(answer)
+
+
+def parse_answer(answer: bytes) -> Answer:
+    """An HTTP answer that is complete, from its bytes."""
+    first, *rest = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+    raw = answer.partition(b"\r\n\r\n")[2]
+    assert len(raw) == int(headers.get("content-length", len(raw))), "the answer is cut short"
+    return Answer(int(first.split()[1]), headers, raw)
 
 
 class ServerProcess:
@@ -34,7 +88,8 @@ class ServerProcess:
             self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
         for line in self.process.stdout:
             found = START_LINE.search(line.decode())
             if found:
@@ -43,8 +98,6 @@ class ServerProcess:
         else:
             raise AssertionError(f"the server did not start: {self.process.stderr.read().decode()}")
         # Log lines are kept, and read so that the pipe never fills.
-        import threading
-
         self.log_lines: list[str] = []
         self._log_reader = threading.Thread(target=self._read_log, daemon=True)
         self._log_reader.start()
@@ -61,6 +114,11 @@ class ServerProcess:
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
+
+    async def call(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        return await request(self.url + path, method, body, headers)
 
     def log(self) -> list[dict[str, object]]:
         return [ujson.loads(line) for line in self.log_lines if line.startswith("{")]

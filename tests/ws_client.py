@@ -2,10 +2,14 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
+import socket
+import ssl
 import struct
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,7 +48,9 @@ class WsClient:
     `pings` counts those that came.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers_pings: bool) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers_pings: bool
+    ) -> None:
         self.reader = reader
         self.writer = writer
         self.answers_pings = answers_pings
@@ -60,17 +66,16 @@ class WsClient:
         answers_pings: bool = True,
         limit: int = 2**16,
         rcvbuf: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> "WsClient":
         parts = urlsplit(url)
-        assert parts.hostname is not None and parts.port is not None
-        import socket
-
         sock = socket.socket()
         if rcvbuf is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=limit)
+        host = parts.hostname if tls else None
+        reader, writer = await asyncio.open_connection(sock=sock, limit=limit, ssl=tls, server_hostname=host)
         client = cls(reader, writer, answers_pings)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         lines = {
@@ -87,6 +92,14 @@ class WsClient:
             writer.close()
             raise ConnectionRefusedError(client.response.splitlines()[0])
         return client
+
+    async def __aenter__(self) -> "WsClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
 
     async def send(self, message: Any) -> None:
         await self.send_frame(TEXT, json.dumps(message).encode())
@@ -122,10 +135,8 @@ class WsClient:
                         await self.send_frame(PONG, payload)
                 elif opcode == CLOSE:
                     code = struct.unpack("!H", payload[:2])[0] if payload else None
-                    try:
+                    with contextlib.suppress(ConnectionError):
                         await self.send_frame(CLOSE, payload[:2])
-                    except ConnectionError:
-                        pass
                     self.writer.close()
                     return Closed(code, payload[2:].decode())
                 elif opcode == TEXT:
@@ -143,11 +154,17 @@ class WsClient:
                 if message["type"] == type_:
                     return message
 
+    async def fence(self) -> None:
+        """Assert that everything sent to this client so far has been received: the next is our PONG."""
+        mark = os.urandom(4).hex()
+        await self.send({"type": "PING", "id": mark})
+        message = await self.recv()
+        assert isinstance(message, dict), message
+        assert (message["type"], message.get("id")) == ("PONG", mark), f"before the fence: {message}"
+
     async def close(self, code: int = 1000) -> None:
-        try:
+        with contextlib.suppress(ConnectionError):
             await self.send_frame(CLOSE, struct.pack("!H", code))
-        except ConnectionError:
-            pass
         self.writer.close()
 
     def abort(self) -> None:
