@@ -79,6 +79,9 @@ class Wire(asyncio.Protocol):
 
     def call(self, *arguments: Argument) -> "asyncio.Future[Any]":
         """Send a command; the future's result is its reply, also where that is an error."""
+        if self.lost.done():
+            # Whoever keeps the link may not know yet; a reply would never come.
+            raise LinkDown(sent=False)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((future, loop.time()))
@@ -88,6 +91,13 @@ class Wire(asyncio.Protocol):
     def send(self, *arguments: Argument) -> None:
         assert self._transport is not None
         self._transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+
+    async def ask(self, *arguments: Argument) -> Any:
+        """Like `call`, but an error reply raises LinkDown: for what must not fail."""
+        reply = await self.call(*arguments)
+        if isinstance(reply, hiredis.ReplyError):
+            raise LinkDown(sent=False, why=str(reply))
+        return reply
 
     def oldest_wait_s(self, now_s: float) -> float:
         """How long the oldest call has been waiting for its reply."""

@@ -99,13 +99,13 @@ class RedisBroker(Broker):
                 f"Redis may evict sessions (maxmemory-policy is {policy}): "
                 "set it to noeviction, or give --allow-eviction=yes"
             )
-        await wire.call("SET", self._prefix + "routing", self._routing.mode, "NX")
-        recorded = await wire.call("GET", self._prefix + "routing")
+        await wire.ask("SET", self._prefix + "routing", self._routing.mode, "NX")
+        recorded = await wire.ask("GET", self._prefix + "routing")
         if recorded is not None and recorded != self._routing.mode.encode():
             raise Refused(f"other processes route {recorded.decode()}: --routing must be the same")
         for _ in range(5):
             sent_at_s = time.monotonic()
-            self._sample(sent_at_s, await wire.call("TIME"))
+            self._sample(sent_at_s, await wire.ask("TIME"))
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply

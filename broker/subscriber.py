@@ -94,7 +94,7 @@ class Subscriber:
         is_new = session_id not in self._heard
         self._heard[session_id] = None
         wire = self._link.wire
-        if wire is None:
+        if wire is None or wire.lost.done():
             return False
         channels = self._routing.channels_of(session_id)
         if is_new:

@@ -1,0 +1,180 @@
+"""Watching clients and working callers, and what must hold of them in the end."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ujson
+from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPRequest, HTTPResponse
+
+from tests.processes import ServerProcess
+from tests.ws_client import Closed, WsClient
+
+
+async def rest(
+    url: str, body: Any = None, method: str = "POST", timeout_s: float = 10.0, **headers: str
+) -> HTTPResponse:
+    """One request; errors are answers, too. status 599: no answer at all."""
+    client = AsyncHTTPClient(max_clients=400)
+    request = HTTPRequest(
+        url,
+        method=method,
+        body=None if method in ("GET", "DELETE") else ujson.dumps(body) if body is not None else "",
+        headers={"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()},
+        request_timeout=timeout_s,
+    )
+    try:
+        return await client.fetch(request, raise_error=False)
+    except (OSError, HTTPError):
+        return HTTPResponse(request, 599)
+
+
+def data(response: HTTPResponse) -> Any:
+    assert response.code < 300, (response.code, response.body)
+    return ujson.loads(response.body)["data"]
+
+
+def chess(session_id: str | None = None, budget_ms: int = 3_600_000, **fields: Any) -> dict[str, Any]:
+    return {
+        "session_id": session_id or str(uuid.uuid4()),
+        "sync_mode": "per_participant",
+        "participants": [{"participant_id": str(uuid.uuid4()), "total_time_ms": budget_ms} for _ in "ab"],
+    } | fields
+
+
+@dataclass
+class Watcher:
+    """One client that comes back when it is cut off, and remembers what it was told."""
+
+    url: str
+    session_id: str
+    state: dict[str, Any] | None = None
+    is_gone: bool = False
+    updates: list[tuple[str, int]] = field(default_factory=list)
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
+    reconnects: int = -1
+    messages: list[Any] = field(default_factory=list)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                client = await WsClient.connect(f"{self.url}/ws?sessionId={self.session_id}", limit=2**20)
+            except (OSError, asyncio.IncompleteReadError):
+                await asyncio.sleep(0.05)
+                continue
+            if self.is_gone:
+                await asyncio.sleep(0.05)
+            self.reconnects += 1
+            if self.reconnects:
+                await client.send({"type": "RECONNECT"})
+            await self._listen(client)
+
+    async def _listen(self, client: WsClient) -> None:
+        try:
+            while True:
+                message = await client.recv(timeout_s=3600)
+                if isinstance(message, Closed):
+                    return
+                kind = message["type"]
+                if kind == "CONNECTED":
+                    self.connected.set()
+                elif kind == "STATE_UPDATE":
+                    self.state, self.is_gone = message["state"], False
+                    self.updates.append((self.state["epoch"], self.state["version"]))
+                elif kind == "STATE_SYNC":
+                    self.state, self.is_gone = message["state"], False
+                elif kind == "SESSION_DELETED":
+                    self.state, self.is_gone = None, True
+                else:
+                    self.messages.append(message)
+        finally:
+            client.abort()
+
+    @property
+    def identity(self) -> tuple[str, int, str] | None:
+        return None if self.state is None else identity(self.state)
+
+
+def identity(state: dict[str, Any]) -> tuple[str, int, str]:
+    return state["epoch"], state["version"], state["commit"]
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    servers: list[ServerProcess], session_ids: list[str], clients: int
+) -> AsyncIterator[list[Watcher]]:
+    """`clients` watchers, spread over the sessions and the servers."""
+    watchers = [
+        Watcher(servers[n % len(servers)].ws_url, session_ids[n // len(servers) % len(session_ids)])
+        for n in range(clients)
+    ]
+    tasks = [asyncio.create_task(watcher.run()) for watcher in watchers]
+    try:
+        await asyncio.gather(*(asyncio.wait_for(watcher.connected.wait(), 20) for watcher in watchers))
+        yield watchers
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass
+class Switcher:
+    """Switches sessions at all servers until told to stop, and keeps account of the answers."""
+
+    servers: list[ServerProcess]
+    session_ids: list[str]
+    pause_s: float = 0.01
+    acknowledged: dict[str, list[str]] = field(default_factory=dict)
+    statuses: dict[int, int] = field(default_factory=dict)
+    unknown: int = 0
+    slowest_s: float = 0.0
+    stopped: bool = False
+
+    async def run(self, worker: int) -> None:
+        turn = worker
+        while not self.stopped:
+            turn += 1
+            server = self.servers[turn % len(self.servers)]
+            session_id = self.session_ids[turn * 7 % len(self.session_ids)]
+            request_id = uuid.uuid4().hex
+            began = time.monotonic()
+            response = await rest(
+                f"{server.url}/v1/sessions/{session_id}/switch", timeout_s=8, X_Request_ID=request_id
+            )
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            self.statuses[response.code] = self.statuses.get(response.code, 0) + 1
+            if response.code == 200:
+                self.acknowledged.setdefault(session_id, []).append(request_id)
+            elif response.code == 503 and b'"unknown"' in response.body:
+                self.unknown += 1
+            await asyncio.sleep(self.pause_s)
+
+
+@contextlib.asynccontextmanager
+async def switching(
+    servers: list[ServerProcess], session_ids: list[str], workers: int = 8
+) -> AsyncIterator[Switcher]:
+    switcher = Switcher(servers, session_ids)
+    tasks = [asyncio.create_task(switcher.run(worker)) for worker in range(workers)]
+    try:
+        yield switcher
+    finally:
+        switcher.stopped = True
+        await asyncio.gather(*tasks)
+
+
+async def eventually(check: Any, timeout_s: float, what: str) -> float:
+    """Wait until `await check()` gives no complaint; how long it took."""
+    began = time.monotonic()
+    while True:
+        complaint = await check()
+        if not complaint:
+            return time.monotonic() - began
+        if time.monotonic() - began > timeout_s:
+            raise AssertionError(f"{what}, after {timeout_s} s: {complaint}")
+        await asyncio.sleep(0.02)
