@@ -2,12 +2,15 @@
 
 import asyncio
 import inspect
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 
 from tests.processes import ServerProcess
+from tests.ws_client import OPEN
+
+TEST_TIMEOUT_S = 150
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -18,8 +21,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
         return None
     names = inspect.signature(function).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
-    asyncio.run(asyncio.wait_for(function(**arguments), 120))
+    asyncio.run(_run(function(**arguments)))
     return True
+
+
+async def _run(test: Coroutine[Any, Any, None]) -> None:
+    try:
+        await asyncio.wait_for(test, TEST_TIMEOUT_S)
+    finally:
+        # What a test leaves open ends with it.
+        for client in list(OPEN):
+            client.abort()
+        await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,7 @@ class ServerProcess:
         )
         self.pid = self.process.pid
         self.url = ""
+        self.prefix = ""
         if wait:
             self.wait_until_ready()
 

@@ -41,6 +41,10 @@ def encode(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True
     return head + mask + body
 
 
+OPEN: set["WsClient"] = set()
+"""Connections of the test that runs, for its end."""
+
+
 class WsClient:
     """One connection. `recv` gives the next message as parsed JSON, or Closed at the end.
 
@@ -56,6 +60,7 @@ class WsClient:
         self.answers_pings = answers_pings
         self.pings = 0
         self.response = ""
+        OPEN.add(self)
 
     @classmethod
     async def connect(
@@ -86,11 +91,14 @@ class WsClient:
             "Sec-WebSocket-Version": "13",
         } | (headers or {})
         request = f"GET {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
-        writer.write(request.encode())
-        client.response = (await reader.readuntil(b"\r\n\r\n")).decode()
-        if " 101 " not in client.response.splitlines()[0]:
-            writer.close()
-            raise ConnectionRefusedError(client.response.splitlines()[0])
+        try:
+            writer.write(request.encode())
+            client.response = (await reader.readuntil(b"\r\n\r\n")).decode()
+            if " 101 " not in client.response.splitlines()[0]:
+                raise ConnectionRefusedError(client.response.splitlines()[0])
+        except BaseException:
+            client.abort()
+            raise
         return client
 
     async def __aenter__(self) -> "WsClient":
@@ -168,4 +176,5 @@ class WsClient:
         self.writer.close()
 
     def abort(self) -> None:
+        OPEN.discard(self)
         self.writer.transport.abort()

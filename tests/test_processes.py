@@ -1,0 +1,234 @@
+"""Several server processes, one Redis: a change made at any of them reaches every client of all."""
+
+import asyncio
+import subprocess
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ujson
+
+from tests.load import chess, data, eventually, identity, rest, watching
+from tests.processes import ServerProcess
+from tests.redis_server import RedisServer
+from tests.ws_client import Closed, WsClient
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module", params=["all", "targeted"])
+def servers(request: pytest.FixtureRequest, redis: RedisServer) -> Iterator[list[ServerProcess]]:
+    # A prefix each, since one Redis has one mode of routing.
+    options = (f"--broker={redis.url}", f"--prefix={request.param}-", f"--routing={request.param}")
+    started = [ServerProcess(*options, "--log-level=warning") for _ in range(3)]
+    for server in started:
+        server.prefix = f"{request.param}-"
+    yield started
+    for server in started:
+        server.stop()
+
+
+async def created(server: ServerProcess, **fields: Any) -> str:
+    return str(data(await rest(f"{server.url}/v1/sessions", chess(**fields)))["session_id"])
+
+
+async def command(server: ServerProcess, session_id: str, name: str, body: Any = None, **headers: str) -> Any:
+    return await rest(f"{server.url}/v1/sessions/{session_id}/{name}", body, **headers)
+
+
+async def versions_in_history(server: ServerProcess, session_id: str) -> list[int]:
+    history = data(await rest(f"{server.url}/v1/sessions/{session_id}/events", method="GET"))
+    return [event["version"] for event in history["events"]]
+
+
+async def test_a_change_at_any_process_reaches_every_client_of_all_in_order(
+    servers: list[ServerProcess],
+) -> None:
+    session_id = await created(servers[0])
+    clients = [
+        await WsClient.connect(f"{server.ws_url}/ws?sessionId={session_id}")
+        for server in servers
+        for _ in range(3)
+    ]
+    for client in clients:
+        assert (await client.recv())["type"] == "CONNECTED"
+    data(await command(servers[0], session_id, "start"))
+    for turn in range(60):
+        data(await command(servers[turn % 3], session_id, "switch"))
+    for client in clients:
+        states = [(await client.recv_type("STATE_UPDATE"))["state"] for _ in range(61)]
+        assert [state["version"] for state in states] == list(range(2, 63))
+    assert await versions_in_history(servers[1], session_id) == list(range(1, 63))
+
+
+async def test_every_client_gets_the_very_bytes_that_were_published(
+    servers: list[ServerProcess], redis: RedisServer
+) -> None:
+    session_id = await created(servers[0])
+    clients = [await WsClient.connect(f"{server.ws_url}/ws?sessionId={session_id}") for server in servers]
+    for client in clients:
+        await client.recv_frame()
+    with redis.client as client_of_redis:
+        pubsub = client_of_redis.pubsub()
+        pubsub.psubscribe(f"{servers[0].prefix}session-updates*")
+        pubsub.get_message(timeout=5)
+        data(await command(servers[0], session_id, "start"))
+        published = pubsub.get_message(timeout=5)["data"]
+        pubsub.close()
+    stored = redis.client.get(f"{servers[0].prefix}session:{session_id}")
+    assert published.startswith(b'{"type":"STATE_UPDATE","sessionId":"%s","timestamp":' % session_id.encode())
+    assert published.endswith(b',"state":' + stored + b"}")
+    for client in clients:
+        assert (await client.recv_frame())[1] == published
+
+
+async def test_a_message_published_with_redis_cli_reaches_the_sessions_clients_and_nobody_else(
+    servers: list[ServerProcess], redis: RedisServer
+) -> None:
+    session_id, other = await created(servers[0]), await created(servers[0])
+    clients = [await WsClient.connect(f"{server.ws_url}/ws?sessionId={session_id}") for server in servers]
+    stranger = await WsClient.connect(f"{servers[0].ws_url}/ws?sessionId={other}")
+    for client in (*clients, stranger):
+        await client.recv()
+    channel = f"{servers[0].prefix}ws:{session_id}"
+    for payload in ('{"type":"HELLO"}', ujson.dumps({"sessionId": session_id, "message": {"type": "INNER"}})):
+        publish = ["redis-cli", "-p", str(redis.port), "PUBLISH", channel, payload]
+        await asyncio.to_thread(subprocess.run, publish, check=True, stdout=subprocess.DEVNULL)
+    for client in clients:
+        assert await client.recv() == {"type": "HELLO"}
+        assert await client.recv() == {"type": "INNER"}
+    await stranger.send({"type": "PING"})
+    assert (await stranger.recv())["type"] == "PONG", "the stranger heard something"
+
+
+async def test_a_message_by_rest_reaches_clients_of_every_process(servers: list[ServerProcess]) -> None:
+    session_id = await created(servers[0])
+    clients = [await WsClient.connect(f"{server.ws_url}/ws?sessionId={session_id}") for server in servers]
+    for client in clients:
+        await client.recv()
+    assert (await command(servers[2], session_id, "messages", {"type": "CHEER", "n": 1})).code == 202
+    for client in clients:
+        assert await client.recv() == {"type": "CHEER", "n": 1}
+
+
+async def test_foreign_updates_are_relayed_and_junk_is_dropped(
+    servers: list[ServerProcess], redis: RedisServer
+) -> None:
+    session_id = str(uuid.uuid4())
+    client = await WsClient.connect(f"{servers[0].ws_url}/ws?sessionId={session_id}")
+    await client.recv()
+    channel = f"{servers[0].prefix}session-updates"
+    for payload in (
+        "junk",
+        "[1]",
+        "x" * 5 * 1024 * 1024,
+        ujson.dumps({"sessionId": session_id, "state": 7}),
+        ujson.dumps({"sessionId": session_id, "state": {"a": 1}}),
+        ujson.dumps({"sessionId": session_id, "state": ujson.dumps({"a": 2})}),
+    ):
+        redis.client.publish(channel, payload)
+    assert (await client.recv())["state"] == {"a": 1}
+    assert (await client.recv())["state"] == {"a": 2}
+    redis.client.publish(channel, ujson.dumps({"sessionId": session_id, "state": None}))
+    assert (await client.recv())["type"] == "SESSION_DELETED"
+    assert await client.recv() == Closed(1000, "Session deleted")
+
+
+async def test_fifty_parallel_switches_at_two_processes_are_each_applied_once(
+    servers: list[ServerProcess],
+) -> None:
+    session_id = await created(servers[0])
+    data(await command(servers[0], session_id, "start"))
+    acknowledged = []
+    for _ in range(20):
+        answers = await asyncio.gather(*(command(servers[n % 2], session_id, "switch") for n in range(50)))
+        acknowledged += [data(answer)["version"] for answer in answers]
+    assert sorted(acknowledged) == list(range(3, 1003))
+    assert (await versions_in_history(servers[0], session_id))[-1] == 1002
+
+
+def outcome(answer: Any) -> str:
+    if answer.code < 300:
+        return "ok"
+    return str(ujson.loads(answer.body)["error"]["code"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "possible"),
+    [
+        # What two commands at once may have answered, had they come one after the other.
+        ("start", "start", {("ok", "INVALID_STATE_TRANSITION"), ("INVALID_STATE_TRANSITION", "ok")}),
+        ("switch", "pause", {("ok", "ok"), ("INVALID_STATE_TRANSITION", "ok")}),
+        ("switch", "complete", {("ok", "ok"), ("INVALID_STATE_TRANSITION", "ok")}),
+        ("pause", "delete", {("ok", "ok"), ("SESSION_NOT_FOUND", "ok")}),
+        ("create", "create", {("ok", "SESSION_EXISTS"), ("SESSION_EXISTS", "ok")}),
+    ],
+)
+async def test_two_commands_at_once_answer_as_if_one_came_after_the_other(
+    servers: list[ServerProcess], first: str, second: str, possible: set[tuple[str, str]]
+) -> None:
+    async def send(server: ServerProcess, session_id: str, name: str) -> Any:
+        if name == "create":
+            return await rest(f"{server.url}/v1/sessions", chess(session_id))
+        if name == "delete":
+            return await rest(f"{server.url}/v1/sessions/{session_id}", method="DELETE")
+        return await command(server, session_id, name)
+
+    seen = set()
+    for turn in range(100):
+        session_id = str(uuid.uuid4())
+        if first != "create":
+            await created(servers[0], session_id=session_id)
+            if first != "start":
+                data(await command(servers[0], session_id, "start"))
+        one, other = (servers[0], servers[1]) if turn % 2 else (servers[1], servers[0])
+        answers = await asyncio.gather(send(one, session_id, first), send(other, session_id, second))
+        pair = (outcome(answers[0]), outcome(answers[1]))
+        assert pair in possible
+        seen.add(pair)
+        stored = await rest(f"{servers[2].url}/v1/sessions/{session_id}", method="GET")
+        if second == "delete":
+            assert stored.code == 404
+        else:
+            applied = sum(each == "ok" for each in pair)
+            before = {"create": 0, "start": 1}.get(first, 2)
+            assert data(stored)["version"] == before + applied
+
+
+async def test_clients_that_come_and_go_at_all_processes_end_with_the_latest_state(
+    servers: list[ServerProcess],
+) -> None:
+    session_ids = [await created(servers[0]) for _ in range(5)]
+    async with watching(servers, session_ids, 60) as watchers:
+        for session_id in session_ids:
+            data(await command(servers[1], session_id, "start"))
+        for turn in range(50):
+            data(await command(servers[turn % 3], session_ids[turn % 5], "switch"))
+
+        async def complaint() -> str:
+            stored = {
+                each: identity(data(await rest(f"{servers[2].url}/v1/sessions/{each}", method="GET")))
+                for each in session_ids
+            }
+            behind = [watcher for watcher in watchers if watcher.identity != stored[watcher.session_id]]
+            return f"{len(behind)} are behind" if behind else ""
+
+        await eventually(complaint, 5, "clients have not converged")
+
+
+async def test_a_process_that_would_route_otherwise_does_not_start(
+    servers: list[ServerProcess], redis: RedisServer
+) -> None:
+    other = "targeted" if servers[0].prefix == "all-" else "all"
+    refused = ServerProcess(
+        f"--broker={redis.url}", f"--prefix={servers[0].prefix}", f"--routing={other}", wait=False
+    )
+    _, complaint = await asyncio.to_thread(refused.process.communicate, timeout=15)
+    assert refused.process.returncode != 0
+    assert "--routing must be the same" in complaint.decode()
