@@ -6,6 +6,7 @@ import logging
 import random
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class RedisBroker(Broker):
             await self._subscriber.start(listener)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
-        self._tasks.spawn(self._probe_forever())
+        self._tasks.repeat(self._probe, lambda: PROBE_INTERVAL_S * random.uniform(0.8, 1.0))
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -108,17 +109,11 @@ class RedisBroker(Broker):
             self._sample(sent_at_s, await wire.ask("TIME"))
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
+        if not isinstance(reply, list):
+            return
         seconds, microseconds = reply
         redis_us = int(seconds) * 1_000_000 + int(microseconds)
         self._clock.sample(sent_at_s, time.monotonic(), redis_us)
-
-    async def _probe_forever(self) -> None:
-        while True:
-            try:
-                await self._probe()
-            except LinkDown:
-                pass  # the link complains, and not_ready tells
-            await asyncio.sleep(PROBE_INTERVAL_S * random.uniform(0.8, 1.0))
 
     async def _probe(self) -> None:
         """Publish to ourselves, through Redis; `not_ready` tells when that stops coming back.
@@ -128,14 +123,14 @@ class RedisBroker(Broker):
         """
         if self._subscriber.is_up and self._probe_age_s() > PROBE_TOO_OLD_S:
             self._subscriber.reset("its own publications do not come back")
-        await self._link.call("PUBLISH", self._probe_channel, "")
+        await self._ask("PUBLISH", self._probe_channel, "")
         sent_at_s = time.monotonic()
-        self._sample(sent_at_s, await self._link.call("TIME"))
-        before = await self._link.call("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
+        self._sample(sent_at_s, await self._ask("TIME"))
+        before = await self._ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
         if before is None and self._has_life_sign and self._listener is not None:
             log.warning("Redis has lost data")
             self._listener.on_gap()
-        self._has_life_sign = not isinstance(before, hiredis.ReplyError)
+        self._has_life_sign = True
 
     def _probe_age_s(self) -> float:
         return time.monotonic() - self._subscriber.probe_heard_at_s
@@ -164,8 +159,15 @@ class RedisBroker(Broker):
     async def load(self, session_ids: list[str]) -> list[bytes | None]:
         if not session_ids:
             return []
-        loaded = await self._ask("MGET", *(self._state_key(session_id) for session_id in session_ids))
-        return list(loaded)
+        keys = [self._state_key(session_id) for session_id in session_ids]
+        states = await self._ask("MGET", *keys)
+        if not isinstance(states, list) or not all(map(_is_plausible, states, session_ids)):
+            # Stored like that, or has a reply been lost on the way, so that this is another's?
+            token = uuid.uuid4().bytes
+            if await self._ask("ECHO", token) != token:
+                self._link.reset("replies are out of step")
+                states = await self._ask("MGET", *keys)
+        return list(states)
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         calls = (
@@ -210,7 +212,12 @@ class RedisBroker(Broker):
             if down.sent or is_retry:
                 return None
             raise BrokerUnavailable("not_applied") from None
-        outcome, *instant = _checked(reply)
+        reply = _checked(reply)
+        if not isinstance(reply, list) or len(reply) != 4 or reply[0] != commit.beginning[-9:-1]:
+            # Somebody else's answer: one has been lost on the way, and none after it is ours.
+            self._link.reset("replies are out of step")
+            return None
+        _, outcome, *instant = reply
         self._sample(sent_at_s, instant)
         return None if outcome == b"unknown" else Outcome(outcome.decode())
 
@@ -240,7 +247,9 @@ class RedisBroker(Broker):
     async def history(self, session_id: str) -> History | None:
         state_key, events_key, *_ = self._keys(session_id)
         beginning, entries = _checked(
-            await self._reading(self._history(self._link, [state_key, events_key], messages.BEGINNING_BYTES))
+            await self._twice(
+                lambda: self._history(self._link, [state_key, events_key], messages.BEGINNING_BYTES)
+            )
         )
         head = messages.read_head(beginning)
         if head is None:
@@ -273,11 +282,8 @@ class RedisBroker(Broker):
         return found[:limit]
 
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
-        reply = _checked(
-            await self._reading(
-                self._due(self._link, [self._prefix + "deadlines"], ahead_ms, limit, self._state_key(""))
-            )
-        )
+        key, prefix = f"{self._prefix}deadlines", self._state_key("")
+        reply = _checked(await self._twice(lambda: self._due(self._link, [key], ahead_ms, limit, prefix)))
         return [(int(reply[i + 1]), reply[i].decode()) for i in range(0, len(reply), 2)]
 
     async def lapse(self, limit: int) -> int:
@@ -305,13 +311,25 @@ class RedisBroker(Broker):
 
     async def _ask(self, *arguments: Argument) -> Any:
         """The reply to a command that changes nothing, or may be given twice."""
-        return _checked(await self._reading(self._link.call(*arguments)))
+        return _checked(await self._twice(lambda: self._link.call(*arguments)))
 
-    async def _reading(self, asked: Any) -> Any:
+    async def _twice(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """The reply, asked for again where the connection was lost on the way."""
         try:
-            return await asked
+            try:
+                return await ask()
+            except LinkDown as down:
+                if not down.sent:
+                    raise
+                return await ask()
         except LinkDown:
             raise BrokerUnavailable from None
+
+
+def _is_plausible(state: Any, session_id: str) -> bool:
+    return state is None or (
+        isinstance(state, bytes) and state.startswith(b'{"session_id":"' + session_id.encode())
+    )
 
 
 def _checked(reply: Any) -> Any:

@@ -6,7 +6,7 @@ import logging
 import random
 
 from lockstep.contract import Broker
-from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound
+from lockstep.errors import LockstepError, SessionNotFound
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
 
@@ -38,7 +38,8 @@ class Deadlines:
         self._tasks = Tasks()
 
     def start(self) -> None:
-        self._tasks.spawn(self._sweep_forever())
+        # Jitter, so that processes started together do not sweep together.
+        self._tasks.repeat(self._sweep, lambda: SWEEP_INTERVAL_S * random.uniform(0.5, 1.0))
 
     async def close(self) -> None:
         """Stop. What is armed here is found by the sweeps of the others."""
@@ -84,15 +85,6 @@ class Deadlines:
             pass  # deleted since it was armed
         except LockstepError as error:
             log.warning("expiry put off: %s", error.message, extra={"session_id": session_id})
-
-    async def _sweep_forever(self) -> None:
-        while True:
-            # Jitter, so that processes started together do not sweep together.
-            await asyncio.sleep(SWEEP_INTERVAL_S * random.uniform(0.5, 1.0))
-            try:
-                await self._sweep()
-            except BrokerUnavailable as error:
-                log.warning("sweep put off: %s", error.message)
 
     async def _sweep(self) -> None:
         for deadline_ms, session_id in await self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT):

@@ -65,6 +65,7 @@ class Hub:
         self._deadlines = deadlines
         self._rooms: dict[str, Room] = {}
         self._unread: set[str] = set()
+        self._unchecked: list[str] = []
         self._repair_wanted = False
         self._tasks = Tasks()
         self._reader: asyncio.Task[None] | None = None
@@ -73,7 +74,7 @@ class Hub:
         self._junk_logged_at = 0.0
 
     def start(self) -> None:
-        self._tasks.spawn(self._check_forever())
+        self._tasks.repeat(self._check, self._check_pause_s)
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -255,19 +256,15 @@ class Hub:
                 self._deadlines.arm(session_id, head.deadline_ms)
                 room.send_state(messages.state_sync(session_id, self._broker.now_ms(), state), head, state)
 
-    async def _check_forever(self) -> None:
-        """For losses without a gap: compare every room with what is stored, once a minute, spread evenly."""
-        while True:
-            session_ids = list(self._rooms)
-            slices = max(1, -(-len(session_ids) // REPAIR_SLICE))
-            for start in range(0, max(1, len(session_ids)), REPAIR_SLICE):
-                await asyncio.sleep(CHECK_INTERVAL_S / slices * random.uniform(0.9, 1.1))
-                try:
-                    await self._check(session_ids[start : start + REPAIR_SLICE])
-                except BrokerUnavailable as error:
-                    log.warning("check put off: %s", error.message)
+    def _check_pause_s(self) -> float:
+        slices = max(1, -(-len(self._rooms) // REPAIR_SLICE))
+        return CHECK_INTERVAL_S / slices * random.uniform(0.9, 1.1)
 
-    async def _check(self, session_ids: list[str]) -> None:
+    async def _check(self) -> None:
+        """For losses without a gap: each room is compared with what is stored once a minute."""
+        self._unchecked = self._unchecked or list(self._rooms)
+        session_ids = self._unchecked[:REPAIR_SLICE]
+        del self._unchecked[:REPAIR_SLICE]
         moved = {sid: room.moved for sid in session_ids if (room := self._rooms.get(sid))}
         suspects = []
         for session_id, raw in zip(moved, await self._broker.beginnings(list(moved)), strict=True):

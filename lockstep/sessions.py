@@ -90,8 +90,8 @@ class Sessions:
         """The state as stored, settled to now. Raises SessionNotFound, StateCorrupt, BrokerUnavailable."""
         raw = await self._load(session_id)
         head = messages.read_head(raw)
-        if head is None:
-            raise self._corrupted(session_id, "no head")
+        if head is None or head.session_id != session_id:
+            raise self._corrupted(session_id, "it does not begin like one")
         if head.deadline_ms is None or head.deadline_ms > self._broker.now_ms():
             return raw
         return state.to_json((await self.settle(session_id)).session)
@@ -229,7 +229,10 @@ class Sessions:
 
     def _decode(self, session_id: str, raw: bytes) -> Session:
         try:
-            return state.from_json(raw)
+            session = state.from_json(raw)
+            if session.session_id != session_id:
+                raise ValueError("it is another session's")
+            return session
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._corrupted(session_id, repr(error)) from None
 

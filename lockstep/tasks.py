@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+
+from lockstep.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +21,25 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    def repeat(self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float]) -> None:
+        """Take a turn after each pause, for ever; a turn that fails does not end it."""
+        self.spawn(self._repeat(turn, pause_s))
+
     async def close(self) -> None:
         tasks = tuple(self._running)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _repeat(self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float]) -> None:
+        while True:
+            await asyncio.sleep(pause_s())
+            try:
+                await turn()
+            except BrokerUnavailable as error:
+                log.warning("%s put off: %s", turn.__name__, error.message)
+            except Exception:
+                log.exception("%s failed", turn.__name__)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -21,12 +21,19 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A redis-server on loopback with a folder of its own; its port stays the same when it is started again."""
+    """A redis-server on loopback with a folder of its own; started again, it has the same port."""
 
-    def __init__(self, *options: str, aof: bool = False, program: str = "redis-server") -> None:
+    def __init__(
+        self,
+        *options: str,
+        aof: bool = False,
+        program: str = "redis-server",
+        port: int | None = None,
+        wait: bool = True,
+    ) -> None:
         if shutil.which(program) is None:
             pytest.fail("redis-server is missing: install Debian's package redis-server", pytrace=False)
-        self.port = free_port()
+        self.port = port or free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="lockstep-redis-"))
         persistence = ["--appendonly", "yes", "--appendfsync", "always"] if aof else []
         self._command = [
@@ -36,7 +43,7 @@ class RedisServer:
             *options,
         ]
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        self.start(wait)
 
     @property
     def url(self) -> str:
