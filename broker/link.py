@@ -9,6 +9,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any
 
 import hiredis
@@ -47,15 +48,35 @@ class Refused(Exception):
     """Redis answers, but as things are set up it will never do what we need."""
 
 
+class _Batch:
+    """The calls of one turn of the loop, and the token that ECHO brings back behind their replies."""
+
+    def __init__(self, token: bytes, sent_at_s: float) -> None:
+        self.token = token
+        self.sent_at_s = sent_at_s
+        self.futures: list[asyncio.Future[Any]] = []
+        self.replies: list[Any] = []
+
+
 class Wire(asyncio.Protocol):
-    """One connection's bytes: requests out, their replies in order, pushes to `on_push`."""
+    """One connection's bytes: calls out and their replies in, or, once subscribed, pushes in.
+
+    The calls of one turn of the loop go out in one piece, with an ECHO behind them. Their replies
+    are believed when that has come back where it should: a reply that somebody in between has
+    swallowed must not hand each caller another's.
+    """
 
     def __init__(self) -> None:
         self.on_push: Callable[[list[Any]], None] | None = None
+        self.on_lost: Callable[[], None] | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.heard_at_s = asyncio.get_running_loop().time()
+        # Before it is greeted, a Redis may answer whatever we say with the same complaint.
+        self.is_greeted = False
         self._reader = hiredis.Reader()
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._unsent: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
+        self._batches: deque[_Batch] = deque()
+        self._tokens = count()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -69,28 +90,36 @@ class Wire(asyncio.Protocol):
             while (reply := self._reader.gets()) is not False:
                 if self.on_push is not None:
                     self.on_push(reply)
-                elif self._waiting:
-                    future, _ = self._waiting.popleft()
-                    if not future.done():
-                        future.set_result(reply)
+                elif self._batches:
+                    self._on_reply(self._batches[0], reply)
         except hiredis.ProtocolError:
             log.exception("Redis sent what is not RESP")
             self.abort()
 
+    def _on_reply(self, batch: _Batch, reply: Any) -> None:
+        if len(batch.replies) < len(batch.futures):
+            batch.replies.append(reply)
+            return
+        if reply != batch.token and (self.is_greeted or not isinstance(reply, hiredis.ReplyError)):
+            log.warning("replies of Redis are out of step: connection given up")
+            self.abort()
+            return
+        self._batches.popleft()
+        for future, each in zip(batch.futures, batch.replies, strict=True):
+            if not future.done():
+                future.set_result(each)
+
     def call(self, *arguments: Argument) -> "asyncio.Future[Any]":
         """Send a command; the future's result is its reply, also where that is an error."""
-        if self.lost.done():
-            # Whoever keeps the link may not know yet; a reply would never come.
-            raise LinkDown(sent=False)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((future, loop.time()))
-        self.send(*arguments)
+        if self.lost.done():
+            future.set_exception(LinkDown(sent=False))
+            return future
+        if not self._unsent:
+            loop.call_soon(self._flush)
+        self._unsent.append((arguments, future))
         return future
-
-    def send(self, *arguments: Argument) -> None:
-        assert self._transport is not None
-        self._transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
 
     async def ask(self, *arguments: Argument) -> Any:
         """Like `call`, but an error reply raises LinkDown: for what must not fail."""
@@ -99,22 +128,54 @@ class Wire(asyncio.Protocol):
             raise LinkDown(sent=False, why=str(reply))
         return reply
 
+    def ping(self) -> None:
+        """Make Redis say something."""
+        if self.on_push is not None:
+            self.send("PING")
+        elif not self._unsent:
+            self._flush()
+
+    def send(self, *arguments: Argument) -> None:
+        """Send a command whose answer comes as a push."""
+        assert self._transport is not None
+        self._transport.write(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+
+    def _flush(self) -> None:
+        if self.lost.done():
+            return
+        batch = _Batch(b"%d" % next(self._tokens), asyncio.get_running_loop().time())
+        pieces = []
+        for arguments, future in self._unsent:
+            pieces.append(hiredis.pack_command(arguments))  # type: ignore[arg-type]
+            batch.futures.append(future)
+        self._unsent.clear()
+        self._batches.append(batch)
+        assert self._transport is not None
+        pieces.append(hiredis.pack_command(("ECHO", batch.token)))  # type: ignore[arg-type]
+        self._transport.write(b"".join(pieces))
+
     def oldest_wait_s(self, now_s: float) -> float:
         """How long the oldest call has been waiting for its reply."""
-        return now_s - self._waiting[0][1] if self._waiting else 0.0
+        return now_s - self._batches[0].sent_at_s if self._batches else 0.0
 
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for future, _ in self._waiting:
-            if not future.done():
-                future.set_exception(LinkDown(sent=True))
-                future.exception()  # its caller may have left
-        self._waiting.clear()
-        if not self.lost.done():
-            self.lost.set_result(None)
+        self.lost.set_result(None)
+        for batch in self._batches:
+            _fail(batch.futures, sent=True)
+        _fail([future for _, future in self._unsent], sent=False)
+        if self.on_lost is not None:
+            self.on_lost()
+
+
+def _fail(futures: list["asyncio.Future[Any]"], sent: bool) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(LinkDown(sent))
+            future.exception()  # its caller may have left
 
 
 class Link:
@@ -176,8 +237,8 @@ class Link:
     def reset(self, why: str) -> None:
         """Give this connection up for a new one."""
         log.warning("%s: connection to Redis given up: %s", self._name, why)
+        self._mark_down()
         if self._wire is not None:
-            self._up.clear()
             self._wire.abort()
 
     async def _back_soon(self) -> None:
@@ -222,6 +283,11 @@ class Link:
                 if command[0] == "ROLE" and reply[0] != b"master":
                     raise LinkDown(sent=False, why="it is not a master")
             await self._on_up(wire)
+        if wire.lost.done():
+            raise LinkDown(sent=False, why="connection lost")
+        wire.is_greeted = True
+        # At once, not when the keeper's turn comes: calls in between shall wait for the next one.
+        wire.on_lost = lambda: self._mark_down() if self._wire is wire else None
         self._has_been_up = True
         self._up.set()
 
@@ -236,16 +302,17 @@ class Link:
                 return
             if now_s - pinged_at_s >= PING_INTERVAL_S:
                 pinged_at_s = now_s
-                if wire.on_push is None:
-                    wire.call("PING")
-                else:
-                    wire.send("PING")
+                wire.ping()
             await asyncio.wait((wire.lost,), timeout=TICK_S)
 
-    def _drop_wire(self) -> None:
-        self._up.clear()
-        if self._wire is not None:
+    def _mark_down(self) -> None:
+        if self._up.is_set():
+            self._up.clear()
             self._down_since_s = asyncio.get_running_loop().time()
+
+    def _drop_wire(self) -> None:
+        self._mark_down()
+        if self._wire is not None:
             self._wire.abort()
             self._wire = None
 

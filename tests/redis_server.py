@@ -176,3 +176,57 @@ class Proxy:
             for each in (writer, other):
                 self._writers.discard(each)
                 each.transport.abort()
+
+
+class Sentinels:
+    """A master, a replica, and three Sentinels that watch them."""
+
+    def __init__(self) -> None:
+        self.master = RedisServer(aof=True)
+        self.replica = RedisServer("--replicaof", f"127.0.0.1 {self.master.port}", aof=True)
+        self._sentinels = []
+        self.ports = []
+        for _ in range(3):
+            port, folder = free_port(), Path(tempfile.mkdtemp(prefix="lockstep-sentinel-"))
+            config = folder / "sentinel.conf"
+            config.write_text(
+                f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
+                f"sentinel monitor lockstep 127.0.0.1 {self.master.port} 2\n"
+                "sentinel down-after-milliseconds lockstep 1000\n"
+                "sentinel failover-timeout lockstep 5000\n"
+            )
+            process = subprocess.Popen(
+                ["redis-server", str(config), "--sentinel"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self._sentinels.append((process, folder))
+            self.ports.append(port)
+        self._wait_until_linked()
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in self.ports)}/lockstep/0"
+
+    def _wait_until_linked(self) -> None:
+        """A failover needs a replica in step, and Sentinels that know each other."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                known = [redis.Redis(port=port).sentinel_master("lockstep") for port in self.ports]
+                linked = self.replica.client.info("replication")["master_link_status"] == "up"
+                counts = {(int(each["num-other-sentinels"]), int(each["num-slaves"])) for each in known}
+                if linked and counts == {(2, 1)}:
+                    return
+            except (redis.RedisError, KeyError):
+                pass
+            time.sleep(0.05)
+        raise AssertionError("Sentinel did not find its servers")
+
+    def close(self) -> None:
+        for process, folder in self._sentinels:
+            process.kill()
+            process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+        self.master.close()
+        self.replica.close()

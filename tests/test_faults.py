@@ -10,7 +10,7 @@ import pytest
 
 from tests.load import Switcher, Watcher, chess, data, eventually, identity, rest, switching, watching
 from tests.processes import ServerProcess
-from tests.redis_server import Proxy, RedisServer
+from tests.redis_server import Proxy, RedisServer, Sentinels
 
 CLIENTS = 200
 SESSIONS = 20
@@ -85,7 +85,10 @@ class Scene:
 @contextlib.asynccontextmanager
 async def scene(url: str, servers: int = 3, *options: str) -> AsyncIterator[Scene]:
     # In threads: the way to Redis may lead through a proxy on this very loop.
-    start = (asyncio.to_thread(ServerProcess, f"--broker={url}", "--log-level=warning", *options) for _ in range(servers))
+    start = (
+        asyncio.to_thread(ServerProcess, f"--broker={url}", "--log-level=warning", *options)
+        for _ in range(servers)
+    )
     processes = await asyncio.gather(*start)
     try:
         specs = [chess() for _ in range(SESSIONS)]
@@ -135,8 +138,10 @@ class LoopLag:
             self.bare_s = max(self.bare_s, time.monotonic() - began - 0.01)
 
     def assert_turned(self) -> None:
-        # A request passes through the bare loop a few times, so its lag counts more than once.
-        assert self.server_s <= 4 * self.bare_s + 0.2, (self.server_s, self.bare_s)
+        # A starving loop never turns again. How long exactly it stood still is for bench/faults.py to
+        # say, on a machine that has nothing else to do.
+        print(f"loop stood still for {self.server_s:.3f} s, a bare one for {self.bare_s:.3f} s")
+        assert self.server_s <= self.bare_s + 2.0, (self.server_s, self.bare_s)
 
 
 @pytest.fixture
@@ -248,3 +253,35 @@ async def test_a_link_that_swallows_everything_starves_no_loop(redis: RedisServe
         play.assert_updates_rise()
         lag.assert_turned()
         play.assert_refused_in_time()
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_after_a_failover_every_client_shows_what_the_new_master_has(how: str) -> None:
+    sentinels = await asyncio.to_thread(Sentinels)
+    try:
+        async with scene(sentinels.url) as play:
+            if how == "killed":
+                sentinels.master.kill()
+            else:
+                sentinels.master.freeze()
+
+            async def promoted() -> str:
+                role = (await asyncio.to_thread(sentinels.replica.client.role))[0]
+                return "" if role == b"master" else "it is still a replica"
+
+            await eventually(promoted, 30, "Sentinel did not promote the replica")
+            await play.served()
+            await asyncio.sleep(0.5)  # changes go on at the new master
+            await play.converged()
+            # Replication is asynchronous: what the old master had not passed on is gone, and counted.
+            lost = 0
+            for session_id, request_ids in play.switcher.acknowledged.items():
+                history = data(
+                    await rest(f"{play.servers[0].url}/v1/sessions/{session_id}/events", method="GET")
+                )
+                lost += len(set(request_ids) - {event.get("request_id") for event in history["events"]})
+            acknowledged = sum(map(len, play.switcher.acknowledged.values()))
+            print(f"failover ({how}): {lost} of {acknowledged} acknowledged changes lost with the old master")
+            play.assert_refused_in_time()
+    finally:
+        await asyncio.to_thread(sentinels.close)

@@ -4,8 +4,7 @@
 -- ARGV  1 id, 2 expected beginning ('' for a creation), 3 own beginning, 4 state, 5 now_ms, 6 due_ms or '',
 --       7 deadline_ms or '', 8 lapses_at_ms, 9 '1' if it prolongs, 10 first version, 11 channel,
 --       12 '1' if an earlier attempt may have come through, 13 kept after the lapse in ms, 14 events kept, 15.. events
--- Returns {commit, outcome, seconds, microseconds}: whose answer this is; 'applied', 'conflict', 'wrong_time' or
---         'unknown'; and TIME.
+-- Returns {outcome, seconds, microseconds}: 'applied', 'conflict', 'wrong_time' or 'unknown'; and TIME.
 
 local session, events, deadlines, sessions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, expected, own, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -13,7 +12,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local function answer(outcome)
-  return { string.sub(own, -9, -2), outcome, time[1], time[2] }
+  return { outcome, time[1], time[2] }
 end
 
 -- Checks come first, since a script that fails half-way is not rolled back.
