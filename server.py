@@ -86,12 +86,11 @@ class Server:
         await self.broker.close()
 
     async def _drain(self) -> None:
-        while self._in_flight:
+        while self._in_flight or self.hub.peers:
+            # Again and again: by a connection that was open before somebody may still have come.
+            for peer in self.hub.peers:
+                peer.close(GOING_AWAY, "Server shutting down")
             await asyncio.sleep(0.01)
-        for peer in self.hub.peers:
-            peer.close(GOING_AWAY, "Server shutting down")
-        while self.hub.peers:
-            await asyncio.sleep(0.02)
 
 
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:

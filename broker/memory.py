@@ -10,6 +10,8 @@ from lockstep import messages
 from lockstep.contract import Broker, Commit, History, Listener, Outcome
 
 KEPT_EVENTS = 1000
+MAX_AHEAD_MS = 20
+MAX_BEHIND_MS = 2000
 
 
 @dataclass(slots=True)
@@ -88,7 +90,9 @@ class MemoryBroker(Broker):
             return Outcome.APPLIED
         if not stored.startswith(commit.expected) if commit.expected else stored:
             return Outcome.CONFLICT
-        if commit.due_ms is not None and commit.due_ms > self.now_ms():
+        now_ms = self.now_ms()
+        is_now = now_ms - MAX_BEHIND_MS <= commit.now_ms <= now_ms + MAX_AHEAD_MS
+        if not is_now or (commit.due_ms is not None and commit.due_ms > now_ms):
             return Outcome.WRONG_TIME
         lapses_at_ms = commit.lapses_at_ms
         if kept and not commit.prolongs:

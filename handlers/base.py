@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import secrets
+from asyncio import Future
 from typing import Any
 
 from tornado.httputil import HTTPServerRequest
@@ -29,9 +30,69 @@ MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
+class JsonErrors(RequestHandler):
+    """Errors become JSON here and nowhere else."""
+
+    @property
+    def request_id(self) -> str:
+        """The caller's, where it is one that can be logged, or our own."""
+        known = getattr(self, "_request_id", None)
+        if known is None:
+            given = self.request.headers.get("X-Request-ID", "")
+            known = self._request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        return known
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        # What is not UTF-8 is not a UUID either, and told as such.
+        return value.decode("utf-8", "replace")
+
+    def reply_bare(self, answer: Any, status: int = 200) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(dumps(answer))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if isinstance(error, HTTPError):
+            error = self._translated(error)
+        if not isinstance(error, LockstepError):
+            error = LockstepError("Internal server error")
+        answer: dict[str, Any] = {"code": error.code, "message": error.message}
+        if error.details is not None:
+            answer["details"] = error.details
+        if error.retry_after_s is not None:
+            answer["retry_after_seconds"] = math.ceil(error.retry_after_s)
+            self.set_header("Retry-After", str(math.ceil(error.retry_after_s)))
+        if error.status == 405:
+            self.set_header("Allow", ", ".join(self._allowed_methods()))
+        self.reply_bare({"error": answer}, error.status)
+
+    def _translated(self, error: HTTPError) -> LockstepError:
+        """Tornado's own refusals in our words."""
+        if error.status_code == 404:
+            return RouteNotFound(f"No such route: {self.request.path[:200]}")
+        if error.status_code == 405:
+            return MethodNotAllowed(f"{self.request.method} is not allowed here")
+        if error.status_code < 500:
+            return MalformedJson("The request cannot be read")
+        return LockstepError("Internal server error")
+
+    def _allowed_methods(self) -> list[str]:
+        return [
+            method
+            for method in self.SUPPORTED_METHODS
+            if getattr(type(self), method.lower()) is not getattr(RequestHandler, method.lower())
+        ]
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """A refusal is told to the client and in the request's log line; only a bug has a traceback."""
+        if not isinstance(value, LockstepError | HTTPError):
+            log.error("a request failed", exc_info=(typ, value, tb), extra={"request_id": self.request_id})
+
+
 @stream_request_body
-class ApiHandler(RequestHandler):
-    """Parse, call one service, reply. Errors become JSON here and nowhere else."""
+class ApiHandler(JsonErrors):
+    """Parse, call one service, reply."""
 
     def __init__(self, application: Application, request: HTTPServerRequest, **kwargs: Any) -> None:
         self._body = bytearray()
@@ -50,15 +111,6 @@ class ApiHandler(RequestHandler):
         if origins is not None:
             for name, value in origins.headers(self.request.headers.get("Origin")).items():
                 self.set_header(name, value)
-
-    @property
-    def request_id(self) -> str:
-        """The caller's, where it is one that can be logged, or our own."""
-        known = getattr(self, "_request_id", None)
-        if known is None:
-            given = self.request.headers.get("X-Request-ID", "")
-            known = self._request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        return known
 
     def prepare(self) -> None:
         self.settings["in_flight"].add(self)
@@ -114,55 +166,19 @@ class ApiHandler(RequestHandler):
         self.set_status(status)
         self.finish(b'{"data":' + data + b"}")
 
-    def reply_bare(self, answer: Any, status: int = 200) -> None:
-        self.set_status(status)
-        self.finish(dumps(answer))
-
     def reply_empty(self, status: int) -> None:
         self.set_status(status)
         self.clear_header("Content-Type")
         self.finish()
 
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
-        if isinstance(error, HTTPError):
-            error = self._translated(error)
-        if not isinstance(error, LockstepError):
-            error = LockstepError("Internal server error")
-        answer: dict[str, Any] = {"code": error.code, "message": error.message}
-        if error.details is not None:
-            answer["details"] = error.details
-        if error.retry_after_s is not None:
-            answer["retry_after_seconds"] = math.ceil(error.retry_after_s)
-            self.set_header("Retry-After", str(math.ceil(error.retry_after_s)))
-        if error.status == 405:
-            self.set_header("Allow", ", ".join(self._allowed_methods()))
-        self.reply_bare({"error": answer}, error.status)
+    def finish(self, chunk: Any = None) -> "Future[None]":
+        flushed = super().finish(chunk)
+        # Not before it is on its way is a request done with, however large and slow its answer.
+        flushed.add_done_callback(lambda _: self.settings["in_flight"].discard(self))
+        return flushed
 
-    def _translated(self, error: HTTPError) -> LockstepError:
-        """Tornado's own refusals in our words."""
-        if error.status_code == 404:
-            return RouteNotFound(f"No such route: {self.request.path[:200]}")
-        if error.status_code == 405:
-            return MethodNotAllowed(f"{self.request.method} is not allowed here")
-        if error.status_code < 500:
-            return MalformedJson("The request cannot be read")
-        return LockstepError("Internal server error")
-
-    def _allowed_methods(self) -> list[str]:
-        return [
-            method
-            for method in self.SUPPORTED_METHODS
-            if getattr(type(self), method.lower()) is not getattr(RequestHandler, method.lower())
-        ]
-
-    def on_finish(self) -> None:
+    def on_connection_close(self) -> None:
         self.settings["in_flight"].discard(self)
-
-    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """A refusal is told to the client and in the request's log line; only a bug has a traceback."""
-        if not isinstance(value, LockstepError | HTTPError):
-            log.error("a request failed", exc_info=(typ, value, tb), extra={"request_id": self.request_id})
 
 
 def log_request(handler: RequestHandler) -> None:

@@ -74,6 +74,15 @@ class Connection(WebSocketProtocol13):
             self._unsent_state = [True, frame]
             self._unsent.append(self._unsent_state)
 
+    def send_sync(self, frame: bytes) -> None:
+        if self._unsent_state is None:
+            self.send(frame)
+            return
+        # In place of the unsent state, and no more to be replaced: what was asked for is answered.
+        self._unsent_state[:] = [False, frame]
+        self._unsent_state = None
+        self._count_unsent(frame)
+
     def send(self, frame: bytes) -> None:
         if self.server_terminated:
             return
@@ -81,6 +90,9 @@ class Connection(WebSocketProtocol13):
             self._write(frame)
             return
         self._unsent.append([False, frame])
+        self._count_unsent(frame)
+
+    def _count_unsent(self, frame: bytes) -> None:
         self._unsent_bytes += len(frame)
         if self._unsent_bytes > MAX_UNSENT_BYTES:
             self._give_up_unsent()
@@ -113,14 +125,19 @@ class Connection(WebSocketProtocol13):
                 if sent == len(frame):
                     return
                 frame = memoryview(frame)[sent:]
-            self._in_progress = True
-            stream.write(frame).add_done_callback(self._on_written)
+            written = stream.write(frame)
+            if stream.writing():
+                self._in_progress = True
+                written.add_done_callback(self._on_written)
         except (StreamClosedError, OSError):
             self._abort()
 
     def _send_now(self, frame: bytes | memoryview) -> int:
+        socket = self.stream.socket
+        if socket is None:
+            raise StreamClosedError  # closed a moment ago, and nobody has said so yet
         try:
-            return self.stream.socket.send(frame)
+            return socket.send(frame)
         except BlockingIOError:
             return 0
 

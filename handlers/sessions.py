@@ -25,15 +25,12 @@ class SessionsApi(ApiHandler):
     def origin(self) -> Origin:
         return Origin(request_id=self.request_id)
 
-    def query(self, **fields: Callable[[str], Any]) -> dict[str, Any]:
-        complaints = Complaints()
+    def query(self, complaints: Complaints, **fields: Callable[[str], Any]) -> dict[str, Any]:
         given = {
             name: [value.decode("utf-8", "replace") for value in values]
             for name, values in self.request.query_arguments.items()
         }
-        read = validation.query(given, fields, complaints)
-        complaints.raise_if_any()
-        return read
+        return validation.query(given, fields, complaints)
 
 
 class CollectionHandler(SessionsApi):
@@ -46,11 +43,14 @@ class CollectionHandler(SessionsApi):
         self.reply(to_json(session), 201)
 
     async def get(self) -> None:
+        complaints = Complaints()
         query = self.query(
+            complaints,
             status=validation.status,
             limit=validation.whole_number(1, validation.MAX_PAGE),
             cursor=validation.cursor,
         )
+        complaints.raise_if_any()
         states, place = await self.sessions.list(
             query["status"], query["limit"] or DEFAULT_PAGE, query["cursor"] or (0, "")
         )
@@ -111,8 +111,12 @@ class EventsHandler(SessionsApi):
     """GET /v1/sessions/ID/events"""
 
     async def get(self, session_id: str) -> None:
-        query = self.query(since=validation.whole_number(0, validation.MAX_INT), epoch=validation.epoch)
-        epoch, events = await self.sessions.events(_valid(session_id), query["since"], query["epoch"])
+        complaints = Complaints()
+        session_id = validation.session_id_in_path(session_id, complaints)
+        since = validation.whole_number(0, validation.MAX_INT)
+        query = self.query(complaints, since=since, epoch=validation.epoch)
+        complaints.raise_if_any()
+        epoch, events = await self.sessions.events(session_id, query["since"], query["epoch"])
         self.reply(b'{"epoch":"' + epoch.encode() + b'","events":[' + b",".join(events) + b"]}")
 
 

@@ -6,6 +6,7 @@ from collections import deque
 
 from tornado.websocket import WebSocketHandler
 
+from handlers.base import JsonErrors
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
@@ -21,7 +22,7 @@ MAX_REFUSED = 10
 REFUSED_WITHIN_S = 10.0
 
 
-class SocketHandler(WebSocketHandler):
+class SocketHandler(JsonErrors, WebSocketHandler):
     """One client of one session. It hears of changes through the hub, never from here."""
 
     ws_connection: Connection | None

@@ -12,6 +12,9 @@ class Peer(Protocol):
     def send_state(self, frame: bytes) -> None:
         """Send a state; if an earlier one is still unsent, take its place."""
 
+    def send_sync(self, frame: bytes) -> None:
+        """Send a state that answers or repairs: in place of an unsent one, but itself not to be replaced."""
+
     def send(self, frame: bytes) -> None:
         """Send a message after everything sent before it."""
 

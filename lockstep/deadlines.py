@@ -6,7 +6,7 @@ import logging
 import random
 
 from lockstep.contract import Broker
-from lockstep.errors import LockstepError, SessionNotFound
+from lockstep.errors import LockstepError, SessionNotFound, StateCorrupt
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
 
@@ -83,11 +83,15 @@ class Deadlines:
             await self._sessions.settle(session_id)
         except SessionNotFound:
             pass  # deleted since it was armed
+        except StateCorrupt:
+            pass  # told once, by the service
         except LockstepError as error:
             log.warning("expiry put off: %s", error.message, extra={"session_id": session_id})
 
     async def _sweep(self) -> None:
         for deadline_ms, session_id in await self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT):
-            if session_id not in self._armed:
-                self.arm(session_id, deadline_ms + random.randrange(SWEEP_GRACE_MS))
+            prompt_at_ms = deadline_ms + random.randrange(SWEEP_GRACE_MS)
+            # Who watches it armed it earlier; if later, then for what is no more stored.
+            if self._armed.get(session_id, prompt_at_ms + 1) > prompt_at_ms:
+                self.arm(session_id, prompt_at_ms)
         await self._broker.lapse(SWEEP_LIMIT)

@@ -62,7 +62,11 @@ def is_due(session: Session, now_ms: int) -> bool:
 
 
 def settle(session: Session, now_ms: int, limit: int = MAX_SETTLED) -> Step:
-    """Apply the expiries due by `now_ms`, in order, at most `limit` of them."""
+    """Apply the expiries due by `now_ms`, in order, at most `limit` of them.
+
+    A clock that stepped back makes nothing undone: what was due at the last change is due.
+    """
+    now_ms = max(now_ms, session.updated_at_ms)
     step = Step(session)
     for _ in range(limit):
         if not is_due(step.session, now_ms):
@@ -170,10 +174,9 @@ def switch(
     session = step.session
     _require(session, {Status.RUNNING}, "not running")
     ending = session.active_participant
-    if expected_participant_id is not None:
-        _place_of(session, expected_participant_id, "expected_participant_id")
-        if ending is None or ending.participant_id != expected_participant_id:
-            raise Conflict(f"Participant {expected_participant_id} is not the active one")
+    active_id = ending and ending.participant_id
+    if expected_participant_id is not None and active_id != expected_participant_id:
+        raise Conflict(f"Participant {expected_participant_id} is not the active one")
     named = None
     if next_participant_id is not None:
         named = _place_of(session, next_participant_id, "next_participant_id")
@@ -270,8 +273,12 @@ def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | 
 
 
 def _settled(session: Session, now_ms: int) -> tuple[Step, int]:
-    """What fell due, and the instant to go on from: never before what has already happened."""
-    return settle(session, now_ms), max(now_ms, session.updated_at_ms)
+    """All that fell due, and the instant to go on from: never before what has already happened."""
+    now_ms = max(now_ms, session.updated_at_ms)
+    step = settle(session, now_ms)
+    while is_due(step.session, now_ms):
+        step = step.followed_by(settle(step.session, now_ms))
+    return step, now_ms
 
 
 def _require(session: Session, allowed: set[Status], complaint: str) -> None:

@@ -36,7 +36,9 @@ def encode_text_frame(message: bytes) -> bytes:
 def encode_close(code: int | None, reason: str = "") -> bytes:
     if code is None:
         return encode_frame(CLOSE, b"")
-    return encode_frame(CLOSE, code.to_bytes(2, "big") + reason.encode()[:123])
+    # A control frame takes 125 bytes; no character is cut in two.
+    fitting = reason.encode()[:123].decode(errors="ignore").encode()
+    return encode_frame(CLOSE, code.to_bytes(2, "big") + fitting)
 
 
 def decode_close(payload: bytes) -> tuple[int | None, str]:

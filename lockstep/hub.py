@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections.abc import Iterable
 
 from lockstep import messages
 from lockstep.contract import Broker, Peer
@@ -38,12 +39,21 @@ class Room:
         self.owes_sync = False
 
     def send_state(self, message: bytes, head: Head | None, state: bytes) -> None:
-        if head is not None:
-            self.sent = self.known = head
-        self.sent_state = state
+        self._note(head, state)
         frame = encode_text_frame(message)
         for peer in tuple(self.peers):
             peer.send_state(frame)
+
+    def send_sync(self, message: bytes, head: Head, state: bytes) -> None:
+        self._note(head, state)
+        frame = encode_text_frame(message)
+        for peer in tuple(self.peers):
+            peer.send_sync(frame)
+
+    def _note(self, head: Head | None, state: bytes) -> None:
+        if head is not None:
+            self.sent = self.known = head
+            self.sent_state = state
 
     def end(self, message: bytes) -> None:
         frame = encode_text_frame(message)
@@ -66,7 +76,7 @@ class Hub:
         self._rooms: dict[str, Room] = {}
         self._unread: set[str] = set()
         self._unchecked: list[str] = []
-        self._repair_wanted = False
+        self._suspects: set[str] = set()
         self._tasks = Tasks()
         self._reader: asyncio.Task[None] | None = None
         self._repairer: asyncio.Task[None] | None = None
@@ -124,7 +134,7 @@ class Hub:
         if room is not None and room.sent is not None and room.sent_state is not None:
             is_older = head is None or head.position < room.sent.position
             state = room.sent_state if is_older else state
-        peer.send_state(encode_text_frame(messages.state_sync(session_id, self._broker.now_ms(), state)))
+        peer.send_sync(encode_text_frame(messages.state_sync(session_id, self._broker.now_ms(), state)))
 
     # --- what the broker brings ------------------------------------------------------------------
 
@@ -153,19 +163,19 @@ class Hub:
             peer.send(frame)
 
     def on_gap(self) -> None:
-        self._repair_wanted = True
-        if self._repairer is None:
-            self._repairer = self._tasks.spawn(self._repair_all())
+        self._suspect(self._rooms)
 
     def _deliver(self, update: Update) -> None:
         room = self._rooms.get(update.session_id)
         if room is None:
             return
-        room.moved += 1
         if update.head is not None:
-            # A state older than what the room has seen would make time run backwards.
             if room.sent is not None and update.head.position <= room.sent.position:
+                # Late, and dropped: time must not run backwards. Or the store has lost what we know.
+                if not update.head.is_of(room.sent):
+                    self._suspect([update.session_id])
                 return
+            room.moved += 1
             self._deadlines.arm(update.session_id, update.head.deadline_ms)
         room.send_state(update.message, update.head, update.state)
 
@@ -173,7 +183,6 @@ class Hub:
         room = self._rooms.get(deletion.session_id)
         if room is None:
             return
-        room.moved += 1
         newest = room.known.position[0] if room.known else ""
         if deletion.epoch is not None and deletion.epoch < newest:
             return
@@ -216,33 +225,34 @@ class Hub:
         finally:
             self._reader = None
 
-    async def _repair_all(self) -> None:
-        """After a gap: every room gets what is stored, where that is not what it has."""
+    def _suspect(self, session_ids: Iterable[str]) -> None:
+        """Compare these rooms with the store, as soon as may be."""
+        self._suspects.update(session_ids)
+        if self._suspects and self._repairer is None:
+            self._repairer = self._tasks.spawn(self._repair_suspects())
+
+    async def _repair_suspects(self) -> None:
         try:
-            while self._repair_wanted:
-                self._repair_wanted = False
-                session_ids = list(self._rooms)
-                for start in range(0, len(session_ids), REPAIR_SLICE):
-                    await self._repair(session_ids[start : start + REPAIR_SLICE])
-                    await asyncio.sleep(0)
-                if session_ids:
-                    log.info("compared %d rooms with the store after a gap", len(session_ids))
-        except BrokerUnavailable as error:
-            log.warning("repair put off: %s", error.message)
-            await asyncio.sleep(RETRY_S)
-            self._repair_wanted = True
+            while self._suspects:
+                session_ids = [self._suspects.pop() for _ in range(min(REPAIR_SLICE, len(self._suspects)))]
+                try:
+                    await self._repair(session_ids)
+                except BrokerUnavailable as error:
+                    log.warning("repair put off: %s", error.message)
+                    self._suspects.update(session_ids)
+                    await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(0)
         finally:
             self._repairer = None
-            if self._repair_wanted and self._rooms:
-                self.on_gap()
 
     async def _repair(self, session_ids: list[str]) -> None:
+        """Every room gets what is stored, where that is not what it has."""
         moved = {sid: room.moved for sid in session_ids if (room := self._rooms.get(sid))}
         stored = await self._broker.load(list(moved))
         for (session_id, moved_before), state in zip(moved.items(), stored, strict=True):
             room = self._rooms.get(session_id)
-            if room is None:
-                continue
+            if room is None or session_id in self._suspects:
+                continue  # gone, or suspected anew while we read: it will be read again
             owed, room.owes_sync = room.owes_sync, False
             if room.moved != moved_before:
                 continue  # what was heard while we read is at least as new as what we read
@@ -254,7 +264,7 @@ class Hub:
                 log.error("stored state cannot be read", extra={"session_id": session_id})
             elif owed or not head.is_of(room.sent):
                 self._deadlines.arm(session_id, head.deadline_ms)
-                room.send_state(messages.state_sync(session_id, self._broker.now_ms(), state), head, state)
+                room.send_sync(messages.state_sync(session_id, self._broker.now_ms(), state), head, state)
 
     def _check_pause_s(self) -> float:
         slices = max(1, -(-len(self._rooms) // REPAIR_SLICE))
@@ -266,16 +276,12 @@ class Hub:
         session_ids = self._unchecked[:REPAIR_SLICE]
         del self._unchecked[:REPAIR_SLICE]
         moved = {sid: room.moved for sid in session_ids if (room := self._rooms.get(sid))}
-        suspects = []
         for session_id, raw in zip(moved, await self._broker.beginnings(list(moved)), strict=True):
             room = self._rooms.get(session_id)
             if room is None or room.moved != moved[session_id]:
                 continue
             head = messages.read_head(raw) if raw else None
-            if head is None and room.known is None:
-                continue
-            if head is None or not head.is_of(room.known):
-                suspects.append(session_id)
-        if suspects:
-            log.warning("%d rooms had missed a change", len(suspects))
-            await self._repair(suspects)
+            is_same = room.known is None if head is None else head.is_of(room.known)
+            if not is_same:
+                log.warning("a change was missed", extra={"session_id": session_id})
+                self._suspect([session_id])

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import ujson
-
 from lockstep.engine import Transition
 from lockstep.errors import MalformedJson
 from lockstep.state import (
@@ -220,8 +218,8 @@ def read_relayed(payload: bytes) -> bytes | None:
     if len(payload) > MAX_RELAYED_BYTES:
         return None
     try:
-        data = ujson.loads(payload)
-    except ValueError:
+        data = loads(payload)
+    except MalformedJson:
         return None
     if not isinstance(data, dict):
         return None

@@ -26,6 +26,7 @@ from lockstep.state import TERMINAL, Session, Status
 log = logging.getLogger(__name__)
 
 GIVE_UP_S = 2.0
+WRONG_TIME_PAUSE_S = 0.002
 _BASE36 = string.digits + string.ascii_lowercase
 
 
@@ -74,7 +75,8 @@ class Sessions:
 
     async def create(self, spec: Spec, origin: Origin = NOBODY) -> Session:
         """Raises SessionExists, and leaves what is there untouched."""
-        while True:
+        give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
+        while asyncio.get_running_loop().time() < give_up_at:
             now_ms = self._broker.now_ms()
             outcome, step = await self._commit(
                 None, engine.create(spec, new_epoch(now_ms), now_ms), 0, now_ms, origin
@@ -84,7 +86,8 @@ class Sessions:
                 return step.session
             if outcome is Outcome.CONFLICT:
                 raise SessionExists(spec.session_id)
-            await asyncio.sleep(0)
+            await asyncio.sleep(WRONG_TIME_PAUSE_S)
+        raise SessionBusy(spec.session_id)
 
     async def read(self, session_id: str) -> bytes:
         """The state as stored, settled to now. Raises SessionNotFound, StateCorrupt, BrokerUnavailable."""
@@ -127,7 +130,7 @@ class Sessions:
                     outcome, step = await self._commit(session, step, settled, now_ms, origin)
                     if outcome is Outcome.WRONG_TIME:
                         # The clock was just measured anew; what is not due yet will be within moments.
-                        await asyncio.sleep(0.002)
+                        await asyncio.sleep(WRONG_TIME_PAUSE_S)
                         continue
                     if outcome is Outcome.CONFLICT:
                         continue
@@ -137,7 +140,8 @@ class Sessions:
                     raise refusal
                 if is_settled:
                     return step
-                # More fell due than fits one commit; others have their turn in between.
+                # More fell due than fits one commit; others have their turn in between. That is no losing.
+                give_up_at = loop.time() + GIVE_UP_S
                 await asyncio.sleep(0)
         raise SessionBusy(session_id)
 
@@ -189,9 +193,9 @@ class Sessions:
 
     def _has_status(self, raw: bytes, status: Status | None) -> bool:
         try:
-            return status is None or state.from_json(raw).status is status
-        except (ValueError, KeyError, TypeError):
-            return False
+            return status in (None, state.from_json(raw).status)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False  # whoever asks for it alone is told that it is corrupt
 
     async def _commit(
         self, before: Session | None, step: Step, settled: int, now_ms: int, origin: Origin

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from tornado.web import StaticFileHandler
 
+from handlers.base import JsonErrors
+
 HERE = Path(__file__).parent
 CLIENT = HERE.parent.parent / "clients" / "js"
 
 
-class PageHandler(StaticFileHandler):
+class PageHandler(JsonErrors, StaticFileHandler):
     """A file of the page, revalidated at each visit so that a new release is seen at once."""
 
     def set_extra_headers(self, path: str) -> None:

@@ -1,0 +1,820 @@
+"""The hub with peers and a broker that do just what a test says."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+
+from lockstep import hub as hub_module
+from lockstep import messages
+from lockstep.contract import Broker
+from lockstep.deadlines import Deadlines
+from lockstep.errors import BrokerUnavailable, SessionNotFound
+from lockstep.frames import encode_text_frame
+from lockstep.hub import Hub
+from lockstep.sessions import Sessions
+
+T0 = 1_704_067_200_000
+S = "00000000-0000-4000-8000-00000000005e"
+OTHER = "00000000-0000-4000-8000-0000000000ff"
+OLD, EPOCH, NEW = "0lqtw8xa0aaaa", "0lqtw8xc0bbbb", "0lqtw8xd0cccc"
+
+
+def state(
+    version: int, epoch: str = EPOCH, commit: str = "c0mmit00", due: int | None = None, sid: str = S
+) -> bytes:
+    head = {"session_id": sid, "epoch": epoch, "version": version, "commit": commit, "deadline_ms": due}
+    return json.dumps(head | {"status": "running"}, separators=(",", ":")).encode()
+
+
+def published(version: int, epoch: str = EPOCH, **fields: Any) -> bytes:
+    return messages.state_update(fields.get("sid", S), T0, state(version, epoch, **fields))
+
+
+def deleted(epoch: str) -> bytes:
+    return messages.session_deleted(S, T0, epoch)
+
+
+class FakePeer:
+    """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.frames: list[bytes] = []
+
+    def send_state(self, frame: bytes) -> None:
+        self.send(frame)
+
+    def send_sync(self, frame: bytes) -> None:
+        self.send(frame)
+
+    def send(self, frame: bytes) -> None:
+        self.frames.append(frame)
+        self.got.append(json.loads(frame[2:] if frame[1] < 126 else frame[4:]))
+
+    def close(self, code: int, reason: str) -> None:
+        self.got.append((code, reason))
+
+    @property
+    def heard(self) -> list[Any]:
+        """In short: ("STATE_UPDATE", version), other messages by their type, closes by their code."""
+        return [
+            each[0]
+            if isinstance(each, tuple)
+            else (each["type"], each["state"].get("version"))
+            if "state" in each
+            else each["type"]
+            for each in self.got
+        ]
+
+
+class FakeBroker:
+    """Has these states; `on_load` happens between a read and its answer."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, bytes] = {}
+        self.is_away = False
+        self.unheard: list[str] = []
+        self.on_load: Callable[[], None] = lambda: None
+        self.hearing: Callable[[], Any] = lambda: asyncio.sleep(0)
+
+    def now_ms(self) -> int:
+        return T0
+
+    async def hear(self, session_id: str) -> bool:
+        await self.hearing()
+        return not self.is_away
+
+    def unhear(self, session_id: str) -> None:
+        self.unheard.append(session_id)
+
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        if self.is_away:
+            raise BrokerUnavailable
+        found = [self.states.get(session_id) for session_id in session_ids]
+        self.on_load()
+        await asyncio.sleep(0)
+        return found
+
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        return [each and each[: messages.BEGINNING_BYTES] for each in await self.load(session_ids)]
+
+
+class FakeSessions:
+    def __init__(self, broker: FakeBroker) -> None:
+        self.broker = broker
+
+    async def read(self, session_id: str) -> bytes:
+        (found,) = await self.broker.load([session_id])
+        if found is None:
+            raise SessionNotFound(session_id)
+        return found
+
+
+class FakeDeadlines:
+    def __init__(self) -> None:
+        self.armed: dict[str, int | None] = {}
+
+    def arm(self, session_id: str, deadline_ms: int | None) -> None:
+        self.armed[session_id] = deadline_ms
+
+
+class World:
+    """A hub among fakes."""
+
+    def __init__(self) -> None:
+        self.broker = FakeBroker()
+        self.deadlines = FakeDeadlines()
+        self.hub = Hub(
+            cast(Broker, self.broker),
+            cast(Sessions, FakeSessions(self.broker)),
+            cast(Deadlines, self.deadlines),
+        )
+
+    async def join(self, session_id: str = S, peer: FakePeer | None = None) -> FakePeer:
+        """A peer in its room; its greeting is left out of what it got."""
+        peer = peer or FakePeer()
+        await self.hub.join(session_id, peer)
+        await settled()
+        assert peer.heard == ["CONNECTED"]
+        peer.got.clear()
+        return peer
+
+    async def gap(self) -> None:
+        self.hub.on_gap()
+        await settled()
+
+
+async def settled() -> None:
+    """Everything that can happen has happened: the fakes wait for nothing but turns of the loop."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def a_world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    await world.hub.close()
+
+
+# --- delivery ------------------------------------------------------------------------------------
+
+
+async def test_a_state_goes_to_every_peer_of_its_room_as_the_bytes_published() -> None:
+    async with a_world() as world:
+        first, second, other = await world.join(), await world.join(), await world.join(OTHER)
+        world.hub.on_published(published(1))
+        assert first.heard == second.heard == [("STATE_UPDATE", 1)]
+        assert first.frames[-1] == encode_text_frame(published(1))
+        assert first.frames[-1] is second.frames[-1], "encoded once, before the loop"
+        assert other.heard == []
+
+
+async def test_a_state_that_is_not_newer_is_dropped() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        for version in (2, 1, 2, 3, 2, 5, 4, 5, 6):
+            world.hub.on_published(published(version))
+        world.hub.on_published(published(6, commit="another0"))
+        assert peer.heard == [("STATE_UPDATE", version) for version in (2, 3, 5, 6)]
+
+
+async def test_a_session_made_anew_is_newer_and_the_one_before_it_older_whatever_their_versions() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(9, EPOCH))
+        world.hub.on_published(published(1, NEW))
+        world.hub.on_published(published(10, EPOCH))
+        assert [(each["state"]["epoch"], each["state"]["version"]) for each in peer.got] == [
+            (EPOCH, 9),
+            (NEW, 1),
+        ]
+
+
+@pytest.mark.parametrize("is_string", [False, True])
+async def test_a_foreign_state_is_relayed_and_leaves_the_order_as_it_was(is_string: bool) -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(5))
+        foreign: Any = {"status": "strange"}
+        payload = {"sessionId": S.upper(), "state": json.dumps(foreign) if is_string else foreign}
+        world.hub.on_published(json.dumps(payload).encode())
+        world.hub.on_published(published(4))
+        world.hub.on_published(published(6))
+        assert [each["state"] for each in peer.got[1:2]] == [foreign]
+        assert peer.heard == [("STATE_UPDATE", version) for version in (5, None, 6)]
+
+
+async def test_a_foreign_state_with_a_version_is_ordered() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        for version in (5, 4, 6):
+            payload = {"sessionId": S, "state": {"epoch": EPOCH, "version": version, "more": 1}}
+            world.hub.on_published(json.dumps(payload).encode())
+        world.hub.on_published(published(6))
+        world.hub.on_published(published(7))
+        assert peer.heard == [("STATE_UPDATE", version) for version in (5, 6, 7)]
+
+
+async def test_a_peer_may_leave_while_its_room_is_told() -> None:
+    async with a_world() as world:
+
+        class Fleeting(FakePeer):
+            def send(self, frame: bytes) -> None:
+                super().send(frame)
+                if len(self.frames) > 1:
+                    for peer in peers:
+                        world.hub.leave(S, peer)
+
+        peers = [await world.join(peer=Fleeting()) for _ in range(3)]
+        world.hub.on_published(published(1))
+        assert peers[0].heard == [("STATE_UPDATE", 1)]
+        assert world.hub.peers == []
+        world.hub.on_published(published(2))
+        assert peers[0].heard == [("STATE_UPDATE", 1)]
+
+
+async def test_a_peer_may_leave_while_it_is_closed() -> None:
+    async with a_world() as world:
+
+        class Hasty(FakePeer):
+            def close(self, code: int, reason: str) -> None:
+                super().close(code, reason)
+                world.hub.leave(S, self)
+
+        peers = [await world.join(peer=Hasty()) for _ in range(3)]
+        world.hub.on_published(deleted(EPOCH))
+        assert [peer.heard for peer in peers] == [["SESSION_DELETED", 1000]] * 3
+
+
+# --- the end of a session ------------------------------------------------------------------------
+
+
+async def test_a_deletion_is_told_and_ends_the_room() -> None:
+    async with a_world() as world:
+        peer, other = await world.join(), await world.join(OTHER)
+        world.hub.on_published(published(3))
+        world.hub.on_published(deleted(EPOCH))
+        world.hub.on_published(published(1, NEW))
+        assert peer.heard == [("STATE_UPDATE", 3), "SESSION_DELETED", 1000]
+        assert peer.got[-2] == json.loads(deleted(EPOCH))
+        assert peer.got[-1] == (1000, "Session deleted")
+        assert world.broker.unheard == [S]
+        assert world.deadlines.armed[S] is None
+        assert other.heard == []
+        newcomer = await world.join()
+        world.hub.on_published(published(2, NEW))
+        assert newcomer.heard == [("STATE_UPDATE", 2)]
+        world.hub.leave(S, peer)  # it goes only now, and leaves another's room alone
+        assert world.hub.peers == [other, newcomer] or world.hub.peers == [newcomer, other]
+
+
+async def test_a_deletion_of_an_older_epoch_is_dropped() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(1, NEW))
+        world.hub.on_published(deleted(EPOCH))
+        assert peer.heard == [("STATE_UPDATE", 1)]
+        world.hub.on_published(published(2, NEW))
+        world.hub.on_published(deleted(NEW))
+        assert peer.heard == [("STATE_UPDATE", 1), ("STATE_UPDATE", 2), "SESSION_DELETED", 1000]
+
+
+async def test_a_deletion_of_an_older_epoch_than_what_was_read_is_dropped() -> None:
+    async with a_world() as world:
+        world.broker.states[S] = state(1, NEW)
+        peer = await world.join()
+        world.hub.on_published(deleted(EPOCH))
+        assert peer.heard == []
+
+
+async def test_a_deletion_reaches_a_room_that_has_seen_nothing() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(deleted(EPOCH))
+        assert peer.heard == ["SESSION_DELETED", 1000]
+
+
+@pytest.mark.parametrize("fields", [{"deleted": True}, {"state": None}])
+async def test_a_foreign_deletion_is_told_in_our_words(fields: dict[str, Any]) -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        world.hub.on_published(json.dumps({"sessionId": S} | fields).encode())
+        assert peer.got[1:] == [json.loads(deleted(EPOCH)), (1000, "Session deleted")]
+
+
+async def test_a_foreign_deletion_of_an_older_epoch_is_dropped() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        world.hub.on_published(json.dumps({"sessionId": S, "deleted": True, "epoch": OLD}).encode())
+        assert peer.heard == [("STATE_UPDATE", 3)]
+
+
+# --- messages of others --------------------------------------------------------------------------
+
+
+async def test_a_message_is_relayed_as_it_is_to_its_room_alone() -> None:
+    async with a_world() as world:
+        first, second, other = await world.join(), await world.join(), await world.join(OTHER)
+        raw = b' {"n" : 1.50, "type" : "NOTE"}\n'
+        world.hub.on_relayed(S, raw)
+        assert first.frames[-1] == second.frames[-1] == encode_text_frame(raw)
+        assert other.heard == []
+
+
+async def test_of_a_wrapped_message_the_inner_one_is_relayed() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_relayed(S, json.dumps({"sessionId": S, "message": {"type": "NOTE", "n": 1}}).encode())
+        assert peer.got == [{"type": "NOTE", "n": 1}]
+
+
+JUNK = [
+    b"",
+    b"junk",
+    b"\xff",
+    b"[]",
+    b"5",
+    b"{}",
+    b'{"sessionId":5,"state":{}}',
+    b'{"sessionId":"x","deleted":true}',
+]
+
+
+async def test_junk_reaches_nobody_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        for payload in JUNK:
+            world.hub.on_published(payload)
+            world.hub.on_relayed(S, payload)
+        assert world.hub.junk == 2 * len(JUNK)
+        assert peer.heard == []
+        world.hub.on_published(published(1))
+        assert peer.heard == [("STATE_UPDATE", 1)]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b'{"type":"NOTE","n":"\xed\xa0\x80"}', b'{"sessionId":"x","message":{"type":"N","t":"\\ud800"}}'],
+)
+async def test_what_could_not_be_sent_as_text_is_junk_too(payload: bytes) -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_relayed(S, payload)
+        assert (world.hub.junk, peer.frames[1:]) == (1, [])
+
+
+async def test_junk_is_logged_at_most_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    def lines() -> int:
+        return sum("junk" in record.getMessage() for record in caplog.records)
+
+    caplog.set_level(logging.WARNING)
+    async with a_world() as world:
+        for _ in range(1000):
+            world.hub.on_published(b"junk")
+        assert lines() == 1
+        world.hub._junk_logged_at -= 1.01  # a second later
+        for _ in range(1000):
+            world.hub.on_published(b"junk")
+        assert lines() == 2
+        assert "1001" in caplog.records[-1].getMessage(), "how many were not logged can be told"
+        assert world.hub.junk == 2000
+
+
+# --- clients come and go -------------------------------------------------------------------------
+
+
+async def test_a_peer_is_greeted_when_its_channel_is_heard_and_not_before() -> None:
+    async with a_world() as world:
+        is_heard = asyncio.Event()
+        world.broker.hearing = is_heard.wait
+        peer = FakePeer()
+        joining = asyncio.create_task(world.hub.join(S, peer))
+        await settled()
+        assert peer.got == []
+        is_heard.set()
+        await joining
+        assert peer.got == [{"type": "CONNECTED", "sessionId": S, "timestamp": T0}]
+        world.hub.on_published(published(1))
+        assert peer.heard == ["CONNECTED", ("STATE_UPDATE", 1)]
+
+
+async def test_a_channel_is_left_with_the_last_peer() -> None:
+    async with a_world() as world:
+        first, second = await world.join(), await world.join()
+        world.hub.leave(S, first)
+        world.hub.leave(S, first)
+        assert world.broker.unheard == []
+        assert world.hub.peers == [second]
+        world.hub.leave(S, second)
+        assert (world.broker.unheard, world.hub.peers) == ([S], [])
+        assert world.deadlines.armed[S] is None
+        world.hub.leave(S, second)
+        world.hub.leave(OTHER, second)
+        assert world.broker.unheard == [S]
+
+
+async def test_a_room_that_was_empty_begins_anew() -> None:
+    async with a_world() as world:
+        first = await world.join()
+        world.hub.on_published(published(5))
+        world.hub.leave(S, first)
+        second = await world.join()
+        world.hub.on_published(published(3))  # after a loss of data, say; nobody here has seen 5
+        assert second.heard == [("STATE_UPDATE", 3)]
+
+
+async def test_the_deadline_of_a_session_is_armed_with_its_first_client() -> None:
+    async with a_world() as world:
+        world.broker.states[S] = state(3, due=T0 + 500)
+        await world.join()
+        await world.join(OTHER)
+        assert world.deadlines.armed == {S: T0 + 500}
+
+
+async def test_the_deadlines_of_many_rooms_are_armed() -> None:
+    async with a_world() as world:
+        ids = [f"{number:08}-0000-4000-8000-000000000000" for number in range(250)]
+        for number, session_id in enumerate(ids):
+            world.broker.states[session_id] = state(1, due=T0 + number, sid=session_id)
+            await world.hub.join(session_id, FakePeer())
+        await settled()
+        assert world.deadlines.armed == {session_id: T0 + number for number, session_id in enumerate(ids)}
+
+
+async def test_what_is_heard_while_a_beginning_is_read_counts_more_than_it() -> None:
+    async with a_world() as world:
+        world.broker.states[S] = state(3, due=T0 + 500)
+        peer = FakePeer()
+
+        def overtake() -> None:
+            world.broker.states[S] = state(4, due=T0 + 900)
+            world.hub.on_published(published(4, due=T0 + 900))
+
+        await world.hub.join(S, peer)
+        world.broker.on_load = overtake
+        await settled()
+        assert world.deadlines.armed == {S: T0 + 900}
+
+
+async def test_each_update_arms_its_deadline_and_an_old_one_does_not() -> None:
+    async with a_world() as world:
+        await world.join()
+        world.hub.on_published(published(2, due=T0 + 700))
+        world.hub.on_published(published(1, due=T0 + 100))
+        assert world.deadlines.armed == {S: T0 + 700}
+        world.hub.on_published(published(3))
+        assert world.deadlines.armed == {S: None}
+
+
+# --- RECONNECT -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sent", "stored", "told"), [(None, 3, 3), (3, 3, 3), (5, 3, 5), (5, 7, 7)])
+async def test_a_sync_is_never_older_than_the_room(sent: int | None, stored: int, told: int) -> None:
+    async with a_world() as world:
+        peer, other = await world.join(), await world.join()
+        if sent:
+            world.hub.on_published(published(sent))
+        world.broker.states[S] = state(stored)
+        other.got.clear()
+        peer.got.clear()
+        await world.hub.sync(S, peer)
+        assert peer.heard == [("STATE_SYNC", told)]
+        assert peer.got[0]["state"] == json.loads(state(told))
+        assert other.heard == [], "only who asks is answered"
+
+
+async def test_a_sync_is_not_older_than_what_was_heard_while_it_was_read() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.broker.states[S] = state(3)
+        world.broker.on_load = lambda: world.hub.on_published(published(4))
+        await world.hub.sync(S, peer)
+        assert peer.heard == [("STATE_UPDATE", 4), ("STATE_SYNC", 4)]
+
+
+async def test_a_sync_does_not_hold_back_what_is_newer_than_the_rooms() -> None:
+    """What one client asked for is not what the others have seen."""
+    async with a_world() as world:
+        peer, other = await world.join(), await world.join()
+        world.broker.states[S] = state(4)
+        await world.hub.sync(S, peer)
+        world.hub.on_published(published(3))
+        world.hub.on_published(published(4))
+        assert other.heard == [("STATE_UPDATE", 3), ("STATE_UPDATE", 4)]
+
+
+async def test_a_sync_without_a_session_is_refused() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        with pytest.raises(SessionNotFound):
+            await world.hub.sync(S, peer)
+        assert peer.heard == []
+
+
+async def test_a_sync_is_answered_from_the_room_while_the_store_is_away() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.broker.is_away = True
+        with pytest.raises(BrokerUnavailable):
+            await world.hub.sync(S, peer)
+        world.hub.on_published(published(3))
+        await world.hub.sync(S, peer)
+        assert peer.heard == [("STATE_UPDATE", 3), ("STATE_SYNC", 3)]
+
+
+# --- after a gap ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "stored", "told"),
+    [
+        (published(3), state(5), [("STATE_SYNC", 5)]),
+        (published(3), state(3), []),
+        (published(3), state(3, commit="another0"), [("STATE_SYNC", 3)]),
+        (published(9), state(3), [("STATE_SYNC", 3)]),
+        (published(9), state(1, NEW), [("STATE_SYNC", 1)]),
+        (published(3), None, ["SESSION_DELETED", 1000]),
+        (None, state(3), [("STATE_SYNC", 3)]),
+        (None, None, []),
+    ],
+    ids=["newer", "same", "another commit", "data loss", "made anew", "gone", "none seen", "none at all"],
+)
+async def test_after_a_gap_a_room_is_told_what_it_does_not_have(
+    seen: bytes | None, stored: bytes | None, told: list[Any]
+) -> None:
+    async with a_world() as world:
+        first, second = await world.join(), await world.join()
+        if seen is not None:
+            world.hub.on_published(seen)
+        if stored is not None:
+            world.broker.states[S] = stored
+        for peer in (first, second):
+            peer.got.clear()
+        await world.gap()
+        assert first.heard == second.heard == told
+        await world.gap()
+        assert first.heard == told, "once is enough"
+
+
+async def test_a_session_that_is_gone_is_named_with_the_epoch_the_room_had() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        await world.gap()
+        assert peer.got[1:] == [json.loads(deleted(EPOCH)), (1000, "Session deleted")]
+
+
+async def test_a_session_that_was_read_but_never_heard_is_missed_when_it_is_gone() -> None:
+    async with a_world() as world:
+        world.broker.states[S] = state(3)
+        peer = await world.join()
+        del world.broker.states[S]
+        await world.gap()
+        assert peer.heard == ["SESSION_DELETED", 1000]
+
+
+async def test_after_a_loss_of_data_updates_go_on_from_the_lower_version() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(9))
+        world.broker.states[S] = state(3, due=T0 + 300)
+        await world.gap()
+        assert world.deadlines.armed == {S: T0 + 300}
+        for version in (3, 4, 5):
+            world.hub.on_published(published(version))
+        assert peer.heard == [
+            ("STATE_UPDATE", 9),
+            ("STATE_SYNC", 3),
+            ("STATE_UPDATE", 4),
+            ("STATE_UPDATE", 5),
+        ]
+
+
+async def test_what_is_heard_during_a_repair_is_not_undone_by_it() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        world.broker.states[S] = state(4)
+
+        def move_on() -> None:
+            world.broker.states[S] = state(5)
+            world.hub.on_published(published(5))
+
+        world.broker.on_load = move_on
+        await world.gap()
+        assert peer.heard == [("STATE_UPDATE", 3), ("STATE_UPDATE", 5)]
+
+
+@pytest.mark.parametrize(
+    ("seen", "stored", "heard_meanwhile", "stored_then"),
+    [
+        (published(5), state(7), published(4), state(7)),
+        (published(5), state(7), deleted(OLD), state(7)),
+        (published(9), state(3), published(4), state(4)),
+        (published(5), state(7), b'{"sessionId":"' + S.encode() + b'","state":{"odd":1}}', state(7)),
+    ],
+    ids=["old update", "old deletion", "after data loss", "without an order"],
+)
+async def test_what_is_dropped_or_has_no_order_does_not_stand_for_the_repair(
+    seen: bytes, stored: bytes, heard_meanwhile: bytes, stored_then: bytes
+) -> None:
+    """What is heard while the store is read makes up for it only if it is newer than what the room has."""
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(seen)
+        world.broker.states[S] = stored
+
+        def once() -> None:
+            world.broker.on_load = lambda: None
+            world.broker.states[S] = stored_then
+            world.hub.on_published(heard_meanwhile)
+
+        world.broker.on_load = once
+        await world.gap()
+        assert ("STATE_SYNC", json.loads(stored_then)["version"]) in peer.heard
+
+
+async def test_a_repair_is_tried_until_the_store_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "RETRY_S", 0)
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        world.broker.states[S] = state(5)
+        world.broker.is_away = True
+        await world.gap()
+        await settled()
+        assert peer.heard == [("STATE_UPDATE", 3)]
+        world.broker.is_away = False
+        await settled()
+        assert peer.heard == [("STATE_UPDATE", 3), ("STATE_SYNC", 5)]
+
+
+async def test_a_gap_during_a_repair_is_repaired_too() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        world.broker.states[S] = state(5)
+
+        def lose_again() -> None:
+            world.broker.on_load = lambda: None
+            world.broker.states[S] = state(6)
+            world.hub.on_gap()
+
+        world.broker.on_load = lose_again
+        await world.gap()
+        assert peer.heard == [("STATE_UPDATE", 3), ("STATE_SYNC", 5), ("STATE_SYNC", 6)]
+
+
+async def test_all_rooms_are_repaired_however_many() -> None:
+    async with a_world() as world:
+        peers = {}
+        for number in range(250):
+            session_id = f"{number:08}-0000-4000-8000-000000000000"
+            peers[session_id] = await world.join(session_id)
+            world.broker.states[session_id] = state(number + 1, sid=session_id)
+        await world.gap()
+        assert [peer.heard for peer in peers.values()] == [
+            [("STATE_SYNC", number + 1)] for number in range(250)
+        ]
+
+
+async def test_a_room_whose_last_peer_leaves_during_a_repair_is_passed_over() -> None:
+    async with a_world() as world:
+        peer, other = await world.join(), await world.join(OTHER)
+        world.broker.states = {S: state(2), OTHER: state(2, sid=OTHER)}
+        world.broker.on_load = lambda: world.hub.leave(S, peer)
+        await world.gap()
+        assert (peer.heard, other.heard) == ([], [("STATE_SYNC", 2)])
+
+
+# --- while the store is away ---------------------------------------------------------------------
+
+
+async def test_who_comes_while_the_store_is_away_gets_a_sync_when_it_is_back() -> None:
+    """Also where the room itself has missed nothing."""
+    async with a_world() as world:
+        early = await world.join()
+        world.hub.on_published(published(3))
+        world.broker.states[S] = state(3)
+        world.broker.is_away = True
+        late = await world.join()
+        assert late.heard == []
+        world.broker.is_away = False
+        await world.gap()
+        assert late.heard == [("STATE_SYNC", 3)]
+        assert early.heard[0] == ("STATE_UPDATE", 3)
+
+
+async def test_who_comes_while_the_store_is_away_hears_nothing_if_there_is_no_session() -> None:
+    async with a_world() as world:
+        world.broker.is_away = True
+        late = await world.join()
+        world.broker.is_away = False
+        await world.gap()
+        assert late.heard == []
+        world.hub.on_published(published(1))
+        assert late.heard == [("STATE_UPDATE", 1)]
+
+
+async def test_a_promised_sync_is_not_forgotten_over_an_old_update() -> None:
+    async with a_world() as world:
+        early = await world.join()
+        world.hub.on_published(published(3))
+        world.broker.states[S] = state(3)
+        world.broker.is_away = True
+        late = await world.join()
+        world.broker.is_away = False
+
+        def once() -> None:
+            world.broker.on_load = lambda: None
+            world.hub.on_published(published(2))
+
+        world.broker.on_load = once
+        await world.gap()
+        assert ("STATE_SYNC", 3) in late.heard
+        assert early.heard[0] == ("STATE_UPDATE", 3)
+
+
+# --- losses without a gap ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (state(5), [("STATE_SYNC", 5)]),
+        (state(3), []),
+        (state(3, commit="another0"), [("STATE_SYNC", 3)]),
+        (state(1), [("STATE_SYNC", 1)]),
+        (None, ["SESSION_DELETED", 1000]),
+    ],
+    ids=["newer", "same", "another commit", "older", "gone"],
+)
+async def test_a_silent_loss_is_found_by_the_check(
+    stored: bytes | None, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        if stored is not None:
+            world.broker.states[S] = stored
+        peer.got.clear()
+        world.hub.start()
+        await settled()
+        assert peer.heard == told
+
+
+async def test_a_session_that_nobody_announced_is_found_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.start()
+        await settled()
+        assert peer.heard == []
+        world.broker.states[S] = state(1)
+        await settled()
+        assert peer.heard == [("STATE_SYNC", 1)]
+
+
+async def test_the_check_goes_on_after_the_store_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        world.broker.states[S] = state(4)
+        world.broker.is_away = True
+        world.hub.start()
+        await settled()
+        world.broker.is_away = False
+        await settled()
+        assert peer.heard == [("STATE_UPDATE", 3), ("STATE_SYNC", 4)]
+
+
+async def test_what_is_heard_during_a_check_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    async with a_world() as world:
+        peer = await world.join()
+        world.hub.on_published(published(3))
+        world.broker.states[S] = state(3)
+        versions = iter(range(4, 20))
+
+        def move_on() -> None:
+            version = next(versions, None)
+            if version is not None:
+                world.broker.states[S] = state(version)
+                world.hub.on_published(published(version))
+
+        world.broker.on_load = move_on
+        world.hub.start()
+        await settled()
+        await settled()
+        assert peer.heard == [("STATE_UPDATE", version) for version in range(3, 20)]
