@@ -42,6 +42,10 @@ class JsonErrors(RequestHandler):
             known = self._request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         return known
 
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("X-Request-ID", self.request_id)
+
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         # What is not UTF-8 is not a UUID either, and told as such.
         return value.decode("utf-8", "replace")
@@ -103,9 +107,8 @@ class ApiHandler(JsonErrors):
         self._origins = origins
 
     def set_default_headers(self) -> None:
-        self.clear_header("Server")
+        super().set_default_headers()
         self.set_header("Content-Type", "application/json")
-        self.set_header("X-Request-ID", self.request_id)
         # Called by Tornado before and after initialize, again when an error clears what was set.
         origins = getattr(self, "_origins", None)
         if origins is not None:

@@ -101,8 +101,11 @@ class MessagesHandler(SessionsApi):
 
     async def post(self, session_id: str) -> None:
         raw = self.read_body(messages.MAX_RELAYED_BYTES)
-        session_id = _valid(session_id)
-        validation.message(messages.loads(raw) if raw else None)
+        body = messages.loads(raw) if raw else None
+        complaints = Complaints()
+        session_id = validation.session_id_in_path(session_id, complaints)
+        validation.message(body, complaints)
+        complaints.raise_if_any()
         await self.sessions.publish(session_id, raw)
         self.reply(dumps({"session_id": session_id}), 202)
 

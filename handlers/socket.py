@@ -12,7 +12,14 @@ from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
 from lockstep import messages
 from lockstep.contract import Broker
-from lockstep.errors import INTERNAL_ERROR, POLICY_VIOLATION, LockstepError, MalformedJson
+from lockstep.errors import (
+    INTERNAL_ERROR,
+    POLICY_VIOLATION,
+    LockstepError,
+    MalformedJson,
+    OriginForbidden,
+    UpgradeRequired,
+)
 from lockstep.frames import encode_text_frame
 from lockstep.hub import Hub
 
@@ -44,8 +51,17 @@ class SocketHandler(JsonErrors, WebSocketHandler):
             return None
         return Connection(self, self._max_message_bytes, self._heartbeat)
 
+    async def get(self, *args: str, **kwargs: str) -> None:
+        headers = self.request.headers
+        if headers.get("Upgrade", "").lower() != "websocket":
+            self.set_header("Upgrade", "websocket")
+            raise UpgradeRequired("This is a WebSocket: connect with an Upgrade")
+        await super().get(*args, **kwargs)
+
     def check_origin(self, origin: str) -> bool:
-        return self._origins.admits(origin, self.request.host)
+        if not self._origins.admits(origin, self.request.host):
+            raise OriginForbidden("Pages of this origin may not connect")
+        return True
 
     async def open(self, *args: str, **kwargs: str) -> None:
         assert self.ws_connection is not None

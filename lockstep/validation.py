@@ -288,16 +288,14 @@ def _check_mode(
         complaints.add("on_timeout", f"must be one of {allowed} in {mode.value}", "choice")
 
 
-def message(body: Any) -> None:
+def message(body: Any, complaints: Complaints) -> None:
     """A message for a session's clients: an object with a type that is not the server's own."""
-    complaints = Complaints()
     if not isinstance(body, dict):
         complaints.add("body", "must be an object", "type")
     elif not isinstance(body.get("type"), str) or not body["type"]:
         complaints.add("type", "must be a string that is not empty", "required")
     elif body["type"] in messages.SERVER_TYPES:
         complaints.add("type", f"{body['type']} is the server's own", "reserved")
-    complaints.raise_if_any()
 
 
 def query(

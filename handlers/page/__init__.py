@@ -14,6 +14,5 @@ class PageHandler(JsonErrors, StaticFileHandler):
     """A file of the page, revalidated at each visit so that a new release is seen at once."""
 
     def set_extra_headers(self, path: str) -> None:
-        self.clear_header("Server")
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Content-Type-Options", "nosniff")

@@ -1,0 +1,713 @@
+"""What every broker promises (lockstep/contract.py). A new broker is finished when it passes.
+
+`broker` gives a broker that is not started yet, whose store holds nothing; everything here is asked
+through the interface, in real time, with commits made as lockstep/sessions.py makes them.
+"""
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from uuid import uuid4
+
+import pytest
+
+from broker.memory import MemoryBroker
+from lockstep import engine, messages, state
+from lockstep.contract import Broker, Commit, Outcome
+from lockstep.engine import Rule, Spec, Step
+from lockstep.sessions import new_epoch
+from lockstep.state import Mode, OnTimeout, Participant, Session
+
+PATIENCE_S = 10.0
+HOUR_MS = 3_600_000
+ONE_DAY_MS = 86_400_000
+
+
+class YieldingBroker(MemoryBroker):
+    """The embedded broker as one across a network: others have their turn between load and commit."""
+
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        loaded = await super().load(session_ids)
+        await asyncio.sleep(0)
+        return loaded
+
+    async def commit(self, commit: Commit) -> Outcome:
+        await asyncio.sleep(0)
+        return await super().commit(commit)
+
+
+@pytest.fixture(params=["memory", "memory_yielding"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    return {"memory": MemoryBroker, "memory_yielding": YieldingBroker}[request.param]()
+
+
+@dataclass
+class Ears:
+    """A listener that remembers what it heard, and in which task (None: in no task at all)."""
+
+    published: list[bytes] = field(default_factory=list)
+    relayed: list[tuple[str, bytes]] = field(default_factory=list)
+    tasks: list[asyncio.Task[object] | None] = field(default_factory=list)
+    gaps: int = 0
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def on_published(self, payload: bytes) -> None:
+        self.published.append(payload)
+        self._heard()
+
+    def on_relayed(self, session_id: str, payload: bytes) -> None:
+        self.relayed.append((session_id, payload))
+        self._heard()
+
+    def on_gap(self) -> None:
+        self.gaps += 1
+        self._heard()
+
+    def _heard(self) -> None:
+        self.tasks.append(asyncio.current_task())
+        self._moved.set()
+
+    async def until(self, condition: Callable[["Ears"], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition(self):
+                self._moved.clear()
+                await self._moved.wait()
+
+    async def until_published(self, count: int) -> list[bytes]:
+        await self.until(lambda ears: len(ears.published) >= count)
+        return self.published
+
+
+@asynccontextmanager
+async def started(broker: Broker, *session_ids: str) -> AsyncIterator[Ears]:
+    """The broker between start and close, hearing these sessions."""
+    ears = Ears()
+    await broker.start(ears)
+    try:
+        for session_id in session_ids:
+            assert await broker.hear(session_id)
+        yield ears
+    finally:
+        await broker.close()
+
+
+# --- commits, as sessions.py makes them ----------------------------------------------------------
+
+
+def spec(session_id: str, mode: Mode = Mode.PER_PARTICIPANT, bank_ms: int = 60_000, **fields: object) -> Spec:
+    return Spec(
+        session_id=session_id,
+        mode=mode,
+        on_timeout=OnTimeout.EXPIRE if mode in (Mode.GLOBAL, Mode.COUNT_UP) else OnTimeout.FLAG,
+        participants=tuple(Participant(str(uuid4()), place, bank_ms, bank_ms) for place in range(2)),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def commit_of(
+    broker: Broker, before: Session | None, step: Step, *, settled: int = 0, lapses_in_ms: int = ONE_DAY_MS
+) -> tuple[Commit, Session]:
+    """A commit of the step; the first `settled` of its transitions are expiries."""
+    now_ms = broker.now_ms()
+    session = replace(step.session, commit=secrets.token_urlsafe(6))
+    transitions = (*step.transitions[:-1], replace(step.transitions[-1], session=session))
+    commit = Commit(
+        session_id=session.session_id,
+        expected=messages.beginning(before) if before else b"",
+        state=state.to_json(session),
+        beginning=messages.beginning(session),
+        first_version=transitions[0].session.version,
+        events=tuple(messages.events(before, transitions)),
+        now_ms=now_ms,
+        deadline_ms=session.deadline_ms,
+        due_ms=transitions[settled - 1].at_ms if settled else None,
+        lapses_at_ms=now_ms + lapses_in_ms,
+        prolongs=settled < len(transitions),
+    )
+    return commit, session
+
+
+def creation(broker: Broker, session_id: str, ago_ms: int = 0, **fields: object) -> tuple[Commit, Session]:
+    """The commit of a new session whose instants lie `ago_ms` back."""
+    lapses_in_ms = fields.pop("lapses_in_ms", ONE_DAY_MS)
+    at_ms = broker.now_ms() - ago_ms
+    created = engine.create(spec(session_id, **fields), new_epoch(at_ms), at_ms)  # type: ignore[arg-type]
+    return commit_of(broker, None, created, lapses_in_ms=lapses_in_ms)  # type: ignore[arg-type]
+
+
+async def created(broker: Broker, session_id: str, ago_ms: int = 0, **fields: object) -> Session:
+    commit, session = creation(broker, session_id, ago_ms, **fields)
+    assert await broker.commit(commit) is Outcome.APPLIED
+    return session
+
+
+async def applied(broker: Broker, before: Session, *rules: Rule, ago_ms: int = 0, **how: int) -> Session:
+    """One commit of all these rules, one transition each."""
+    step = Step(before)
+    for rule in rules:
+        step = step.followed_by(rule(step.session, broker.now_ms() - ago_ms))
+    commit, session = commit_of(broker, before, step, **how)
+    assert await broker.commit(commit) is Outcome.APPLIED
+    return session
+
+
+async def fell_due(broker: Broker, session_id: str, ago_ms: int = 5_000) -> Session:
+    """A running session of one second, which was over some time ago and nobody has settled."""
+    session = await created(broker, session_id, ago_ms=ago_ms + 1_000, mode=Mode.GLOBAL, total_time_ms=1_000)
+    return await applied(broker, session, engine.start, ago_ms=ago_ms + 1_000)
+
+
+async def stored(broker: Broker, session_id: str) -> bytes | None:
+    (found,) = await broker.load([session_id])
+    return found
+
+
+async def reached(broker: Broker, instant_ms: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while broker.now_ms() < instant_ms:
+            await asyncio.sleep((instant_ms - broker.now_ms()) / 1000)
+
+
+def new_id() -> str:
+    return str(uuid4())
+
+
+# --- commit --------------------------------------------------------------------------------------
+
+
+async def test_what_is_committed_is_stored_byte_for_byte(broker: Broker) -> None:
+    async with started(broker):
+        session_id = new_id()
+        commit, _ = creation(broker, session_id, metadata={"name": "Zoë / \u2028 \\ \x00"})
+        assert await broker.commit(commit) is Outcome.APPLIED
+        assert await stored(broker, session_id) == commit.state
+
+
+async def test_a_creation_is_refused_where_a_session_is_and_leaves_it_untouched(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        await created(broker, session_id)
+        before = await stored(broker, session_id)
+        history = await broker.history(session_id)
+        second, _ = creation(broker, session_id)
+        assert await broker.commit(second) is Outcome.CONFLICT
+        assert await stored(broker, session_id) == before
+        assert await broker.history(session_id) == history
+        await broker.publish(session_id, b'{"type":"LAST"}')
+        await ears.until(lambda ears: ears.relayed)
+        assert len(ears.published) == 1
+
+
+async def test_of_two_creations_at_once_one_is_applied(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        commits = [creation(broker, session_id)[0] for _ in range(10)]
+        outcomes = await asyncio.gather(*map(broker.commit, commits))
+        assert sorted(outcome.value for outcome in outcomes) == ["applied"] + ["conflict"] * 9
+        winner = commits[outcomes.index(Outcome.APPLIED)]
+        assert await stored(broker, session_id) == winner.state
+        (published,) = await ears.until_published(1)
+        assert winner.state in published
+
+
+async def test_commit_refuses_a_stale_version_and_changes_nothing(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        first = await created(broker, session_id)
+        second = await applied(broker, first, engine.start)
+        stale, _ = commit_of(broker, first, engine.cancel(first, broker.now_ms()))
+        assert await broker.commit(stale) is Outcome.CONFLICT
+        assert await stored(broker, session_id) == state.to_json(second)
+        history = await broker.history(session_id)
+        assert history is not None
+        assert len(history.events) == 2
+        third = await applied(broker, second, engine.pause)
+        published = await ears.until_published(3)
+        assert [json.loads(each)["state"]["version"] for each in published] == [1, 2, 3]
+        assert state.to_json(third) in published[2]
+
+
+async def test_commit_refuses_the_same_version_of_another_commit(broker: Broker) -> None:
+    """Two states are the same only if epoch, version and commit are."""
+    async with started(broker):
+        first = await created(broker, new_id())
+        imposter = replace(first, commit=secrets.token_urlsafe(6))
+        commit, _ = commit_of(broker, imposter, engine.start(imposter, broker.now_ms()))
+        assert await broker.commit(commit) is Outcome.CONFLICT
+        another_epoch = replace(first, epoch=new_epoch(broker.now_ms() + 1))
+        commit, _ = commit_of(broker, another_epoch, engine.start(another_epoch, broker.now_ms()))
+        assert await broker.commit(commit) is Outcome.CONFLICT
+        assert await stored(broker, first.session_id) == state.to_json(first)
+
+
+async def test_commit_refuses_where_the_session_is_gone(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id())
+        commit, _ = commit_of(broker, session, engine.start(session, broker.now_ms()))
+        assert await broker.delete(session.session_id)
+        assert await broker.commit(commit) is Outcome.CONFLICT
+        assert await stored(broker, session.session_id) is None
+
+
+async def test_a_commit_offered_twice_is_applied_once_and_answers_applied_twice(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        creating, session = creation(broker, session_id)
+        starting, session = commit_of(broker, session, engine.start(session, broker.now_ms()))
+        for commit in (creating, starting):
+            assert await broker.commit(commit) is Outcome.APPLIED
+            assert await broker.commit(commit) is Outcome.APPLIED
+        history = await broker.history(session_id)
+        assert history is not None
+        assert [json.loads(event)["version"] for event in history.events] == [1, 2]
+        await broker.publish(session_id, b'{"type":"LAST"}')
+        await ears.until(lambda ears: ears.relayed and len(ears.published) >= 2)
+        assert len(ears.published) == 2
+
+
+async def test_a_commit_offered_again_after_another_is_not_applied_again(broker: Broker) -> None:
+    async with started(broker):
+        first = await created(broker, new_id())
+        starting, second = commit_of(broker, first, engine.start(first, broker.now_ms()))
+        assert await broker.commit(starting) is Outcome.APPLIED
+        third = await applied(broker, second, engine.pause)
+        assert await broker.commit(starting) is Outcome.CONFLICT
+        assert await stored(broker, first.session_id) == state.to_json(third)
+
+
+async def test_of_many_commits_on_one_state_one_is_applied(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id())
+        now_ms = broker.now_ms()
+        commits = [commit_of(broker, session, engine.start(session, now_ms))[0] for _ in range(20)]
+        outcomes = await asyncio.gather(*map(broker.commit, commits))
+        assert outcomes.count(Outcome.APPLIED) == 1
+        assert outcomes.count(Outcome.CONFLICT) == 19
+        winner = commits[outcomes.index(Outcome.APPLIED)]
+        assert await stored(broker, session.session_id) == winner.state
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+async def test_now_ms_never_goes_back(broker: Broker) -> None:
+    async with started(broker):
+        last_ms = 0
+        for turn in range(20_000):
+            now_ms = broker.now_ms()
+            assert now_ms >= last_ms
+            last_ms = now_ms
+            if turn % 1_000 == 0:
+                await broker.load([new_id()])
+
+
+async def test_an_expiry_that_is_not_due_yet_is_the_wrong_time(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id(), mode=Mode.GLOBAL, total_time_ms=HOUR_MS)
+        running = await applied(broker, session, engine.start)
+        assert running.deadline_ms is not None
+        early, _ = commit_of(broker, running, engine.settle(running, running.deadline_ms), settled=1)
+        assert await broker.commit(early) is Outcome.WRONG_TIME
+        assert await stored(broker, session.session_id) == state.to_json(running)
+        history = await broker.history(session.session_id)
+        assert history is not None
+        assert len(history.events) == 2
+
+
+async def test_an_expiry_that_is_due_is_applied(broker: Broker) -> None:
+    async with started(broker):
+        running = await fell_due(broker, new_id())
+        over = await applied(broker, running, engine.settle, settled=1)
+        assert await stored(broker, running.session_id) == state.to_json(over)
+
+
+async def test_an_expiry_is_applied_from_its_very_deadline_on(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id(), mode=Mode.GLOBAL, total_time_ms=150)
+        running = await applied(broker, session, engine.start)
+        assert running.deadline_ms is not None
+        step = engine.settle(running, running.deadline_ms)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                outcome = await broker.commit(commit_of(broker, running, step, settled=1)[0])
+                if outcome is Outcome.APPLIED:
+                    break
+                assert outcome is Outcome.WRONG_TIME
+                await asyncio.sleep(0.005)
+        # It knows its own time to within a few ms of the store's.
+        assert broker.now_ms() >= running.deadline_ms - 20
+
+
+@pytest.mark.parametrize("off_ms", [HOUR_MS, -HOUR_MS], ids=["ahead", "behind"])
+async def test_an_instant_that_is_not_the_brokers_is_the_wrong_time(broker: Broker, off_ms: int) -> None:
+    async with started(broker):
+        commit, _ = creation(broker, new_id())
+        assert await broker.commit(replace(commit, now_ms=commit.now_ms + off_ms)) is Outcome.WRONG_TIME
+        assert await stored(broker, commit.session_id) is None
+        assert await broker.history(commit.session_id) is None
+
+
+# --- history -------------------------------------------------------------------------------------
+
+
+async def test_there_is_one_event_for_each_version_in_order(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id())
+        session = await applied(broker, session, engine.start)
+        session = await applied(broker, session, engine.switch, engine.switch, engine.switch)
+        await applied(broker, session, engine.complete)
+        history = await broker.history(session.session_id)
+        assert history is not None
+        assert (history.epoch, history.first_version) == (session.epoch, 1)
+        told = [json.loads(event) for event in history.events]
+        assert [each["version"] for each in told] == [1, 2, 3, 4, 5, 6]
+        types = ["created", "started", "switched", "switched", "switched", "completed"]
+        assert [each["type"] for each in told] == types
+
+
+async def test_the_last_thousand_events_are_kept(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id(), mode=Mode.COUNT_UP)
+        session = await applied(broker, session, engine.start)
+        for _ in range(2):
+            session = await applied(broker, session, *[engine.switch] * 499)
+        exactly = await broker.history(session.session_id)
+        session = await applied(broker, session, *[engine.switch] * 3)
+        more = await broker.history(session.session_id)
+        assert exactly is not None
+        assert more is not None
+        assert (exactly.first_version, len(exactly.events)) == (1, 1000)
+        assert (more.first_version, len(more.events)) == (4, 1000)
+        assert [json.loads(event)["version"] for event in more.events] == list(range(4, 1004))
+
+
+async def test_there_is_no_history_of_no_session(broker: Broker) -> None:
+    async with started(broker):
+        assert await broker.history(new_id()) is None
+
+
+async def test_a_creation_removes_what_a_deleted_session_left(broker: Broker) -> None:
+    async with started(broker):
+        session_id = new_id()
+        old = await fell_due(broker, session_id)
+        assert await broker.delete(session_id)
+        assert await broker.history(session_id) is None
+        new = await created(broker, session_id)
+        history = await broker.history(session_id)
+        assert history is not None
+        assert (history.epoch, history.first_version, len(history.events)) == (new.epoch, 1, 1)
+        assert new.epoch > old.epoch
+        assert session_id not in [due_id for _, due_id in await broker.due(HOUR_MS, 100)]
+
+
+# --- delete --------------------------------------------------------------------------------------
+
+
+async def test_delete_removes_the_session_and_publishes_its_epoch(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        session = await fell_due(broker, session_id)
+        assert await broker.delete(session_id) is True
+        assert await stored(broker, session_id) is None
+        assert await broker.beginnings([session_id]) == [None]
+        assert await broker.page((0, ""), 10) == []
+        assert await broker.due(HOUR_MS, 10) == []
+        published = await ears.until_published(3)
+        assert re.fullmatch(
+            rf'\{{"type":"SESSION_DELETED","sessionId":"{session_id}","timestamp":\d{{13}},'
+            rf'"epoch":"{session.epoch}","deleted":true\}}',
+            published[2].decode(),
+        )
+
+
+async def test_deleting_what_is_not_there_is_false_and_publishes_nothing(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        assert await broker.delete(session_id) is False
+        await created(broker, session_id)
+        assert await broker.delete(session_id) is True
+        assert await broker.delete(session_id) is False
+        await broker.publish(session_id, b'{"type":"LAST"}')
+        await ears.until(lambda ears: ears.relayed and len(ears.published) >= 2)
+        types = [json.loads(payload)["type"] for payload in ears.published]
+        assert types == ["STATE_UPDATE", "SESSION_DELETED"]
+
+
+async def test_of_many_deletions_at_once_one_is_true(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        await created(broker, session_id)
+        outcomes = await asyncio.gather(*(broker.delete(session_id) for _ in range(10)))
+        assert outcomes.count(True) == 1
+        await broker.publish(session_id, b'{"type":"LAST"}')
+        await ears.until(lambda ears: ears.relayed and len(ears.published) >= 2)
+        assert len(ears.published) == 2
+
+
+# --- publications --------------------------------------------------------------------------------
+
+
+async def test_a_commit_is_published_once_to_the_letter(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        session = await created(broker, session_id)
+        session = await applied(broker, session, engine.start)
+        step = engine.switch(session, broker.now_ms())
+        step = step.followed_by(engine.switch(step.session, broker.now_ms()))
+        commit, session = commit_of(broker, session, step)
+        assert await broker.commit(commit) is Outcome.APPLIED
+        published = await ears.until_published(3)
+        assert (
+            published[2]
+            == (
+                f'{{"type":"STATE_UPDATE","sessionId":"{session_id}","timestamp":{commit.now_ms},"state":'
+            ).encode()
+            + commit.state
+            + b"}"
+        )
+        assert re.match(
+            rf'\{{"type":"STATE_UPDATE","sessionId":"{session_id}","timestamp":\d{{13}},"state":'
+            rf'\{{"session_id":"{session_id}","epoch":"{session.epoch}","version":4,'
+            rf'"commit":"{session.commit}","deadline_ms":{session.deadline_ms},',
+            published[2].decode(),
+        )
+
+
+async def test_the_updates_of_a_session_arrive_in_order(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        session = await created(broker, session_id)
+        session = await applied(broker, session, engine.start)
+        for _ in range(50):
+            session = await applied(broker, session, engine.switch)
+        published = await ears.until_published(52)
+        assert [json.loads(each)["state"]["version"] for each in published] == list(range(1, 53))
+
+
+async def test_nothing_is_heard_inside_the_call_that_published_it(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        session = await created(broker, session_id)
+        await applied(broker, session, engine.start)
+        await broker.publish(session_id, b'{"type":"HELLO"}')
+        await broker.delete(session_id)
+        await ears.until(lambda ears: len(ears.published) >= 3 and ears.relayed)
+        assert asyncio.current_task() not in ears.tasks
+
+
+async def test_a_message_reaches_the_listener_as_it_was_given(broker: Broker) -> None:
+    session_id, other_id = new_id(), new_id()
+    given = [
+        '{"type":"CHAT","text":"né"}'.encode(),
+        b'{ "type" : "X" }',
+        b'{"type":"' + b"L" * 60_000 + b'"}',
+    ]
+    async with started(broker, session_id, other_id) as ears:
+        for message in given:
+            await broker.publish(session_id, message)
+        await broker.publish(other_id, b'{"type":"LAST"}')
+        await ears.until(lambda ears: len(ears.relayed) >= 4)
+        assert ears.relayed == [*((session_id, message) for message in given), (other_id, b'{"type":"LAST"}')]
+        assert ears.published == []
+
+
+async def test_hearing_again_after_leaving_is_hearing(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        broker.unhear(session_id)
+        assert await broker.hear(session_id)
+        await created(broker, session_id)
+        await ears.until_published(1)
+        broker.unhear(session_id)
+
+
+async def test_a_broker_that_has_started_is_ready(broker: Broker) -> None:
+    async with started(broker):
+        assert broker.not_ready() == []
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+async def test_load_answers_in_the_order_asked_for(broker: Broker) -> None:
+    async with started(broker):
+        sessions = [await created(broker, new_id()) for _ in range(5)]
+        a, b, c, d, e = (session.session_id for session in sessions)
+        states = {session.session_id: state.to_json(session) for session in sessions}
+        missing = new_id()
+        asked = [d, missing, a, a, e, missing, c, b]
+        assert await broker.load(asked) == [states.get(session_id) for session_id in asked]
+        assert await broker.load([]) == []
+
+
+async def test_beginnings_are_the_first_bytes_of_what_load_gives(broker: Broker) -> None:
+    async with started(broker):
+        small, due = await created(broker, new_id()), await fell_due(broker, new_id())
+        big = await created(broker, new_id(), metadata={"text": "x" * 4_000})
+        asked = [big.session_id, new_id(), due.session_id, small.session_id]
+        loaded, begun = await broker.load(asked), await broker.beginnings(asked)
+        assert begun[1] is None
+        for session, whole, beginning in zip((big, None, due, small), loaded, begun, strict=True):
+            if session is None or beginning is None or whole is None:
+                continue
+            assert whole.startswith(beginning)
+            head = messages.read_head(beginning)
+            assert head is not None
+            assert head == messages.read_head(whole)
+            assert head.deadline_ms == session.deadline_ms
+        assert len(begun[0] or b"") < 1_000
+        assert await broker.beginnings([]) == []
+
+
+async def test_pages_go_through_all_sessions_once_in_the_order_of_lapse(broker: Broker) -> None:
+    async with started(broker):
+        lapses = [60_000, 50_000, 60_000, 90_000, 50_000, 70_000, 80_000]
+        instant_ms = broker.now_ms()
+        expected = []
+        for lapses_in_ms in lapses:
+            commit, _ = creation(broker, new_id())
+            commit = replace(commit, lapses_at_ms=instant_ms + lapses_in_ms)
+            assert await broker.commit(commit) is Outcome.APPLIED
+            expected.append((commit.lapses_at_ms, commit.session_id))
+        expected.sort()
+        for limit in (1, 2, 3, 7, 100):
+            found: list[tuple[int, str]] = []
+            while page := await broker.page(found[-1] if found else (0, ""), limit):
+                assert len(page) <= limit
+                found += page
+                assert len(found) <= len(expected)
+            assert found == expected
+
+
+async def test_pages_are_complete_where_all_lapse_at_the_same_instant(broker: Broker) -> None:
+    async with started(broker):
+        lapses_at_ms = broker.now_ms() + HOUR_MS
+        for _ in range(9):
+            commit, _ = creation(broker, new_id())
+            assert await broker.commit(replace(commit, lapses_at_ms=lapses_at_ms)) is Outcome.APPLIED
+        found: list[tuple[int, str]] = []
+        while page := await broker.page(found[-1] if found else (0, ""), 2):
+            found += page
+        assert len(set(found)) == len(found) == 9
+        assert found == sorted(found)
+
+
+async def test_a_place_that_is_gone_is_still_a_place_to_go_on_from(broker: Broker) -> None:
+    async with started(broker):
+        for _ in range(4):
+            await created(broker, new_id(), lapses_in_ms=HOUR_MS)
+        everything = await broker.page((0, ""), 10)
+        assert await broker.delete(everything[1][1])
+        assert await broker.page(everything[1], 10) == everything[2:]
+
+
+async def test_due_tells_what_falls_due_ahead_earliest_first(broker: Broker) -> None:
+    async with started(broker):
+        deadlines = []
+        for seconds in (600, 10, 300):
+            session = await created(broker, new_id(), mode=Mode.GLOBAL, total_time_ms=seconds * 1_000)
+            session = await applied(broker, session, engine.start)
+            assert session.deadline_ms is not None
+            deadlines.append((session.deadline_ms, session.session_id))
+        long_due = await fell_due(broker, new_id())
+        assert long_due.deadline_ms is not None
+        deadlines.append((long_due.deadline_ms, long_due.session_id))
+        await created(broker, new_id())
+        deadlines.sort()
+        assert await broker.due(0, 10) == deadlines[:1]
+        assert await broker.due(60_000, 10) == deadlines[:2]
+        assert await broker.due(900_000, 10) == deadlines
+        assert await broker.due(900_000, 3) == deadlines[:3]
+
+
+async def test_what_has_no_deadline_any_more_is_not_due(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id(), mode=Mode.GLOBAL, total_time_ms=10_000)
+        running = await applied(broker, session, engine.start)
+        assert running.deadline_ms is not None
+        paused = await applied(broker, running, engine.pause)
+        assert await broker.due(HOUR_MS, 10) == []
+        resumed = await applied(broker, paused, engine.resume)
+        assert await broker.due(HOUR_MS, 10) == [(resumed.deadline_ms, session.session_id)]
+        await applied(broker, resumed, engine.complete)
+        assert await broker.due(HOUR_MS, 10) == []
+
+
+# --- how long a session is kept ------------------------------------------------------------------
+
+
+async def test_a_session_that_lapses_is_announced_like_a_deletion_and_gone(broker: Broker) -> None:
+    session_id, other_id = new_id(), new_id()
+    async with started(broker, session_id, other_id) as ears:
+        session = await created(broker, session_id, lapses_in_ms=200)
+        other = await created(broker, other_id)
+        ((lapses_at_ms, _), *_) = await broker.page((0, ""), 1)
+        assert lapses_at_ms > 0
+        await reached(broker, lapses_at_ms + 30)
+        assert await broker.lapse(100) == 1
+        published = await ears.until_published(3)
+        end = json.loads(published[2])
+        assert end["type"] == "SESSION_DELETED"
+        assert (end["sessionId"], end["epoch"], end["deleted"]) == (session_id, session.epoch, True)
+        assert await broker.load([session_id, other_id]) == [None, state.to_json(other)]
+        assert await broker.history(session_id) is None
+        assert [each for _, each in await broker.page((0, ""), 10)] == [other_id]
+        assert await broker.lapse(100) == 0
+        assert await broker.delete(session_id) is False
+
+
+async def test_no_more_than_the_limit_lapse_at_once(broker: Broker) -> None:
+    async with started(broker):
+        for _ in range(5):
+            await created(broker, new_id(), lapses_in_ms=50)
+        await reached(broker, broker.now_ms() + 100)
+        assert [await broker.lapse(2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def lapse_of(broker: Broker, session_id: str) -> int:
+    return {each: lapses_at_ms for lapses_at_ms, each in await broker.page((0, ""), 1_000)}[session_id]
+
+
+async def test_a_command_prolongs_and_shortens(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id(), lapses_in_ms=HOUR_MS)
+        first_ms = await lapse_of(broker, session.session_id)
+        session = await applied(broker, session, engine.start, lapses_in_ms=5 * HOUR_MS)
+        assert await lapse_of(broker, session.session_id) >= first_ms + 4 * HOUR_MS - 1_000
+        await applied(broker, session, engine.complete, lapses_in_ms=60_000)
+        assert await lapse_of(broker, session.session_id) < first_ms
+
+
+async def test_an_expiry_never_prolongs(broker: Broker) -> None:
+    async with started(broker):
+        running = await fell_due(broker, new_id())
+        before_ms = await lapse_of(broker, running.session_id)
+        await applied(broker, running, engine.settle, settled=1, lapses_in_ms=30 * ONE_DAY_MS)
+        assert await lapse_of(broker, running.session_id) == before_ms
+
+
+async def test_an_expiry_shortens(broker: Broker) -> None:
+    async with started(broker):
+        running = await fell_due(broker, new_id())
+        before_ms = await lapse_of(broker, running.session_id)
+        await applied(broker, running, engine.settle, settled=1, lapses_in_ms=HOUR_MS)
+        assert await lapse_of(broker, running.session_id) < before_ms
+
+
+async def test_a_lapsed_session_gives_way_to_a_new_one_of_its_id(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        old = await created(broker, session_id, lapses_in_ms=50)
+        await reached(broker, await lapse_of(broker, session_id) + 30)
+        assert await broker.lapse(10) == 1
+        new = await created(broker, session_id)
+        assert await broker.lapse(10) == 0
+        published = [json.loads(payload) for payload in await ears.until_published(3)]
+        types = [each["type"] for each in published]
+        assert types == ["STATE_UPDATE", "SESSION_DELETED", "STATE_UPDATE"]
+        assert published[1]["epoch"] == old.epoch
+        assert published[2]["state"]["epoch"] == new.epoch

@@ -1,0 +1,632 @@
+"""What is true of every session, whatever is asked of it and whenever: laws over random sessions."""
+
+import copy
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lockstep import engine, messages
+from lockstep.engine import Spec, Step, Transition
+from lockstep.errors import LockstepError
+from lockstep.state import (
+    BANK_MODES,
+    TERMINAL,
+    Mode,
+    OnTimeout,
+    Participant,
+    Session,
+    Status,
+    from_iso,
+    from_json,
+    to_dict,
+    to_json,
+)
+from tests.sessions_under_test import DAY, EPOCH, NOBODY, SESSION, T0, Counter, Moment, Refused
+
+# The same examples in every run; the many more of the long run are new ones each time.
+FEW = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+MANY = settings(
+    max_examples=3_000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+ALLOWED_POLICIES = {
+    Mode.PER_PARTICIPANT: tuple(OnTimeout),
+    Mode.PER_GROUP: tuple(OnTimeout),
+    Mode.PER_CYCLE: tuple(OnTimeout),
+    Mode.GLOBAL: (OnTimeout.EXPIRE, OnTimeout.FLAG),
+    Mode.COUNT_UP: (OnTimeout.EXPIRE,),
+}
+
+
+# --- at random -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command at an instant; `peeks` are settles before it: (how much earlier, at most how many)."""
+
+    name: str
+    at_ms: int
+    arguments: dict[str, Any]
+    peeks: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, session: Session) -> Step:
+        """What the engine makes of it. Raises what the engine raises."""
+        rule: Callable[..., Step] = getattr(engine, self.name)
+        return rule(session, self.at_ms, **self.arguments)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A session to create at T0, and what is then asked of it."""
+
+    spec: Spec
+    commands: tuple[Command, ...]
+
+    def created(self) -> Step:
+        return engine.create(self.spec, EPOCH, T0)
+
+    def forwards(self) -> "Plan":
+        """The same, on a clock that does not step backwards."""
+        latest = itertools.accumulate((command.at_ms for command in self.commands), max)
+        return Plan(
+            self.spec, tuple(replace(c, at_ms=at) for c, at in zip(self.commands, latest, strict=True))
+        )
+
+
+_MODES = st.sampled_from(Mode)
+_TIMES = st.sampled_from([5, 8, 13, 1, 2, 3, 21, 34, 55, 1_000, DAY - 1, DAY])
+_MAYBE_A_TIME = st.none() | _TIMES
+_BUDGETS = st.tuples(*[_TIMES] * 5)
+_GROUPS = st.sampled_from(["red", "blue", "green"])
+_SEATS = st.tuples(_GROUPS, st.integers(0, 3), _MAYBE_A_TIME)
+_SOME, _ANY = st.lists(_SEATS, min_size=1, max_size=5), st.lists(_SEATS, max_size=5)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    """All modes and policies; times that are over soon, or as long as they may be."""
+    mode = draw(_MODES)
+    drawn = draw(_ANY if mode in (Mode.GLOBAL, Mode.COUNT_UP) else _SOME)
+    budgets = draw(_BUDGETS)
+    in_order, with_groups = draw(st.booleans()), draw(st.booleans()) or mode is Mode.PER_GROUP
+    seats = []
+    for place, (group, index, budget_ms) in enumerate(drawn):
+        if mode is Mode.PER_PARTICIPANT:
+            budget_ms = budgets[place]
+        elif mode is Mode.PER_GROUP:
+            budget_ms = budgets[len(group) - len("red")]
+        seats.append(
+            Participant(
+                participant_id=f"{place:08d}-0000-4000-8000-000000000000",
+                participant_index=place if in_order else index,
+                budget_ms=budget_ms,
+                remaining_ms=budget_ms,
+                group_id=group if with_groups else None,
+            )
+        )
+    return Spec(
+        session_id=SESSION,
+        mode=mode,
+        on_timeout=draw(_POLICIES[mode]),
+        participants=tuple(seats),
+        total_time_ms=draw(_TIMES if mode is Mode.GLOBAL else _MAYBE_A_TIME),
+        time_per_cycle_ms=draw(_TIMES if mode is Mode.PER_CYCLE else _MAYBE_A_TIME),
+        increment_ms=draw(_INCREMENTS),
+        max_time_ms=draw(_MAYBE_A_TIME),
+        metadata=draw(_METADATA),
+    )
+
+
+_POLICIES = {mode: st.sampled_from(policies) for mode, policies in ALLOWED_POLICIES.items()}
+_INCREMENTS = st.sampled_from([0, 2, 1, 5])
+_METADATA = st.sampled_from([None, {"round": 1, "names": ["x", None]}])
+
+_WHILE_RUNNING = ["switch"] * 7 + ["adjust"] * 2 + ["pause"] * 2 + ["resume"]
+_WHILE_PAUSED = ["resume"] * 6 + ["adjust"] * 4 + ["pause"] + ["switch"]
+_BEFORE = st.sampled_from(
+    [["start"], ["start"], ["start"], ["adjust", "start"], ["adjust", "adjust", "start"], []]
+)
+_AFTER = st.sampled_from([[], [], [], ["complete"], ["complete", "complete"], ["cancel"], ["start"]])
+_WAITS = st.sampled_from([1, 0, 0, 1, 2, 3, 4, 5, 5, 8, 8, 13, 21, -1, -2, -8])
+_DELTAS = (1, 2, 5, 13, -1, -2, -3, -5, -8, -13, -34, DAY, -DAY)
+_PEEKS = st.sampled_from(
+    [
+        (),
+        (),
+        ((0, 1),),
+        ((0, 500),),
+        ((1, 500),),
+        ((0, 1), (0, 1)),
+        ((5, 1), (2, 2)),
+        ((9, 500), (5, 1), (0, 2)),
+    ]
+)
+_ASKED = st.tuples(_WAITS, st.integers(0, 11), st.integers(0, 23), st.integers(0, 23), _PEEKS)
+_ASKINGS = st.lists(_ASKED, min_size=4, max_size=18)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Mostly sessions that get going soon, and much at the very instants that matter."""
+    spec = draw(specs())
+    before, after, asked = draw(_BEFORE), draw(_AFTER), draw(_ASKINGS)
+    at_ms, is_paused = T0, False
+    commands = []
+    for place, (wait_ms, choice, one, other, peeks) in enumerate(asked):
+        at_ms += wait_ms
+        name = (_WHILE_PAUSED if is_paused else _WHILE_RUNNING)[choice]
+        if place < len(before):
+            name = before[place]
+        elif place >= len(asked) - len(after):
+            name = after[place - len(asked)]
+        is_paused = name == "pause" or (is_paused and name != "resume")
+        commands.append(Command(name, at_ms, arguments(spec, name, one, other), peeks))
+    return Plan(spec, tuple(commands))
+
+
+def arguments(spec: Spec, name: str, one: int, other: int) -> dict[str, Any]:
+    """What the command is given, by two numbers below 24; seldom what must be refused."""
+
+    def pick(number: int, *choices: str | None) -> str | None:
+        return choices[number % len(choices)]
+
+    seats = [p.participant_id for p in spec.participants]
+    if name == "start":
+        return {"participant_id": pick(one, None, None, *seats)}
+    if name == "switch":
+        heir = NOBODY if one == 23 else pick(one, None, None, None, None, *seats)
+        return {"next_participant_id": heir, "expected_participant_id": pick(other, *[None] * 12, *seats)}
+    if name == "adjust":
+        groups = sorted({p.group_id for p in spec.participants if p.group_id})
+        fitting = {Mode.PER_PARTICIPANT: seats, Mode.PER_GROUP: groups + seats}.get(spec.mode, [None])
+        target = pick(other, None, NOBODY, *seats) if other > 21 else pick(other, *fitting)
+        return {"delta_ms": _DELTAS[one % len(_DELTAS)], "target": target}
+    return {}
+
+
+# --- what happened -------------------------------------------------------------------------------
+
+END = 10 * DAY
+"""Later than anything that a plan can bring about."""
+
+
+def settled(session: Session, now_ms: int) -> Step:
+    """All that is due by `now_ms`, in as many steps as it takes."""
+    step = Step(session)
+    for _ in range(100):
+        if not engine.is_due(step.session, now_ms):
+            return step
+        step = step.followed_by(engine.settle(step.session, now_ms))
+    raise AssertionError("what is due never ends")
+
+
+def at_or_after(session: Session, at_ms: int) -> int:
+    """The instant that a command sees: never one before the state's own."""
+    return max(at_ms, session.updated_at_ms)
+
+
+def obey(session: Session, command: Command) -> tuple[Step, LockstepError | None]:
+    """The command's step; if it is refused, what fell due before it, and the refusal."""
+    try:
+        return command(session), None
+    except LockstepError as error:
+        return settled(session, at_or_after(session, command.at_ms)), error
+
+
+def history(plan: Plan) -> tuple[Transition, ...]:
+    """All transitions of the plan, from the creation on."""
+    step = plan.created()
+    for command in plan.commands:
+        step = step.followed_by(obey(step.session, command)[0])
+    return step.transitions
+
+
+def moves(plan: Plan) -> Iterator[tuple[Session, Transition, Command | None]]:
+    """Each transition after the creation, the state before it, and the command that asked for it, if any."""
+    session = plan.created().session
+    for command in plan.commands:
+        due = settled(session, at_or_after(session, command.at_ms))
+        for transition in due.transitions:
+            yield session, transition, None
+            session = transition.session
+        decided, refusal = obey(session, command)
+        if refusal is None and decided.transitions:
+            (transition,) = decided.transitions
+            yield session, transition, command
+            session = transition.session
+
+
+def ran_ms(before: Session, transition: Transition) -> int:
+    """How long the clock ran between a state and the transition that followed it."""
+    return transition.at_ms - before.updated_at_ms if before.status is Status.RUNNING else 0
+
+
+def law(test: Callable[[Plan], None]) -> Callable[[], None]:
+    return FEW(given(plans())(test))
+
+
+# --- when ----------------------------------------------------------------------------------------
+
+
+@settings(FEW, max_examples=1_200)
+@given(plans())
+def test_the_engine_agrees_with_a_session_that_counts_every_millisecond(plan: Plan) -> None:
+    session, counter = plan.created().session, Counter.of(plan.spec)
+    assert [Moment(T0, to_dict(session))] == counter.passed
+    for command in plan.commands:
+        seen = len(counter.passed)
+        step, refusal = obey(session, command)
+        codes: tuple[str | None, ...] = (None,)
+        try:
+            counter = counter.obey(command.name, command.at_ms, **command.arguments)
+        except Refused as refused:
+            counter, _ = counter.wait(command.at_ms)
+            codes = refused.codes
+        assert (refusal and refusal.code) in codes
+        found = [Moment(t.at_ms, to_dict(t.session), t.lap_ms, t.ended_expired) for t in step.transitions]
+        assert found == counter.passed[seen:]
+        session = step.session
+
+
+@law
+def test_it_does_not_matter_when_or_how_often_an_expiry_is_noticed(plan: Plan) -> None:
+    step = plan.created()
+    for command in plan.commands:
+        for earlier_ms, limit in command.peeks:
+            noticed_ms = at_or_after(step.session, command.at_ms) - earlier_ms
+            step = step.followed_by(engine.settle(step.session, noticed_ms, limit))
+        step = step.followed_by(obey(step.session, command)[0])
+    assert step.transitions == history(plan)
+
+
+@law
+def test_it_does_not_matter_by_how_many_steps_what_is_due_is_settled(plan: Plan) -> None:
+    for transition in history(plan):
+        at_once, in_pieces = (
+            engine.settle(transition.session, transition.at_ms + 30),
+            Step(transition.session),
+        )
+        for _ in range(len(at_once.transitions) + 1):
+            piece = engine.settle(in_pieces.session, transition.at_ms + 30, limit=1)
+            assert len(piece.transitions) <= 1
+            in_pieces = in_pieces.followed_by(piece)
+        assert in_pieces == at_once
+
+
+@law
+def test_an_expiry_happens_at_its_deadline_and_not_a_millisecond_earlier(plan: Plan) -> None:
+    for before, transition, command in moves(plan):
+        if command is None:
+            assert transition.at_ms == before.deadline_ms
+            if transition.at_ms > before.updated_at_ms:
+                assert engine.settle(before, transition.at_ms - 1) == Step(before)
+            assert engine.settle(before, transition.at_ms).transitions[0] == transition
+        elif before.deadline_ms is not None:
+            assert transition.at_ms < before.deadline_ms
+
+
+@law
+def test_a_switch_at_the_deadline_is_too_late_and_one_a_millisecond_earlier_is_not(plan: Plan) -> None:
+    for transition in history(plan):
+        session, deadline_ms = transition.session, transition.session.deadline_ms
+        if deadline_ms is None:
+            continue
+        expiry = engine.settle(session, deadline_ms).transitions[0]
+        too_late, _ = obey(session, Command("switch", deadline_ms, {}))
+        assert too_late.transitions[0] == expiry
+        if session.updated_at_ms < deadline_ms:
+            in_time, refusal = obey(session, Command("switch", deadline_ms - 1, {}))
+            assert len(in_time.transitions) == (refusal is None)
+
+
+@law
+def test_an_instant_before_the_last_change_counts_as_that_of_the_last_change(plan: Plan) -> None:
+    session = plan.created().session
+    for command in plan.commands:
+        late = replace(command, at_ms=at_or_after(session, command.at_ms))
+        step, refusal = obey(session, command)
+        assert (step, str(refusal)) == (obey(session, late)[0], str(obey(session, late)[1]))
+        session = step.session
+
+
+# --- versions and events -------------------------------------------------------------------------
+
+
+@law
+def test_every_transition_is_one_version_and_one_event(plan: Plan) -> None:
+    transitions = history(plan)
+    versions = list(range(1, len(transitions) + 1))
+    assert [t.session.version for t in transitions] == versions
+    assert [json.loads(event)["version"] for event in messages.events(None, transitions)] == versions
+    assert [t.at_ms for t in transitions] == [t.session.updated_at_ms for t in transitions]
+
+
+@law
+def test_a_step_ends_with_the_state_of_its_last_transition(plan: Plan) -> None:
+    session = plan.created().session
+    for command in plan.commands:
+        step, refusal = obey(session, command)
+        assert step.session == (step.transitions[-1].session if step.transitions else session)
+        assert refusal is not None or step.transitions or command.name == "complete"
+        session = step.session
+
+
+@law
+def test_the_instants_of_a_session_never_go_back(plan: Plan) -> None:
+    instants = [t.at_ms for t in history(plan)]
+    assert instants == sorted(instants)
+
+
+@law
+def test_replaying_the_events_gives_every_state(plan: Plan) -> None:
+    transitions = history(plan)
+    replayed: dict[str, Any] = {}
+    for transition, raw in zip(transitions, messages.events(None, transitions), strict=True):
+        event = json.loads(raw)
+        seats = replayed.get("participants", [])
+        for moved in event["changes"].get("participants", ()):
+            if transition.session.version == 1:
+                seats.append(moved)
+            else:
+                (seat,) = (seat for seat in seats if seat["participant_id"] == moved["participant_id"])
+                assert all(seat[key] != value for key, value in moved.items() if key != "participant_id")
+                seat.update(moved)
+        replayed |= event["changes"] | {"participants": seats}
+        assert replayed == to_dict(transition.session)
+
+
+@law
+def test_a_refused_command_might_as_well_not_have_been_sent(plan: Plan) -> None:
+    plan = plan.forwards()
+    session, accepted = plan.created().session, []
+    for command in plan.commands:
+        untouched = copy.deepcopy(session)
+        try:
+            session = command(session).session
+            accepted.append(command)
+        except LockstepError:
+            assert session == untouched
+    without = history(Plan(plan.spec, tuple(accepted)))[-1].session
+    end_ms = plan.commands[-1].at_ms if plan.commands else T0
+    assert settled(session, end_ms) == settled(without, end_ms)
+    assert settled(session, end_ms).session == settled(history(plan)[-1].session, end_ms).session
+
+
+@law
+def test_equal_arguments_give_equal_answers(plan: Plan) -> None:
+    session = plan.created().session
+    for command in plan.commands:
+        step, refusal = obey(session, command)
+        again, refused_again = obey(from_json(to_json(session)), command)
+        assert (again, repr(refused_again)) == (step, repr(refusal))
+        session = step.session
+
+
+@law
+def test_what_has_ended_stays_as_it_is(plan: Plan) -> None:
+    for transition in history(plan):
+        session = transition.session
+        if session.status not in TERMINAL:
+            continue
+        assert engine.settle(session, END) == Step(session)
+        for command in plan.commands:
+            step, refusal = obey(session, command)
+            assert step == Step(session)
+            assert (refusal is None) == (command.name == "complete" and session.status is Status.COMPLETED)
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+@law
+def test_running_time_is_charged_exactly_once(plan: Plan) -> None:
+    ran = 0
+    used = {p.participant_id: 0 for p in plan.spec.participants}
+    for before, transition, _ in moves(plan):
+        ran += ran_ms(before, transition)
+        if before.active_participant is not None:
+            used[before.active_participant.participant_id] += ran_ms(before, transition)
+        assert {p.participant_id: p.used_ms for p in transition.session.participants} == used
+        assert sum(used.values()) == (ran if used else 0)
+
+
+@law
+def test_an_elapsed_clock_shows_all_running_time_and_its_laps_make_it_up(plan: Plan) -> None:
+    ran = in_laps = laps = 0
+    for before, transition, _ in moves(plan):
+        session = transition.session
+        ran += ran_ms(before, transition)
+        if session.mode is not Mode.COUNT_UP:
+            assert transition.lap_ms is None
+            continue
+        in_laps += transition.lap_ms or 0
+        laps += transition.lap_ms is not None
+        assert session.clock_ms == (None if session.status in TERMINAL else ran)
+        assert (in_laps + session.lap_elapsed_ms, laps) == (ran, session.lap_count)
+
+
+def account_of(session: Session, participant: Participant) -> str:
+    own = session.mode is Mode.PER_PARTICIPANT
+    return participant.participant_id if own else f"group {participant.group_id}"
+
+
+@law
+def test_a_bank_is_its_budget_and_increments_and_adjustments_less_what_was_charged(plan: Plan) -> None:
+    created = plan.created().session
+    if created.mode not in BANK_MODES:
+        return
+    given_ms = {account_of(created, p): p.budget_ms or 0 for p in created.participants}
+    charged = dict.fromkeys(given_ms, 0)
+    after_flag = dict.fromkeys(given_ms, 0)
+    for before, transition, command in moves(plan):
+        session, ending = transition.session, before.active_participant
+        if ending is not None:
+            account = account_of(before, ending)
+            (after_flag if ending.has_expired else charged)[account] += ran_ms(before, transition)
+            heir = session.active_participant
+            if (
+                command is not None
+                and command.name == "switch"
+                and heir is not None
+                and not ending.has_expired
+            ):
+                is_rewarded = before.mode is Mode.PER_PARTICIPANT or account_of(session, heir) != account
+                given_ms[account] += before.increment_ms if is_rewarded else 0
+        if command is not None and command.name == "adjust":
+            target = command.arguments["target"]
+            (account,) = {
+                account_of(before, p) for p in before.participants if target in (p.participant_id, p.group_id)
+            }
+            given_ms[account] += applied_ms(
+                given_ms[account] - charged[account], command.arguments["delta_ms"]
+            )
+        for participant in session.participants:
+            account = account_of(session, participant)
+            assert participant.remaining_ms == given_ms[account] - charged[account]
+        for account, charged_ms in charged.items():
+            used_ms = sum(p.used_ms for p in session.participants if account_of(session, p) == account)
+            assert charged_ms == used_ms - after_flag[account]
+
+
+def applied_ms(clock_ms: int, delta_ms: int) -> int:
+    """What is left of an adjustment by a clock that stops at 0 and at a day."""
+    if delta_ms < 0:
+        return max(delta_ms, -clock_ms)
+    return min(delta_ms, max(0, DAY - clock_ms))
+
+
+@law
+def test_the_one_clock_is_what_it_began_with_and_adjustments_less_what_was_charged(plan: Plan) -> None:
+    clock_ms = plan.created().session.clock_ms
+    for before, transition, command in moves(plan):
+        session = transition.session
+        if session.mode not in (Mode.PER_CYCLE, Mode.GLOBAL) or session.status in TERMINAL:
+            continue
+        assert clock_ms is not None
+        clock_ms -= min(clock_ms, ran_ms(before, transition))
+        if command is not None and command.name == "adjust":
+            clock_ms += applied_ms(clock_ms, command.arguments["delta_ms"])
+        is_new_turn = sum(p.cycle_count for p in session.participants) > sum(
+            p.cycle_count for p in before.participants
+        )
+        if session.mode is Mode.PER_CYCLE and is_new_turn:
+            clock_ms = session.time_per_cycle_ms
+        assert session.clock_ms == clock_ms
+
+
+@law
+def test_time_is_never_created(plan: Plan) -> None:
+    for before, transition, command in moves(plan):
+        name = command.name if command is not None else ""
+        for was, now in zip(before.participants, transition.session.participants, strict=True):
+            if was.remaining_ms is None or now.remaining_ms is None:
+                assert was.remaining_ms is now.remaining_ms
+                continue
+            gift_ms = max(0, command.arguments["delta_ms"]) if command is not None and name == "adjust" else 0
+            if (name == "switch" and was in (before.active_participant,)) or before.mode is Mode.PER_GROUP:
+                gift_ms += before.increment_ms if name == "switch" else 0
+            assert now.remaining_ms <= was.remaining_ms + gift_ms
+            assert now.budget_ms == was.budget_ms
+
+
+@law
+def test_only_the_active_clock_runs(plan: Plan) -> None:
+    for before, transition, command in moves(plan):
+        if command is not None and command.name == "adjust":
+            continue
+        active = before.active_participant
+        for was, now in zip(before.participants, transition.session.participants, strict=True):
+            if before.mode not in BANK_MODES or active is None:
+                assert now.remaining_ms == was.remaining_ms
+            elif account_of(before, was) != account_of(before, active):
+                assert (now.remaining_ms, now.has_expired) == (was.remaining_ms, was.has_expired)
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+
+@law
+def test_no_number_of_a_state_is_negative_or_a_fraction(plan: Plan) -> None:
+    def numbers(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                yield from numbers(inner)
+        elif not isinstance(value, str | bool | None):
+            yield value
+
+    for transition in history(plan):
+        assert all(type(number) is int and number >= 0 for number in numbers(to_dict(transition.session)))
+
+
+@law
+def test_a_state_read_back_is_the_state_written(plan: Plan) -> None:
+    for transition in history(plan):
+        written = replace(transition.session, commit="aZ3_-xyz")
+        assert from_json(to_json(written)) == written
+        assert to_json(from_json(to_json(written))) == to_json(written)
+
+
+@law
+def test_the_deadline_is_the_start_of_the_cycle_and_what_remained_then(plan: Plan) -> None:
+    for transition in history(plan):
+        session, state = transition.session, to_dict(transition.session)
+        has_flag = state.get("is_flagged", False) or any(
+            p["has_expired"] and p["is_active"] for p in state["participants"]
+        )
+        if state["status"] != "running":
+            assert (state["deadline_ms"], state["cycle_started_at"]) == (None, None)
+            continue
+        since_ms = from_iso(state["cycle_started_at"])
+        assert since_ms == session.updated_at_ms
+        if session.mode is Mode.COUNT_UP:
+            left_ms = (
+                None if session.max_time_ms is None else session.max_time_ms - state["clock"]["elapsed_ms"]
+            )
+        else:
+            left_ms = None if has_flag else state["clock"]["remaining_ms"]
+        assert state["deadline_ms"] == (None if left_ms is None else since_ms + left_ms)
+
+
+@law
+def test_a_state_shows_what_its_status_says(plan: Plan) -> None:
+    for transition in history(plan):
+        state = to_dict(transition.session)
+        is_over = state["status"] in ("expired", "completed", "cancelled")
+        has_turn = state["status"] in ("running", "paused") and state["participants"]
+        assert (state["clock"] is None) == is_over
+        assert (state["session_completed_at"] is None) == (not is_over)
+        assert (state["session_started_at"] is None) == (
+            state["status"] in ("pending", "cancelled")
+        ) or is_over
+        on_turn = [p["participant_id"] for p in state["participants"] if p["is_active"]]
+        assert on_turn == ([state["active_participant_id"]] if has_turn else [])
+        assert (state["active_participant_id"] is not None) == bool(has_turn)
+
+
+@law
+def test_an_expired_clock_is_empty_and_only_who_has_a_clock_can_expire(plan: Plan) -> None:
+    for transition in history(plan):
+        session = transition.session
+        for participant in session.participants:
+            if participant.has_expired:
+                assert session.mode in BANK_MODES | {Mode.PER_CYCLE}
+                assert participant.remaining_ms == 0 or session.mode is Mode.PER_CYCLE
+        assert not session.is_flagged or (session.mode is Mode.GLOBAL and not session.clock_ms)
+
+
+# --- many more -----------------------------------------------------------------------------------
+
+LAWS = [test for name, test in sorted(globals().items()) if hasattr(test, "hypothesis")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("test", LAWS, ids=lambda test: test.__name__)
+def test_the_law_holds_for_many_more_sessions(test: Any) -> None:
+    MANY(given(plans())(test.hypothesis.inner_test))()

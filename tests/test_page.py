@@ -1,0 +1,471 @@
+"""The page in headless Chromium, against a real server."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+
+from tests.browser import chromium
+from tests.processes import ServerProcess
+from tests.redis_server import Proxy
+
+PRESETS = ["chess", "quiz", "debate", "exam", "speedrun"]
+PHONE = {"width": 360, "height": 640}
+RUNS = ".panel[data-look=running]"
+NOSNIFF = b"X-Content-Type-Options: nosniff\r\n"
+CSP = (
+    b"Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    b"img-src 'self'\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+class Tabs:
+    """Tabs of one test, each with a profile of its own; what they complain of is kept."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.browser = browser
+        self.url = url
+        self.complaints: list[str] = []
+
+    def open(self, url: str = "", **options: object) -> Page:
+        page = self.browser.new_context(**options).new_page()  # type: ignore[arg-type]
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(url or self.url)
+        return page
+
+    def create(self, preset: str, option: int = 0, url: str = "", **options: object) -> Page:
+        page = self.open(url, **options)
+        page.locator(f"[data-preset={preset}]").nth(option).click()
+        expect(page.locator("#session")).to_be_visible()
+        return page
+
+    def start(self, preset: str, option: int = 0, **options: object) -> Page:
+        page = self.create(preset, option, **options)
+        page.click("#primary")
+        expect(page.locator(RUNS)).to_be_visible()
+        return page
+
+    def also_open(self, page: Page, base: str = "") -> Page:
+        """The same session in another tab."""
+        other = self.open((base or self.url) + "/?" + page.url.partition("?")[2])
+        expect(other.locator("#session")).to_be_visible()
+        return other
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def close(self) -> None:
+        for context in self.browser.contexts:
+            context.close()
+
+
+@pytest.fixture
+def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
+    tabs = Tabs(browser, server_process.url)
+    yield tabs
+    tabs.close()
+    assert tabs.complaints == []
+
+
+class Cable:
+    """A connection to the server that can be pulled, from the test's own thread."""
+
+    def __init__(self, port: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._proxy = Proxy(port)
+        asyncio.run_coroutine_threadsafe(self._proxy.__aenter__(), self._loop).result(5)
+        self.url = f"http://127.0.0.1:{self._proxy.port}"
+
+    def pull(self) -> None:
+        self._proxy.refuses = True
+        self._loop.call_soon_threadsafe(self._proxy.cut)
+
+    def plug_in(self) -> None:
+        self._proxy.refuses = False
+        self._proxy.swallows_replies = False
+
+    def swallow(self) -> None:
+        """Nothing more comes back, and nothing is closed either."""
+        self._proxy.swallows_replies = True
+
+    def on_reply(self, change: Callable[[bytes], bytes]) -> None:
+        """Change each piece that comes back."""
+        self._proxy.on_reply = change
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._proxy.__aexit__(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+
+@pytest.fixture
+def cable(server_process: ServerProcess) -> Iterator[Cable]:
+    cable = Cable(server_process.port)
+    yield cable
+    cable.close()
+
+
+def version(page: Page) -> int:
+    return int((page.locator("#version").text_content() or "v0")[1:])
+
+
+def wait_for_version(page: Page, version: int) -> None:
+    expect(page.locator("#version")).to_have_text(f"v{version}")
+
+
+def shown_ms(page: Page, selector: str) -> tuple[float, float]:
+    """What a face shows in this very frame, and the machine's time at which it did."""
+    script = """(selector) => {
+        const [whole, fraction = "0"] = document.querySelector(selector).textContent.split(".");
+        const seconds = whole.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
+        return [1000 * (seconds + Number("0." + fraction)), performance.timeOrigin + performance.now()];
+    }"""
+    shown, at = page.evaluate(script, selector)
+    return shown, at
+
+
+def turn(name: str) -> str:
+    return f"{name}\N{RIGHT SINGLE QUOTATION MARK}s turn"
+
+
+def name_of_turn(page: Page) -> str:
+    return page.locator(f"{RUNS} .name").text_content() or ""
+
+
+# ---- The start page ----
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_creates_a_clock_that_starts_and_ticks(tabs: Tabs, preset: str) -> None:
+    page = tabs.create(preset)
+    before = page.locator(".face").first.text_content()
+    page.click("#primary")
+    expect(page.locator(RUNS)).to_be_visible()
+    expect(page.locator(f"{RUNS} .face")).not_to_have_text(before or "")
+
+
+def test_every_pace_that_is_offered_makes_a_clock(tabs: Tabs) -> None:
+    faces = {}
+    page = tabs.open()
+    for number in range(page.locator("[data-preset]").count()):
+        page.goto(tabs.url)
+        option = page.locator("[data-preset]").nth(number)
+        name = f"{option.get_attribute('data-preset')} {option.text_content()}"
+        option.click()
+        expect(page.locator("#session")).to_be_visible()
+        faces[name] = page.locator(".face").all_text_contents()
+    assert faces == {
+        "chess 3 + 2": ["3:00", "3:00"],
+        "chess 5 + 3": ["5:00", "5:00"],
+        "chess 15 + 10": ["15:00", "15:00"],
+        "quiz 15 s": ["0:15"],
+        "quiz 30 s": ["0:30"],
+        "quiz 60 s": ["1:00"],
+        "debate 5 min": ["5:00", "5:00"],
+        "debate 10 min": ["10:00", "10:00"],
+        "debate 20 min": ["20:00", "20:00"],
+        "exam 10 min": ["10:00"],
+        "exam 45 min": ["45:00"],
+        "exam 90 min": ["1:30:00"],
+        "speedrun New stopwatch": ["0:00.00"],
+    }
+
+
+# ---- Two tabs, one clock ----
+
+
+def test_two_tabs_show_the_same_running_clock(tabs: Tabs) -> None:
+    one = tabs.start("speedrun")  # its face has hundredths
+    other = tabs.also_open(one)
+    for page in (one, other):
+        page.wait_for_function("parseFloat(document.querySelector('.face').textContent.split(':')[1]) > 0.5")
+    shown, at = shown_ms(one, ".face")
+    shown_other, at_other = shown_ms(other, ".face")
+    assert abs((shown_other - shown) - (at_other - at)) < 500
+
+
+def test_a_switch_in_one_tab_appears_in_the_other(tabs: Tabs) -> None:
+    one = tabs.start("chess")
+    other = tabs.also_open(one)
+    expect(other.locator("#status")).to_have_text(turn("White"))
+    one.click("#primary")
+    expect(other.locator("#status")).to_have_text(turn("Black"))
+    assert name_of_turn(other) == "Black"
+    # White used less than the two seconds that a move adds.
+    expect(other.locator(".face").first).to_have_text(re.compile(r"3:0[12]"))
+    assert version(other) == version(one) == 3
+
+
+def test_pause_resume_and_finish_reach_the_other_tab(tabs: Tabs) -> None:
+    one = tabs.start("debate")
+    other = tabs.also_open(one)
+    one.click("#pause")
+    expect(other.locator("#status")).to_have_text("Paused · " + turn("Pro 1"))
+    expect(other.locator(".panel[data-look=held] .name")).to_have_text("Pro")
+    other.click("#primary")
+    expect(one.locator("#status")).to_have_text(turn("Pro 1"))
+    one.click("#finish")
+    expect(one.locator("#finish")).to_contain_text("Sure?")
+    one.click("#finish")
+    for page in (one, other):
+        expect(page.locator("#status")).to_have_text("Finished")
+        expect(page.locator("#again")).to_be_visible()
+        expect(page.locator("#primary")).to_be_hidden()
+
+
+def test_a_double_click_switches_once(tabs: Tabs) -> None:
+    page = tabs.start("chess")
+    # The second click comes when the first one's effect is already shown, so nothing but its haste betrays it.
+    page.evaluate("""async () => {
+        const now = performance.now();
+        performance.now = () => now;
+        document.getElementById("primary").click();
+        const shown = () => document.getElementById("version").textContent === "v3";
+        while (!shown()) await new Promise(requestAnimationFrame);
+        document.getElementById("primary").click();
+    }""")
+    page.click("#pause")  # whatever the second click sent is before this
+    expect(page.locator("#status")).to_have_text("Paused · " + turn("Black"))
+    assert version(page) == 4
+
+
+def test_a_switch_of_what_is_no_longer_so_changes_nothing(tabs: Tabs) -> None:
+    one = tabs.start("chess")
+    other = tabs.also_open(one)
+    # This tab hears of changes no more, as if they were on their way.
+    other.evaluate("EventTarget.prototype.dispatchEvent = () => true")
+    stale = other.evaluate("""async () => {
+        const { Lockstep } = await import("/lockstep.js");
+        return Object.getOwnPropertyNames(Lockstep.prototype).includes("connect");
+    }""")
+    assert stale
+    one.click("#primary")
+    wait_for_version(one, 3)
+
+
+def test_a_tap_gives_the_turn_to_whoever_is_tapped(tabs: Tabs) -> None:
+    page = tabs.create("quiz")
+    page.get_by_role("button", name="Team C", exact=True).click()
+    expect(page.locator("#status")).to_have_text(turn("Team C"))
+    page.get_by_role("button", name="Team A", exact=True).click()
+    expect(page.locator("#status")).to_have_text(turn("Team A"))
+
+
+def test_laps_are_listed_also_for_who_comes_later(tabs: Tabs) -> None:
+    page = tabs.start("speedrun")
+    for lap in (1, 2):
+        page.wait_for_function("parseFloat(document.querySelector('.note').textContent.split(':')[1]) > 0.35")
+        page.click("#primary")
+        expect(page.locator("#laps li")).to_have_count(lap)
+    other = tabs.also_open(page)
+    expect(other.locator("#laps li")).to_have_count(2)
+    assert other.locator("#laps").text_content() == page.locator("#laps").text_content()
+    expect(page.locator("#laps li").first).to_contain_text(re.compile(r"^Lap 2.*0:00\.\d\d$"))
+
+
+def test_the_shared_link_opens_the_same_clock(tabs: Tabs) -> None:
+    page = tabs.create("exam")
+    page.click("#share")
+    link = page.get_by_label("Link to this clock").input_value()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#copy")).to_have_text("Copied")
+    page.keyboard.press("Escape")
+    other = tabs.open(link)
+    page.click("#primary")
+    expect(other.locator("#status")).to_have_text("Running")
+
+
+# ---- Connection ----
+
+
+def test_a_tab_whose_connection_is_cut_says_so_and_catches_up(tabs: Tabs, cable: Cable) -> None:
+    steady = tabs.start("chess")
+    cut = tabs.also_open(steady, cable.url)
+    expect(cut.locator("#link-text")).to_have_text("Connected")
+    cable.pull()
+    expect(cut.locator("#link-text")).to_have_text("Reconnecting…")
+    expect(cut.locator("#offline")).to_be_visible()
+    before = cut.locator(f"{RUNS} .face").text_content()
+    expect(cut.locator(f"{RUNS} .face")).not_to_have_text(before or "")  # it runs on
+    steady.click("#primary")
+    expect(steady.locator("#status")).to_have_text(turn("Black"))
+    expect(cut.locator("#status")).to_have_text(turn("White"))
+    cut.click("#primary")
+    expect(cut.locator("#toast")).to_contain_text("The server does not answer")
+    cable.plug_in()
+    expect(cut.locator("#link-text")).to_have_text("Connected", timeout=20_000)
+    expect(cut.locator("#offline")).to_be_hidden()
+    expect(cut.locator("#status")).to_have_text(turn("Black"))
+    wait_for_version(cut, version(steady))
+    # The browser's own words about what was refused are as they should be.
+    assert all("ERR_" in text for text in tabs.complaints)
+    tabs.complaints.clear()
+
+
+def test_a_dead_line_is_noticed_though_nothing_closes_it(tabs: Tabs) -> None:
+    # The server must not notice first: it would close, and the line tell the page.
+    patient = ServerProcess("--ping-interval-s=300", "--ping-timeout-s=200", "--log-level=warning")
+    cable = Cable(patient.port)
+    try:
+        page = tabs.start("chess", url=cable.url)
+        cable.swallow()
+        expect(page.locator("#link-text")).to_have_text("Reconnecting…", timeout=20_000)
+        cable.plug_in()
+        expect(page.locator("#link-text")).to_have_text("Connected", timeout=30_000)
+        page.close()
+    finally:
+        cable.close()
+        patient.stop()
+    tabs.complaints.clear()
+
+
+def test_a_clock_that_is_deleted_leaves_with_a_word(tabs: Tabs) -> None:
+    page = tabs.start("exam")
+    page.evaluate("fetch('v1/sessions/' + location.search.split('=')[1], { method: 'DELETE' })")
+    expect(page.get_by_role("heading", name="This clock was deleted")).to_be_visible()
+    expect(page.locator("#link-text")).to_have_text("Ended")
+    page.locator("#notice").get_by_role("link", name="New clock").click()
+    expect(page.locator("#home")).to_be_visible()
+
+
+def test_a_link_to_nothing_says_so_kindly(tabs: Tabs) -> None:
+    page = tabs.open(tabs.url + "/?session=00000000-0000-4000-8000-000000000000")
+    expect(page.get_by_role("heading", name="There is no clock here")).to_be_visible()
+    page.goto(tabs.url + "/?session=half-a-link")
+    expect(page.get_by_role("heading", name="This link is not complete")).to_be_visible()
+
+
+def test_a_clock_made_elsewhere_is_shown_without_any_metadata(tabs: Tabs) -> None:
+    session = "7f3c1f6e-2f6b-4b0e-9a51-0d6f3c1d2e3f"
+    page = tabs.open(f"{tabs.url}/?session={session}")
+    expect(page.locator("#notice")).to_be_visible()
+    body = {
+        "session_id": session,
+        "sync_mode": "per_participant",
+        "participants": [
+            {"participant_id": f"{n}0000000-0000-4000-8000-000000000000", "total_time_ms": 61_000}
+            for n in (1, 2, 3)
+        ],
+    }
+    script = """(body) => fetch("v1/sessions", {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) })"""
+    page.evaluate(script, body)
+    expect(page.locator(".name")).to_have_text(["Participant 1", "Participant 2", "Participant 3"])
+    expect(page.locator(".face")).to_have_text(["1:01", "1:01", "1:01"])
+
+
+# ---- Running out ----
+
+
+def test_a_clock_that_has_run_out_says_so(tabs: Tabs) -> None:
+    page = tabs.open()
+    script = """async () => {
+        const people = [1, 2].map((n) => ({ participant_id: crypto.randomUUID(), total_time_ms: 1000 * n }));
+        const answer = await fetch("v1/sessions", {
+            method: "POST", headers: { "Content-Type": "application/json" },
+            body: JSON.stringify({ sync_mode: "per_participant", participants: people }) });
+        return (await answer.json()).data.session_id;
+    }"""
+    page.goto(f"{tabs.url}/?session={page.evaluate(script)}")
+    page.click("#primary")
+    expect(page.locator(".panel[data-look=out] .face")).to_have_text("0:00")
+    expect(page.locator(".panel[data-look=out] .note")).to_have_text("Out of time")
+    page.click("#primary")
+    expect(page.locator("#status")).to_have_text(turn("Participant 2"))
+
+
+# ---- Keyboard, phone, policy ----
+
+
+def test_everything_can_be_done_by_keyboard(tabs: Tabs) -> None:
+    page = tabs.open()
+    page.get_by_role("button", name="5 + 3").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#primary")).to_be_visible()
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text(turn("White"))
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text(turn("Black"))
+    page.keyboard.press("p")
+    expect(page.locator("#status")).to_have_text("Paused · " + turn("Black"))
+    page.keyboard.press("p")
+    expect(page.locator("#status")).to_have_text(turn("Black"))
+    page.keyboard.press("f")
+    page.keyboard.press("f")
+    expect(page.locator("#status")).to_have_text("Finished")
+    assert version(page) == 6
+
+
+def test_a_focused_button_answers_the_space_bar_alone(tabs: Tabs) -> None:
+    page = tabs.start("chess")
+    page.locator("#pause").focus()
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text("Paused · " + turn("White"))
+    assert version(page) == 3
+
+
+def test_the_focus_can_be_seen(tabs: Tabs) -> None:
+    page = tabs.create("debate")
+    outlines = set()
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        outlines.add(page.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
+    assert outlines == {"solid"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_phone_shows_a_whole_clock_without_scrolling(tabs: Tabs, preset: str) -> None:
+    page = tabs.start(preset, viewport=PHONE, has_touch=True, is_mobile=True)
+    size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+    assert size == [360, 640]
+    for face in page.locator(".face").all():
+        box, room = face.bounding_box(), face.locator("..").bounding_box()
+        assert box is not None
+        assert room is not None
+        assert box["width"] <= room["width"] + 1
+        assert box["height"] <= room["height"] + 1
+    for button in page.locator("button:visible").all():
+        box = button.bounding_box()
+        assert box is not None
+        assert box["height"] >= 40
+
+
+def test_the_start_page_is_no_wider_than_a_phone(tabs: Tabs) -> None:
+    page = tabs.open(viewport=PHONE)
+    expect(page.locator("#home")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_dark_and_light_differ(tabs: Tabs) -> None:
+    grounds = [
+        tabs.open(color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
+        for scheme in ("light", "dark")
+    ]
+    assert grounds == ["rgb(245, 243, 238)", "rgb(16, 19, 18)"]
+
+
+def test_the_page_needs_nothing_inline(tabs: Tabs, cable: Cable) -> None:
+    policies = []
+
+    def with_policy(data: bytes) -> bytes:
+        policies.append(data.count(NOSNIFF))
+        return data.replace(NOSNIFF, NOSNIFF + CSP)
+
+    cable.on_reply(with_policy)
+    page = tabs.start("quiz", url=cable.url)
+    expect(page.locator("#link-text")).to_have_text("Connected")
+    assert sum(policies) >= 4, "the policy was not sent"

@@ -1,0 +1,302 @@
+"""docs/protocol.md tells the truth: its story is replayed, its formulas are reckoned, its tables compared."""
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lockstep import errors, messages
+from lockstep.state import CLOCK_KINDS, Mode, top_level
+from tests.processes import ROOT, Answer, ServerProcess
+from tests.sessions_under_test import pending
+from tests.ws_client import Closed, WsClient
+
+DOC = (Path(ROOT) / "docs" / "protocol.md").read_text()
+FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ANYTHING = "…"
+
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+# What differs each time is compared by its shape alone.
+SHAPES = {
+    "epoch": lambda value: re.fullmatch("[0-9a-z]{13}", value),
+    "commit": lambda value: re.fullmatch(r"[\w-]{8}", value),
+    "timestamp": lambda value: type(value) is int and 10**12 < value < 10**13,
+    "deadline_ms": lambda value: type(value) is int and 10**12 < value < 10**13,
+    **dict.fromkeys(
+        ["created_at", "updated_at", "cycle_started_at", "session_started_at", "session_completed_at"],
+        lambda value: INSTANT.fullmatch(value),
+    ),
+}
+# What depends on how fast the story is told may differ by this much.
+ELAPSED = {"total_time_ms", "time_remaining_ms", "time_used_ms", "remaining_ms", "elapsed_ms"}
+TOLD_WITHIN_MS = 30_000
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced example: `json server`, `json client`, `json 201` or `http`."""
+
+    language: str
+    role: str
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+BLOCKS = [Block(found[1], found[2] or "", found[3]) for found in FENCE.finditer(DOC)]
+
+
+def differences(told: Any, real: Any, path: str = "") -> Iterator[str]:
+    """Where an example and reality disagree."""
+    key = path.rsplit(".", 1)[-1]
+    if told == ANYTHING:
+        return
+    if isinstance(told, dict) and isinstance(real, dict):
+        told = dict(told)
+        is_open = told.pop(ANYTHING, None) is not None
+        for name in told.keys() - real.keys():
+            yield f"{path}.{name} is not there"
+        for name in real.keys() - told.keys():
+            if not is_open:
+                yield f"{path}.{name} is not told"
+        for name in told.keys() & real.keys():
+            yield from differences(told[name], real[name], f"{path}.{name}")
+    elif isinstance(told, list) and isinstance(real, list) and len(told) == len(real):
+        for place, (one, other) in enumerate(zip(told, real, strict=True)):
+            yield from differences(one, other, f"{path}.{place}")
+    elif told is not None and real is not None and key in SHAPES:
+        if not (SHAPES[key](told) and SHAPES[key](real)):
+            yield f"{path}: {told!r} and {real!r} are not both of that shape"
+    elif key in ELAPSED and type(told) is type(real) is int:
+        if abs(told - real) > TOLD_WITHIN_MS:
+            yield f"{path}: {told} is told, {real} is too far from it"
+    elif type(told) is not type(real) or told != real:
+        yield f"{path}: {told!r} is told, {real!r} is real"
+
+
+def assert_alike(told: Any, real: Any) -> None:
+    assert list(differences(told, real)) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "real"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({"a": 1, "b": 2}, {"a": 1}),
+        ({"a": 1}, {"a": 1.0}),
+        ({"a": 1}, {"a": True}),
+        ([1], [1, 2]),
+        ({"epoch": "0lquvc000k3f9"}, {"epoch": "0lquvc000k3f"}),
+        ({"deadline_ms": None}, {"deadline_ms": 1704110400000}),
+        ({"deadline_ms": 1704110400000}, {"deadline_ms": None}),
+        ({"clock": {"remaining_ms": 180000}}, {"clock": {"remaining_ms": 100000}}),
+        ({"version": 1, ANYTHING: ANYTHING}, {"version": 2}),
+    ],
+)
+def test_an_example_that_is_not_true_would_be_noticed(told: Any, real: Any) -> None:
+    assert list(differences(told, real))
+
+
+async def test_the_story_happens_as_it_is_told() -> None:
+    server = ServerProcess("--log-level=warning")
+    try:
+        (url,) = re.findall(r"^    wss://HOST(/ws\S+)$", DOC, re.MULTILINE)
+        async with await WsClient.connect(server.ws_url + url) as client:
+            answer: Answer | None = None
+            for block in BLOCKS:
+                if block.language == "http":
+                    first, _, body = block.text.partition("\n")
+                    method, path = first.split()
+                    answer = await server.call(method, path, body.encode() or None)
+                elif block.role == "client":
+                    await client.send(block.json)
+                elif block.role == "server":
+                    assert_alike(block.json, await client.recv())
+                else:
+                    assert answer is not None
+                    assert answer.status == int(block.role), answer.raw
+                    assert_alike(block.json, answer.body)
+            assert await client.recv() == Closed(1000, "Session deleted")
+            assert 'closed with 1000 "Session deleted"' in DOC
+    finally:
+        server.stop()
+
+
+def test_every_example_is_part_of_the_story() -> None:
+    assert len(BLOCKS) == DOC.count("```") / 2
+    for block in BLOCKS:
+        assert block.language == "http" or (
+            block.language == "json" and (block.role in ("client", "server") or block.role.isdigit())
+        ), block
+
+
+def test_every_message_has_an_example() -> None:
+    from_server = {block.json["type"] for block in BLOCKS if block.role == "server"}
+    assert from_server >= messages.SERVER_TYPES
+    from_client = [block.json for block in BLOCKS if block.role == "client"]
+    assert {"PING", "RECONNECT"} <= {each["type"] for each in from_client if isinstance(each, dict)}
+    codes = {block.json["code"] for block in BLOCKS if block.role == "server" and "code" in block.json}
+    assert codes == {"SESSION_NOT_FOUND", "INVALID_MESSAGE", "UNKNOWN_TYPE"}
+
+
+def test_the_sums_of_the_story_are_right() -> None:
+    """Nobody has less or more than the budget, the increments and the turns make it."""
+    seats = [
+        seat
+        for block in BLOCKS
+        if block.role.isdigit() and isinstance(block.json.get("data"), dict)
+        for seat in block.json["data"].get("participants", [])
+        if ANYTHING not in seat
+    ]
+    assert len(seats) >= 3
+    for seat in seats:
+        earned = 2000 * seat["cycle_count"]
+        assert seat["time_remaining_ms"] == seat["budget_ms"] + earned - seat["time_used_ms"]
+        assert seat["time_remaining_ms"] == seat["total_time_ms"]
+
+
+# --- formulas ------------------------------------------------------------------------------------
+
+GROUPS = ["red", "blue", "red"]
+SESSIONS: dict[str, dict[str, Any]] = {
+    "per_participant": {"seats": {"total_time_ms": 60_000}},
+    "per_group": {"seats": {"total_time_ms": 60_000}},
+    "per_cycle": {"time_per_cycle_ms": 60_000},
+    "global": {"total_time_ms": 60_000},
+    "count_up": {},
+}
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading."""
+    section = DOC.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def formulas() -> dict[str, list[str]]:
+    return {row[0]: re.findall(r"`([^`]+)`", row[2]) for row in rows_of("Clocks")}
+
+
+def reckon(
+    formula: str, state: dict[str, Any], now_ms: int, participant: dict[str, Any] | None = None
+) -> int:
+    """A formula of the document, at an instant."""
+
+    def ms(instant: str) -> int:
+        return round(datetime.fromisoformat(instant).timestamp() * 1000)
+
+    since = state["cycle_started_at"]
+    assert "    ran = max(0, now - cycle_started_at)\n" in DOC
+    ran = max(0, now_ms - ms(since)) if state["status"] == "running" else 0
+    names = {
+        "ran": ran,
+        "max": max,
+        "participant": SimpleNamespace(**(participant or {})),
+        "clock": SimpleNamespace(**state["clock"]),
+        "lap_elapsed_ms": state.get("lap_elapsed_ms"),
+    }
+    return int(eval(formula, {"__builtins__": {}}, names))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_a_formula_gives_what_the_server_reckons(server_process: ServerProcess, mode: Mode) -> None:
+    """A pause tells what the server makes of the time that ran up to it."""
+    fields = dict(SESSIONS[mode])
+    seat = fields.pop("seats", {})
+    seats = [
+        {"participant_id": str(uuid.uuid4()), **seat}
+        | ({"group_id": GROUPS[place]} if mode is Mode.PER_GROUP else {})
+        for place in range(3)
+    ]
+    created = (
+        await server_process.call("POST", "/v1/sessions", fields | {"sync_mode": mode, "participants": seats})
+    ).data
+    path = f"/v1/sessions/{created['session_id']}"
+    started = (await server_process.call("POST", f"{path}/start")).data
+    began_ms = (await server_process.call("GET", "/v1/time")).body["timestamp_ms"]
+    while (await server_process.call("GET", "/v1/time")).body["timestamp_ms"] < began_ms + 20:
+        await asyncio.sleep(0)
+    paused = (await server_process.call("POST", f"{path}/pause")).data
+    now_ms = round(datetime.fromisoformat(paused["updated_at"]).timestamp() * 1000)
+
+    running, *more = formulas()[mode]
+    reading = "elapsed_ms" if mode is Mode.COUNT_UP else "remaining_ms"
+    active = next(each for each in started["participants"] if each["is_active"])
+    shown = reckon(running, started, now_ms, active)
+    assert shown == paused["clock"][reading]
+    assert shown != started["clock"][reading], "time has passed"
+    for later_ms in (now_ms, now_ms + 5000):  # what is paused stands still
+        assert reckon(running, paused, later_ms, paused["participants"][0]) == shown
+    if mode is Mode.PER_PARTICIPANT:
+        (standing,) = more
+        assert reckon(standing, started, now_ms, started["participants"][1]) == 60_000
+        assert paused["participants"][1]["time_remaining_ms"] == 60_000
+    if mode is Mode.PER_GROUP:
+        assert [each["time_remaining_ms"] for each in paused["participants"]] == [shown, 60_000, shown]
+    if mode is Mode.COUNT_UP:
+        lap = more[-1]
+        assert reckon(lap, started, now_ms) == paused["lap_elapsed_ms"]
+    else:
+        assert reckon(running, started, now_ms + 90_000, active) == 0
+    assert reckon(running, started, began_ms - 60_000, active) == started["clock"][reading], (
+        "no time is given back"
+    )
+
+
+def test_every_mode_has_a_formula() -> None:
+    assert formulas().keys() == set(Mode) == CLOCK_KINDS.keys()
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_every_field_of_a_state_is_told() -> None:
+    fields = set()
+    for mode in Mode:
+        session = pending(
+            60_000, 60_000, mode=mode, total_time_ms=60_000, time_per_cycle_ms=5000, max_time_ms=9000
+        )
+        fields |= top_level(session).keys()
+    section = DOC.split("\n## A state\n")[1].split("\n## ")[0]
+    missing = {field for field in fields if not re.search(rf"\b{field}\b", section)}
+    assert missing == set()
+
+
+def test_every_close_code_that_is_sent_has_advice() -> None:
+    sent = {
+        value
+        for name, value in vars(errors).items()
+        if name.isupper() and type(value) is int and 1000 <= value < 5000
+    }
+    told = {
+        int(code) for row in rows_of("Closing and coming back") for code in re.findall(r"\b\d{4}\b", row[0])
+    }
+    assert sent <= told
+
+
+async def test_every_request_of_the_table_exists(server_process: ServerProcess) -> None:
+    """An unknown route would be 404 NOT_FOUND, a method that is not allowed 405."""
+    session_id = str(uuid.uuid4())
+    seen = 0
+    for row in rows_of("REST"):
+        method, path, *_ = row[0].split()
+        path = path.split("?")[0].replace("...", "/v1/sessions/ID").replace("ID", session_id).rstrip(",")
+        others = re.findall(r", (\w+)", row[0].split("`")[0].split(";")[0])
+        for each in [path, *(path.rsplit("/", 1)[0] + "/" + other for other in others)]:
+            answer = await server_process.call(method, each)
+            assert answer.status != 405, each
+            if answer.status == 404:
+                assert answer.body["error"]["code"] == "SESSION_NOT_FOUND", each
+            seen += 1
+    assert seen == 14

@@ -1,0 +1,340 @@
+"""How a server process ends: everybody is told, nothing in flight is lost, and it does not take long."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from tests.processes import Answer, ServerProcess, parse_answer
+from tests.ws_client import CLOSE, TEXT, Closed, WsClient, encode
+
+TOLD = Closed(1001, "Server shutting down")
+LONG_DRAIN_S, SHORT_DRAIN_S = 20, 1
+# What a busy machine may add. A client that does not answer is aborted after 5 s anyhow: with a short
+# drain time the end must come before that.
+GRACE_S = 3
+
+
+in_a_hurry = pytest.mark.parametrize("server", [SHORT_DRAIN_S], indirect=True, ids=[""])
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """A server of the test's own, with the drain time of its parameter."""
+    server = ServerProcess(f"--drain-s={getattr(request, 'param', LONG_DRAIN_S)}")
+    yield server
+    if server.process.poll() is None:
+        server.kill()
+    else:
+        server.stop()
+    assert not [line for line in server.log() if line["level"] == "error" or "traceback" in line]
+
+
+def watch_url(server: ServerProcess) -> str:
+    return f"{server.ws_url}/ws?sessionId={uuid.uuid4()}"
+
+
+async def exit_code(server: ServerProcess, within_s: float) -> int:
+    return await asyncio.to_thread(server.wait, within_s)
+
+
+async def is_refused(server: ServerProcess) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    except ConnectionRefusedError:
+        return True
+    writer.transport.abort()
+    return False
+
+
+async def listener_closed(server: ServerProcess) -> None:
+    """Wait until nobody can connect any more."""
+    async with asyncio.timeout(10):
+        while not await is_refused(server):
+            await asyncio.sleep(0.01)
+
+
+class Wire:
+    """A plain HTTP connection to the server, kept open between requests."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def head(self) -> bytes:
+        return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+
+    async def answer(self) -> Answer:
+        head = await self.head()
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        return parse_answer(head + await asyncio.wait_for(self.reader.readexactly(length), 10))
+
+    def ask(self, path: str) -> None:
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+
+class Upload(Wire):
+    """A request whose body is on its way, and as long as that a request in flight."""
+
+    session_id = ""
+    body = b""
+
+    async def begin(self) -> None:
+        self.session_id = str(uuid.uuid4())
+        self.body = json.dumps({"session_id": self.session_id, "sync_mode": "count_up"}).encode()
+        self.writer.write(
+            b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(self.body)
+        )
+        # The server has read the head, and asks for the rest: from now on it is in flight.
+        assert b" 100 " in await self.head()
+        self.writer.write(self.body[:10])
+
+    async def finish(self) -> Answer:
+        self.writer.write(self.body[10:])
+        return await self.answer()
+
+
+@asynccontextmanager
+async def wired(server: ServerProcess) -> AsyncIterator[Wire]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=4096)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def uploading(server: ServerProcess) -> AsyncIterator[Upload]:
+    async with wired(server) as wire:
+        upload = Upload(wire.reader, wire.writer)
+        await upload.begin()
+        yield upload
+
+
+# --- who is told ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_every_client_is_told_and_the_exit_is_clean(
+    server: ServerProcess, number: signal.Signals
+) -> None:
+    async with AsyncExitStack() as stack:
+        urls = [watch_url(server) for _ in range(5)] * 5
+        clients = [await stack.enter_async_context(await WsClient.connect(url)) for url in urls]
+        for client in clients:
+            assert (await client.recv())["type"] == "CONNECTED"
+        began_s = time.monotonic()
+        os.kill(server.pid, number)
+        for client in clients:
+            assert await client.recv() == TOLD
+        assert await exit_code(server, 10) == 0
+        # All have answered: nothing was waited for.
+        assert time.monotonic() - began_s < LONG_DRAIN_S / 2
+
+
+async def test_without_clients_the_exit_is_clean_and_at_once(server: ServerProcess) -> None:
+    began_s = time.monotonic()
+    server.terminate()
+    assert await exit_code(server, 10) == 0
+    assert time.monotonic() - began_s < LONG_DRAIN_S / 2
+
+
+async def fall_behind(server: ServerProcess, session_id: str) -> int:
+    """More states than the kernel takes for a client that does not read; the version of the last."""
+    seats = [{"participant_id": str(uuid.uuid4()), "total_time_ms": 60_000} for _ in range(1000)]
+    body = {"session_id": session_id, "sync_mode": "per_participant", "participants": seats}
+    version = (await server.call("POST", "/v1/sessions", body)).data["version"]
+    for command in ["start", *["pause", "resume"] * 15]:
+        version = (await server.call("POST", f"/v1/sessions/{session_id}/{command}")).data["version"]
+    return int(version)
+
+
+async def test_a_client_that_is_behind_gets_what_it_is_owed_before_it_is_told(server: ServerProcess) -> None:
+    url = watch_url(server)
+    async with await WsClient.connect(url, rcvbuf=4096, limit=4096) as client:
+        version = await fall_behind(server, url[-36:])
+        server.terminate()
+        latest = 0
+        while not isinstance(message := await client.recv(), Closed):
+            latest = message["state"]["version"] if "state" in message else latest
+        assert (latest, message) == (version, TOLD)
+        assert await exit_code(server, 10) == 0
+
+
+# --- what is in flight ---------------------------------------------------------------------------
+
+
+async def test_a_request_in_flight_is_answered_and_nobody_else_gets_in(server: ServerProcess) -> None:
+    async with await WsClient.connect(watch_url(server)) as client, uploading(server) as upload:
+        server.terminate()
+        await listener_closed(server)
+        assert (await client.recv())["type"] == "CONNECTED"
+        answer = await upload.finish()
+        assert (answer.status, answer.data["session_id"]) == (201, upload.session_id)
+        assert await client.recv() == TOLD
+        assert await exit_code(server, 10) == 0
+
+
+async def test_readiness_is_denied_while_the_rest_is_finished(server: ServerProcess) -> None:
+    async with uploading(server) as upload, wired(server) as wire:
+        wire.ask("/ready")
+        assert (await wire.answer()).status == 200
+        server.terminate()
+        await listener_closed(server)
+        wire.ask("/ready")
+        ready = await wire.answer()
+        assert ready.status == 503
+        assert ready.body["status"] == "not_ready"
+        assert "draining" in ready.body["reasons"]
+        wire.ask("/health")
+        assert (await wire.answer()).body == {"status": "ok"}
+        assert (await upload.finish()).status == 201
+        assert await exit_code(server, 10) == 0
+
+
+async def test_an_answer_on_its_way_arrives_whole(server: ServerProcess) -> None:
+    """Its request is finished for the handler, but not for who reads it slowly."""
+    seats = [{"participant_id": str(uuid.uuid4())} for _ in range(1000)]
+    for _ in range(50):
+        body = {"sync_mode": "global", "total_time_ms": 60_000, "participants": seats}
+        assert (await server.call("POST", "/v1/sessions", body)).status == 201
+    async with wired(server) as wire:
+        wire.ask("/v1/sessions?limit=50")
+        head = await wire.head()
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        assert length > 10_000_000  # more than the kernel takes
+        server.terminate()
+        await listener_closed(server)
+        answer = parse_answer(head + await asyncio.wait_for(wire.reader.readexactly(length), 10))
+        assert len(answer.data["sessions"]) == 50
+    assert await exit_code(server, 10) == 0
+
+
+async def test_who_gets_in_by_an_old_connection_is_told_or_turned_away(server: ServerProcess) -> None:
+    """A connection that was accepted before may ask for a WebSocket while the rest is finished."""
+    async with await WsClient.connect(watch_url(server)) as stubborn, wired(server) as wire:
+        wire.ask("/health")
+        assert (await wire.answer()).status == 200
+        server.terminate()
+        assert (await stubborn.recv())["type"] == "CONNECTED"
+        assert (await stubborn.recv_frame())[0] == CLOSE  # and does not answer, so that there is time
+        wire.writer.write(
+            b"GET /ws?sessionId=%b HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            % str(uuid.uuid4()).encode()
+        )
+        status = int((await wire.head()).split()[1])
+        if status == 101:
+            late = WsClient(wire.reader, wire.writer, True)
+            message = await late.recv()
+            if not isinstance(message, Closed):
+                message = await late.recv()
+            assert message == TOLD
+        else:
+            assert status == 503
+    assert await exit_code(server, 10) == 0
+
+
+# --- how long it takes ---------------------------------------------------------------------------
+
+
+@in_a_hurry
+async def test_a_client_that_never_answers_is_waited_for_no_longer_than_the_drain_time(
+    server: ServerProcess,
+) -> None:
+    async with await WsClient.connect(watch_url(server)) as client:
+        began_s = time.monotonic()
+        server.terminate()
+        assert (await client.recv())["type"] == "CONNECTED"
+        assert (await client.recv_frame())[0] == CLOSE
+        assert await exit_code(server, 10) == 0
+        assert time.monotonic() - began_s < SHORT_DRAIN_S + GRACE_S
+
+
+@in_a_hurry
+async def test_a_client_that_does_not_read_is_waited_for_no_longer_than_the_drain_time(
+    server: ServerProcess,
+) -> None:
+    url = watch_url(server)
+    async with await WsClient.connect(url, rcvbuf=4096, limit=4096):
+        await fall_behind(server, url[-36:])
+        began_s = time.monotonic()
+        server.terminate()
+        assert await exit_code(server, 10) == 0
+        assert time.monotonic() - began_s < SHORT_DRAIN_S + GRACE_S
+
+
+@in_a_hurry
+async def test_a_request_that_never_ends_is_waited_for_no_longer_than_the_drain_time(
+    server: ServerProcess,
+) -> None:
+    async with uploading(server):
+        began_s = time.monotonic()
+        server.terminate()
+        assert await exit_code(server, 10) == 0
+        assert time.monotonic() - began_s < SHORT_DRAIN_S + GRACE_S
+
+
+@in_a_hurry
+async def test_clients_are_told_though_a_request_never_ends(server: ServerProcess) -> None:
+    """A drain time that one request uses up is no reason to leave the others without a word."""
+    async with await WsClient.connect(watch_url(server)) as client, uploading(server):
+        assert (await client.recv())["type"] == "CONNECTED"
+        server.terminate()
+        assert await client.recv() == TOLD
+        assert await exit_code(server, 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
+)
+async def test_a_second_signal_ends_it_at_once(
+    server: ServerProcess, first: signal.Signals, second: signal.Signals
+) -> None:
+    async with uploading(server):
+        os.kill(server.pid, first)
+        await listener_closed(server)
+        assert server.process.poll() is None, "it waits for the upload"
+        os.kill(server.pid, second)
+        assert await exit_code(server, 10) != 0
+
+
+async def test_clients_that_go_on_talking_do_not_hold_up_the_end(server: ServerProcess) -> None:
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(await WsClient.connect(watch_url(server))) for _ in range(5)
+        ]
+        ping = encode(TEXT, b'{"type":"PING"}') * 100
+
+        async def talk(client: WsClient) -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await client.send_raw(ping)
+
+        async def listen(client: WsClient) -> list[int]:
+            opcodes = []
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    opcode, payload = await client.recv_frame()
+                    opcodes.append(opcode)
+                    if opcode == CLOSE:
+                        await client.send_frame(CLOSE, payload)
+            return opcodes
+
+        talking = [asyncio.create_task(talk(client)) for client in clients]
+        listening = [asyncio.create_task(listen(client)) for client in clients]
+        server.terminate()
+        assert await exit_code(server, 10) == 0
+        for opcodes in await asyncio.wait_for(asyncio.gather(*listening), 10):
+            assert opcodes.count(CLOSE) == 1
+            assert opcodes[-1] == CLOSE
+        await asyncio.gather(*talking)

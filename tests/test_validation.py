@@ -1,0 +1,482 @@
+"""What a request may say: every boundary, and all that is wrong at once."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from lockstep import validation
+from lockstep.engine import Spec
+from lockstep.errors import ValidationError
+from lockstep.state import Mode, OnTimeout, Status
+from lockstep.validation import Complaints
+
+DAY_MS = 86_400_000
+MODES = [mode.value for mode in Mode]
+ID = "0A0b0c0d-1111-4222-8333-ABCDEFabcdef"
+
+
+def seat(total_time_ms: Any = 60_000, **fields: Any) -> dict[str, Any]:
+    return {"participant_id": str(uuid.uuid4()), "total_time_ms": total_time_ms} | fields
+
+
+def body(mode: str = "per_participant", seats: int = 2, **fields: Any) -> dict[str, Any]:
+    """A request that is in order, but for what `fields` say."""
+    group = {"group_id": "red"} if mode == "per_group" else {}
+    times = {"global": {"total_time_ms": 60_000}, "per_cycle": {"time_per_cycle_ms": 10_000}}.get(mode, {})
+    return {"sync_mode": mode, "participants": [seat(**group) for _ in range(seats)]} | times | fields
+
+
+def spec(**fields: Any) -> Spec:
+    return validation.spec(body(**fields))
+
+
+def complaints(given: Any) -> dict[str, str]:
+    """The code of each violation by its field."""
+    with pytest.raises(ValidationError) as error:
+        validation.spec(given)
+    assert error.value.message == "Request validation failed"
+    details = error.value.details
+    assert all(set(each) == {"field", "message", "code"} for each in details)
+    assert all(isinstance(text, str) and text for each in details for text in each.values())
+    return {each["field"]: each["code"] for each in details}
+
+
+def command_complaints(name: str, given: Any) -> list[str]:
+    found = Complaints()
+    validation.command(name, given, found)
+    return [violation.field for violation in found.found]
+
+
+# --- create --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_least_that_each_mode_needs_is_enough(mode: str) -> None:
+    made = spec(mode=mode)
+    assert made.mode == mode
+    assert uuid.UUID(made.session_id).version == 4
+    assert (made.increment_ms, made.max_time_ms, made.metadata) in ((0, None, None), (0, None, {}))
+    assert [each.participant_index for each in made.participants] == [0, 1]
+
+
+def test_a_session_id_is_made_anew_for_each() -> None:
+    assert len({spec().session_id for _ in range(100)}) == 100
+
+
+def test_ids_are_taken_in_any_case_and_kept_in_lower_case() -> None:
+    made = spec(session_id=ID, participants=[seat(participant_id=ID.upper())])
+    assert made.session_id == ID.lower()
+    assert made.participants[0].participant_id == ID.lower()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "x",
+        ID[:-1],
+        ID + "0",
+        ID.replace("-", ""),
+        "{" + ID + "}",
+        "urn:uuid:" + ID,
+        ID + "\n",
+        " " + ID,
+        ID.replace("A", "g"),
+        ID.replace("1", "\u0661"),
+        5,
+        True,
+        [],
+        {},
+        [ID],
+        1.5,
+    ],
+)
+def test_what_is_no_uuid_is_refused(bad: Any) -> None:
+    assert set(complaints(body(session_id=bad))) == {"session_id"}
+    bad_seat = body(participants=[seat(participant_id=bad)])
+    assert set(complaints(bad_seat)) == {"participants.0.participant_id"}
+
+
+@pytest.mark.parametrize("time_ms", [1_000, 1_001, DAY_MS - 1, DAY_MS])
+def test_times_within_the_limits_are_taken(time_ms: int) -> None:
+    assert spec(participants=[seat(time_ms)]).participants[0].budget_ms == time_ms
+    assert spec(mode="per_cycle", time_per_cycle_ms=time_ms).time_per_cycle_ms == time_ms
+    assert spec(mode="global", total_time_ms=time_ms).total_time_ms == time_ms
+    assert spec(mode="count_up", max_time_ms=time_ms).max_time_ms == time_ms
+
+
+@pytest.mark.parametrize(
+    "time_ms",
+    [999, 0, -1_000, DAY_MS + 1, 10**30, 1_000.0, 60_000.5, "60000", True, False, [], {}, [60_000]],
+)
+def test_times_beyond_the_limits_are_refused(time_ms: Any) -> None:
+    bad = body(participants=[seat(time_ms), seat()])
+    assert set(complaints(bad)) == {"participants.0.total_time_ms"}
+    for mode, field in (
+        ("per_cycle", "time_per_cycle_ms"),
+        ("global", "total_time_ms"),
+        ("count_up", "max_time_ms"),
+    ):
+        assert set(complaints(body(mode, **{field: time_ms}))) == {field}
+
+
+@pytest.mark.parametrize("increment_ms", [0, 1, 60_000])
+def test_increments_within_the_limits_are_taken(increment_ms: int) -> None:
+    assert spec(increment_ms=increment_ms).increment_ms == increment_ms
+
+
+@pytest.mark.parametrize("increment_ms", [-1, 60_001, 1.0, "5", True])
+def test_increments_beyond_the_limits_are_refused(increment_ms: Any) -> None:
+    assert set(complaints(body(increment_ms=increment_ms))) == {"increment_ms"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_thousand_participants_are_taken_and_one_more_refused(mode: str) -> None:
+    assert len(spec(mode=mode, seats=1_000).participants) == 1_000
+    assert set(complaints(body(mode, seats=1_001))) == {"participants"}
+
+
+@pytest.mark.parametrize("mode", ["global", "count_up"])
+@pytest.mark.parametrize("fields", [{"participants": []}, {"participants": None}])
+def test_nobody_need_take_part_where_the_clock_is_the_sessions(mode: str, fields: dict[str, Any]) -> None:
+    assert spec(mode=mode, **fields).participants == ()
+    given = body(mode)
+    del given["participants"]
+    assert validation.spec(given).participants == ()
+
+
+@pytest.mark.parametrize("mode", ["per_participant", "per_cycle", "per_group"])
+@pytest.mark.parametrize("participants", [[], None])
+def test_somebody_must_take_part_elsewhere(mode: str, participants: Any) -> None:
+    assert set(complaints(body(mode, participants=participants))) == {"participants"}
+
+
+def test_a_participant_twice_is_refused_in_whatever_case() -> None:
+    twice = [seat(participant_id=ID.upper()), seat(), seat(participant_id=ID.lower())]
+    assert set(complaints(body(participants=twice))) == {"participants.2.participant_id"}
+
+
+def test_the_place_in_the_list_is_the_default_index() -> None:
+    made = spec(participants=[seat(), seat(participant_index=0), seat(participant_index=None), seat()])
+    assert [each.participant_index for each in made.participants] == [0, 0, 2, 3]
+
+
+@pytest.mark.parametrize("index", [1.0, "1", True, [], -1])
+def test_an_index_is_a_whole_number(index: Any) -> None:
+    bad = body(participants=[seat(participant_index=index)])
+    assert set(complaints(bad)) == {"participants.0.participant_index"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "missing"),
+    [
+        ("per_participant", "participants.0.total_time_ms"),
+        ("per_group", "participants.0.total_time_ms"),
+        ("per_group", "participants.0.group_id"),
+        ("per_cycle", "time_per_cycle_ms"),
+        ("global", "total_time_ms"),
+        ("per_cycle", "participants.0.participant_id"),
+        ("per_cycle", "sync_mode"),
+    ],
+)
+@pytest.mark.parametrize("is_null", [True, False])
+def test_what_a_mode_needs_is_missed_by_name(mode: str, missing: str, is_null: bool) -> None:
+    given = body(mode)
+    holder, name = (given["participants"][0], missing[15:]) if "." in missing else (given, missing)
+    if is_null:
+        holder[name] = None
+    else:
+        del holder[name]
+    assert set(complaints(given)) == {missing}
+
+
+def test_the_bank_of_a_group_is_one() -> None:
+    seats = [
+        seat(60_000, group_id="red"),
+        seat(50_000, group_id="blue"),
+        seat(60_000, group_id="red"),
+        seat(50_001, group_id="blue"),
+    ]
+    assert set(complaints(body("per_group", participants=seats))) == {"participants.3.total_time_ms"}
+    seats[3]["total_time_ms"] = 50_000
+    assert len(spec(mode="per_group", participants=seats).participants) == 4
+
+
+def test_a_time_that_is_not_needed_may_be_given_and_is_kept() -> None:
+    made = spec(mode="count_up", total_time_ms=5_000, time_per_cycle_ms=2_000)
+    assert (made.total_time_ms, made.time_per_cycle_ms) == (5_000, 2_000)
+    assert made.participants[0].budget_ms == 60_000
+
+
+def test_null_is_the_same_as_absent() -> None:
+    times = ["total_time_ms", "time_per_cycle_ms", "increment_ms", "max_time_ms"]
+    nulls = dict.fromkeys(["session_id", "on_timeout", "metadata", *times])
+    made = spec(**nulls)
+    assert (made.total_time_ms, made.time_per_cycle_ms, made.max_time_ms) == (None, None, None)
+    assert (made.increment_ms, made.on_timeout) == (0, OnTimeout.FLAG)
+    assert uuid.UUID(made.session_id)
+
+
+ALLOWED = {
+    "per_participant": ["flag", "advance", "expire"],
+    "per_group": ["flag", "advance", "expire"],
+    "per_cycle": ["advance", "flag", "expire"],
+    "global": ["expire", "flag"],
+    "count_up": ["expire"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_has_its_policies_and_its_default(mode: str) -> None:
+    assert spec(mode=mode).on_timeout == ALLOWED[mode][0]
+    for policy in ("flag", "advance", "expire"):
+        if policy in ALLOWED[mode]:
+            assert spec(mode=mode, on_timeout=policy).on_timeout == policy
+        else:
+            assert set(complaints(body(mode, on_timeout=policy))) == {"on_timeout"}
+    for nonsense in ("FLAG", "", "never", 1, True, [], {}):
+        assert set(complaints(body(mode, on_timeout=nonsense))) == {"on_timeout"}
+
+
+@pytest.mark.parametrize("mode", ["", "PER_CYCLE", "per_moon", 1, True, [], {}, 1.5])
+def test_an_unknown_mode_is_refused(mode: Any) -> None:
+    assert "sync_mode" in complaints(body() | {"sync_mode": mode})
+
+
+def metadata_of(size: int, letter: str = "x") -> dict[str, str]:
+    """Metadata of so many bytes as JSON."""
+    frame = len('{"k":""}')
+    return {"k": letter * ((size - frame) // len(letter.encode()))}
+
+
+def test_metadata_may_have_4096_bytes_as_json() -> None:
+    assert spec(metadata=metadata_of(4096)).metadata == metadata_of(4096)
+    assert set(complaints(body(metadata=metadata_of(4097)))) == {"metadata"}
+    # Bytes are counted, not characters.
+    assert spec(metadata=metadata_of(4096, "é")).metadata
+    assert set(complaints(body(metadata=metadata_of(4098, "é")))) == {"metadata"}
+
+
+@pytest.mark.parametrize("metadata", ["x", 1, True, [], [1]])
+def test_metadata_is_an_object(metadata: Any) -> None:
+    assert set(complaints(body(metadata=metadata))) == {"metadata"}
+
+
+def test_under_metadata_anything_goes() -> None:
+    metadata = {"session_id": None, "a": [1, {"b": [None, True, 1.5, -(10**20)]}], "": {"": ""}}
+    assert spec(metadata=metadata).metadata == metadata
+
+
+def test_unknown_fields_are_refused_by_name() -> None:
+    given = body(colour="red", Sync_mode="per_cycle")
+    given["participants"][1]["name"] = "Anna"
+    assert set(complaints(given)) == {"colour", "Sync_mode", "participants.1.name"}
+
+
+def test_unknown_fields_are_refused_also_as_null() -> None:
+    assert set(complaints(body(colour=None))) == {"colour"}
+
+
+@pytest.mark.parametrize("given", [None, [], [body()], "text", 5, True, 1.5])
+def test_a_request_is_an_object(given: Any) -> None:
+    (field,) = complaints(given)
+    assert field == "body"
+
+
+@pytest.mark.parametrize("participants", [{}, "x", 5, True])
+def test_participants_are_an_array(participants: Any) -> None:
+    assert set(complaints(body(participants=participants))) == {"participants"}
+
+
+@pytest.mark.parametrize("bad", [None, [], "x", 5, True])
+def test_a_participant_is_an_object(bad: Any) -> None:
+    assert "participants.1" in complaints(body(participants=[seat(), bad]))
+
+
+@pytest.mark.parametrize("group_id", ["", 5, True, []])
+def test_a_group_id_is_text(group_id: Any) -> None:
+    seats = [seat(group_id=group_id)]
+    assert set(complaints(body("per_group", participants=seats))) == {"participants.0.group_id"}
+
+
+def test_all_violations_are_told_at_once() -> None:
+    given = {
+        "session_id": "x",
+        "sync_mode": "per_group",
+        "total_time_ms": 999,
+        "time_per_cycle_ms": "10",
+        "increment_ms": 60_001,
+        "max_time_ms": True,
+        "on_timeout": "explode",
+        "metadata": [],
+        "extra": 1,
+        "participants": [
+            {"participant_id": "x", "total_time_ms": 1.5, "group_id": "", "participant_index": "1"},
+            {"participant_id": ID},
+            {"participant_id": ID.upper(), "total_time_ms": 5_000, "group_id": "red", "name": 1},
+            {"total_time_ms": 6_000, "group_id": "red"},
+        ],
+    }
+    assert set(complaints(given)) == {
+        "session_id",
+        "total_time_ms",
+        "time_per_cycle_ms",
+        "increment_ms",
+        "max_time_ms",
+        "on_timeout",
+        "metadata",
+        "extra",
+        "participants.0.participant_id",
+        "participants.0.total_time_ms",
+        "participants.0.group_id",
+        "participants.0.participant_index",
+        "participants.1.total_time_ms",
+        "participants.1.group_id",
+        "participants.2.participant_id",
+        "participants.2.name",
+        "participants.3.participant_id",
+        "participants.3.total_time_ms",
+    }
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+FIELDS = {
+    "start": {"participant_id": ID, "expected_version": 1},
+    "switch": {"next_participant_id": ID, "expected_participant_id": ID, "expected_version": 1},
+    "pause": {"expected_version": 1},
+    "resume": {"expected_version": 1},
+    "complete": {"expected_version": 1},
+    "cancel": {"expected_version": 1},
+    "adjust": {"delta_ms": 1, "target": ID, "expected_version": 1},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_command_takes_its_fields_and_no_others(name: str) -> None:
+    found = Complaints()
+    read = validation.command(name, FIELDS[name], found)
+    assert found.found == []
+    assert set(read) == set(FIELDS[name])
+    assert command_complaints(name, FIELDS[name] | {"now": 1}) == ["now"]
+    for field in FIELDS[name]:
+        assert command_complaints(name, FIELDS[name] | {field: 1.5}) == [field]
+        assert command_complaints(name, FIELDS[name] | {field: False}) == [field]
+
+
+@pytest.mark.parametrize("name", sorted(set(FIELDS) - {"adjust"}))
+def test_a_command_may_say_nothing(name: str) -> None:
+    for nothing in (None, {}, dict.fromkeys(FIELDS[name])):
+        assert command_complaints(name, nothing) == []
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("given", [[], "x", 5, True])
+def test_a_commands_body_is_an_object(name: str, given: Any) -> None:
+    assert command_complaints(name, given) == ["body"]
+
+
+@pytest.mark.parametrize("delta_ms", [1, -1, DAY_MS, -DAY_MS])
+def test_an_adjustment_within_the_limits_is_taken(delta_ms: int) -> None:
+    assert command_complaints("adjust", {"delta_ms": delta_ms}) == []
+
+
+@pytest.mark.parametrize("delta_ms", [0, DAY_MS + 1, -DAY_MS - 1, 1.0, "1", True, None, []])
+def test_an_adjustment_beyond_the_limits_is_refused(delta_ms: Any) -> None:
+    assert command_complaints("adjust", {"delta_ms": delta_ms}) == ["delta_ms"]
+
+
+def test_an_adjustment_needs_a_delta() -> None:
+    assert command_complaints("adjust", None) == ["delta_ms"]
+    assert command_complaints("adjust", {"target": ID}) == ["delta_ms"]
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.0, "1", True, [], 10**30])
+def test_an_expected_version_is_one_or_more(version: Any) -> None:
+    assert command_complaints("pause", {"expected_version": version}) == ["expected_version"]
+
+
+# --- messages, queries, headers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_", ["CHAT", "x", "state_update", "STATE_UPDATE "])
+def test_a_message_has_a_type_of_its_own(type_: str) -> None:
+    complaints = Complaints()
+    validation.message({"type": type_, "anything": None}, complaints)
+    assert complaints.found == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        [],
+        "x",
+        5,
+        {},
+        {"type": None},
+        {"type": 5},
+        {"type": ""},
+        {"type": []},
+        *(
+            {"type": t}
+            for t in ["CONNECTED", "STATE_UPDATE", "STATE_SYNC", "SESSION_DELETED", "PONG", "ERROR"]
+        ),
+    ],
+)
+def test_a_message_without_one_or_with_the_servers_own_is_refused(given: Any) -> None:
+    complaints = Complaints()
+    validation.message(given, complaints)
+    assert len(complaints.found) == 1
+
+
+def queried(**given: list[str]) -> Any:
+    found = Complaints()
+    fields = {
+        "since": validation.whole_number(0, 100),
+        "status": validation.status,
+        "epoch": validation.epoch,
+        "cursor": validation.cursor,
+    }
+    read = validation.query(given, fields, found)
+    return sorted(violation.field for violation in found.found) or read
+
+
+def test_query_arguments_are_read() -> None:
+    assert queried(since=["7"], status=["paused"], epoch=["0lqtw8xc0abcd"]) == {
+        "since": 7,
+        "status": Status.PAUSED,
+        "epoch": "0lqtw8xc0abcd",
+        "cursor": None,
+    }
+    place = queried(cursor=[f"1704067200000-{ID.lower()}"])["cursor"]
+    assert place == (1_704_067_200_000, ID.lower())
+
+
+def test_all_that_is_wrong_with_a_query_is_told_at_once() -> None:
+    assert queried(since=["abc"], status=["x"], epoch=["x"], cursor=["x"], what=["1"]) == [
+        "cursor",
+        "epoch",
+        "since",
+        "status",
+        "what",
+    ]
+
+
+@pytest.mark.parametrize(
+    "since", ["-1", "101", "1.0", "1e1", "abc", "+1", " 1", "0x1", "9" * 5_000, "\u0661"]
+)
+def test_a_number_in_a_query_is_whole_and_within_its_limits(since: str) -> None:
+    assert queried(since=[since]) == ["since"]
+
+
+def test_an_argument_given_twice_is_refused() -> None:
+    assert queried(since=["1", "1"]) == ["since"]
+
+
+def test_the_tags_of_a_header_are_a_list() -> None:
+    assert validation.tags(None) is None
+    assert validation.tags('"a-1"') == {'"a-1"'}
+    assert validation.tags(' "a-1" ,W/"b-2",*') == {'"a-1"', 'W/"b-2"', "*"}
