@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 CODE = lockstep handlers broker
-SYSTEM = chromium=chromium
+SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime
 
 .PHONY: run install test test-long check lint
 

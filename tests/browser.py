@@ -19,12 +19,17 @@ FLAGS = [
 ]
 
 
-@contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    """A browser, shared by the tests of one module: its event loop must not outlive them."""
+def chromium_path() -> str:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.fail("Chromium is missing; install it, e.g. by: apt-get install chromium", pytrace=False)
+    return path
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser, shared by the tests of one module: its event loop must not outlive them."""
+    path = chromium_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.processes import ServerProcess
+from tests.redis_server import RedisServer
 from tests.ws_client import OPEN
 
 TEST_TIMEOUT_S = 150
@@ -33,6 +34,14 @@ async def _run(test: Coroutine[Any, Any, None]) -> None:
         for client in list(OPEN):
             client.abort()
         await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis shared by the tests that keep to a prefix of their own and do it no harm."""
+    server = RedisServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

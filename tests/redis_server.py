@@ -202,7 +202,11 @@ class Sentinels:
             )
             self._sentinels.append((process, folder))
             self.ports.append(port)
-        self._wait_until_linked()
+        try:
+            self._wait_until_linked()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def url(self) -> str:

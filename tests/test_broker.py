@@ -16,11 +16,13 @@ from uuid import uuid4
 import pytest
 
 from broker.memory import MemoryBroker
+from broker.redis import RedisBroker
 from lockstep import engine, messages, state
 from lockstep.contract import Broker, Commit, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.sessions import new_epoch
 from lockstep.state import Mode, OnTimeout, Participant, Session
+from tests.redis_server import RedisServer
 
 PATIENCE_S = 10.0
 HOUR_MS = 3_600_000
@@ -40,9 +42,13 @@ class YieldingBroker(MemoryBroker):
         return await super().commit(commit)
 
 
-@pytest.fixture(params=["memory", "memory_yielding"])
+@pytest.fixture(params=["memory", "memory_yielding", "redis", "redis_targeted"])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    return {"memory": MemoryBroker, "memory_yielding": YieldingBroker}[request.param]()
+    if not request.param.startswith("redis"):
+        return {"memory": MemoryBroker, "memory_yielding": YieldingBroker}[request.param]()
+    redis: RedisServer = request.getfixturevalue("redis_server")
+    routing = "targeted" if request.param.endswith("targeted") else "all"
+    return RedisBroker(redis.url, prefix=f"{uuid4()}-", routing=routing, allow_eviction=False)
 
 
 @dataclass

@@ -229,7 +229,7 @@ def test_pause_resume_and_finish_reach_the_other_tab(tabs: Tabs) -> None:
 
 def test_a_double_click_switches_once(tabs: Tabs) -> None:
     page = tabs.start("chess")
-    # The second click comes when the first one's effect is already shown, so nothing but its haste betrays it.
+    # The second click comes when the first one's effect is already shown, so only its haste betrays it.
     page.evaluate("""async () => {
         const now = performance.now();
         performance.now = () => now;
@@ -243,18 +243,20 @@ def test_a_double_click_switches_once(tabs: Tabs) -> None:
     assert version(page) == 4
 
 
-def test_a_switch_of_what_is_no_longer_so_changes_nothing(tabs: Tabs) -> None:
+def test_a_turn_that_has_ended_elsewhere_is_not_ended_again(tabs: Tabs, cable: Cable) -> None:
     one = tabs.start("chess")
-    other = tabs.also_open(one)
-    # This tab hears of changes no more, as if they were on their way.
-    other.evaluate("EventTarget.prototype.dispatchEvent = () => true")
-    stale = other.evaluate("""async () => {
-        const { Lockstep } = await import("/lockstep.js");
-        return Object.getOwnPropertyNames(Lockstep.prototype).includes("connect");
-    }""")
-    assert stale
+    other = tabs.also_open(one, cable.url)
+    expect(other.locator("#status")).to_have_text(turn("White"))
+    cable.on_reply(lambda data: b"" if b"STATE_UPDATE" in data else data)  # as if it were still on its way
     one.click("#primary")
     wait_for_version(one, 3)
+    other.click("#primary")
+    expect(other.locator("#toast")).to_contain_text("Somebody else was quicker")
+    one.click("#pause")
+    expect(one.locator("#status")).to_have_text("Paused · " + turn("Black"))
+    assert version(one) == 4
+    assert [text for text in tabs.complaints if "409" not in text] == []
+    tabs.complaints.clear()
 
 
 def test_a_tap_gives_the_turn_to_whoever_is_tapped(tabs: Tabs) -> None:
@@ -425,6 +427,26 @@ def test_the_focus_can_be_seen(tabs: Tabs) -> None:
         page.keyboard.press("Tab")
         outlines.add(page.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
     assert outlines == {"solid"}
+
+
+def test_the_controls_and_whose_turn_it_is_stay_in_sight_of_many(tabs: Tabs) -> None:
+    page = tabs.open(viewport=PHONE)
+    script = """async () => {
+        const people = Array.from({ length: 12 }, () => ({
+            participant_id: crypto.randomUUID(), total_time_ms: 60_000 }));
+        const answer = await fetch("v1/sessions", {
+            method: "POST", headers: { "Content-Type": "application/json" },
+            body: JSON.stringify({ sync_mode: "per_participant", participants: people }) });
+        return (await answer.json()).data.session_id;
+    }"""
+    page.goto(f"{tabs.url}/?session={page.evaluate(script)}")
+    page.get_by_role("button", name="Participant 11: begins").press("Enter")
+    expect(page.locator(RUNS)).to_be_in_viewport(ratio=1)
+    page.evaluate("scrollTo(0, 0)")
+    expect(page.locator("#primary")).to_be_in_viewport(ratio=1)
+    page.click("#primary")
+    expect(page.locator("#status")).to_have_text(turn("Participant 12"))
+    expect(page.locator(RUNS)).to_be_in_viewport(ratio=1)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

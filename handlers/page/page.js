@@ -347,6 +347,7 @@ function onKey(event) {
 let link;
 let panels = [];
 let drawnEpoch;
+let drawnTurn;
 
 function follow() {
   link = new Lockstep(new URL("ws", location.href.split("?")[0]), sessionId);
@@ -397,6 +398,10 @@ function draw(state) {
   for (const panel of panels) {
     panel.draw(state);
     panel.tick(state, nowMs);
+  }
+  if (state.active_participant_id !== drawnTurn) {
+    drawnTurn = state.active_participant_id;
+    if (drawnTurn) panels.find((panel) => panel.isTurn(state)).element.scrollIntoView({ block: "nearest" });
   }
   const [word, verb] = nextStep(state);
   setText($("primary-text"), word ?? "");
