@@ -22,13 +22,13 @@ from tests.processes import ServerProcess  # noqa: E402
 FRAME = """
 <style>
   body {{ margin: 0; width: 1400px; height: 800px; position: relative; overflow: hidden;
-          background: linear-gradient(160deg, #dfe9e3, #cbd8d2); font: 600 15px sans-serif; color: #5d6661; }}
+          background: linear-gradient(160deg, #dfe9e3, #cbd8d2); font: 15px sans-serif; color: #5d6661; }}
   figure {{ position: absolute; margin: 0; overflow: hidden; box-shadow: 0 24px 60px #16201c40; }}
   img {{ display: block; }}
   .window {{ left: 56px; top: 50px; border-radius: 14px; background: #fff; }}
   .window figcaption {{ display: flex; gap: 8px; align-items: center; height: 40px; padding: 0 16px; }}
   .window i {{ width: 12px; height: 12px; border-radius: 50%; background: #d5d8d5; }}
-  .window b {{ margin: 0 auto; padding: 3px 90px; border-radius: 8px; background: #eff1ef; font-weight: 400; }}
+  .window b {{ margin: 0 auto; padding: 3px 90px; border-radius: 8px; background: #eff1ef; }}
   .phone {{ right: 52px; top: 100px; padding: 12px; border-radius: 44px; background: #0a0c0b; }}
   .phone img {{ border-radius: 32px; }}
 </style>
@@ -61,7 +61,7 @@ async def make(url: str) -> None:
         window = await screen(browser, url, "light", 940, 650)
         await window.locator("[data-preset=chess]").nth(1).click()
         await window.click("#primary")
-        phone = await screen(browser, window.url, "dark", 310, 580)
+        phone = await screen(browser, window.url, "dark", 360, 674)
         # A few moves, so that there is something to see.
         for turn, face in ((3, "4:57"), (4, "4:56"), (5, "4:55")):
             await window.wait_for_function(

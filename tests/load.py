@@ -69,8 +69,8 @@ class Watcher:
             if self.is_gone:
                 await asyncio.sleep(0.05)
             self.reconnects += 1
-            if self.reconnects:
-                await client.send({"type": "RECONNECT"})
+            # As every client does that wants to show something before something happens.
+            await client.send({"type": "RECONNECT"})
             await self._listen(client)
 
     async def _listen(self, client: WsClient) -> None:

@@ -408,6 +408,30 @@ async def test_who_does_not_answer_a_close_is_gone_all_the_same(monkeypatch: pyt
         assert (await asyncio.wait_for(line.handler.ended, 10))[0] == 1001
 
 
+async def test_a_sync_takes_the_place_of_the_unsent_state_and_keeps_it() -> None:
+    async with a_line() as line:
+        line.clog()
+        line.send(1, note(1))
+        line.connection.send_sync(encode_text_frame(b'"sync of 2"'))
+        line.send(3, note(2), 4)
+        async with await line.client() as client:
+            assert await line.heard(client) == ["sync of 2", note(1), 4, note(2)]
+
+
+async def test_what_comes_after_a_close_does_not_cost_the_close_frame() -> None:
+    """Also an answer that was still being read when the close was decided."""
+    async with a_line() as line:
+        line.clog()
+        notes = [note(number, 60_000) for number in range(17)]
+        line.send(1, *notes)
+        line.connection.close(1001, "Server shutting down")
+        line.send(2, note(99, 60_000))
+        line.connection.send_sync(encode_text_frame(b'"' + b"s" * 100_000 + b'"'))
+        async with await line.client() as client:
+            assert [await client.recv() for _ in range(18)] == [1, *notes]
+            assert await client.recv() == Closed(1001, "Server shutting down")
+
+
 async def test_a_ping_goes_behind_the_frame_in_progress_and_before_those_that_wait() -> None:
     """A client that is slow but alive shall not look dead."""
     async with a_line() as line:
