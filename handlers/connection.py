@@ -75,7 +75,7 @@ class Connection(WebSocketProtocol13):
             self._unsent.append(self._unsent_state)
 
     def send_sync(self, frame: bytes) -> None:
-        if self._unsent_state is None:
+        if self._unsent_state is None or self.server_terminated:
             self.send(frame)
             return
         # In place of the unsent state, and no more to be replaced: what was asked for is answered.
@@ -108,6 +108,7 @@ class Connection(WebSocketProtocol13):
                 frame = encode_close(code, reason or "")
                 if self._in_progress:
                     self._unsent.append([False, frame])
+                    self._unsent_bytes += len(frame)
                 else:
                     self._write(frame)
                 timeout_s = TOO_SLOW_TIMEOUT_S if code == TOO_SLOW else CLOSE_TIMEOUT_S

@@ -251,6 +251,12 @@ def test_one_broken_message_does_not_spoil_the_decoding_of_binary_ones() -> None
     assert read_all(data) == ([(BINARY, b"\xff\xfe"), (TEXT, b"ok")], None)
 
 
+@pytest.mark.parametrize("rsv", [0x40, 0x20, 0x10])
+@pytest.mark.parametrize("opcode", [TEXT, BINARY, CLOSE, PING, PONG])
+def test_a_reserved_bit_is_a_breach_in_any_frame(opcode: int, rsv: int) -> None:
+    assert read_all(encode(opcode, b"", rsv=rsv)) == ([], 1002)
+
+
 def test_what_came_before_a_breach_has_been_given() -> None:
     data = encode(TEXT, b"1") + encode(PING, b"2") + encode(TEXT, b"3", rsv=0x40) + encode(TEXT, b"4")
     assert read_all(data) == ([(TEXT, b"1"), (PING, b"2")], 1002)

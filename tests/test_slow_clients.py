@@ -444,6 +444,18 @@ async def test_a_ping_goes_behind_the_frame_in_progress_and_before_those_that_wa
         assert [json.loads(payload) for _, payload in frames[2:]] == [1, note(1)]
 
 
+async def test_nothing_overtakes_pings_that_are_still_on_their_way() -> None:
+    """So many that they are not gone with the frame that they stand behind."""
+    async with a_line() as line:
+        line.clog()
+        for _ in range(20_000):
+            line.connection.ping()
+        line.send(1, note(1))
+        async with await line.client() as client:
+            assert await line.heard(client) == [1, note(1)]
+            assert client.pings == 20_000
+
+
 async def test_a_pong_in_time_keeps_the_connection_and_none_ends_it() -> None:
     async with a_line() as line, await line.client(is_clogged=False) as client:
         line.connection.ping()
