@@ -12,7 +12,7 @@ run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 install: .venv/.installed  ## .venv with what the server needs
 
 test: .venv/.tested  ## everything but what takes minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-long: .venv/.tested  ## long faults, soak and fuzzing
 	$(BIN)/python -m pytest -m long

@@ -27,6 +27,7 @@ from tests.processes import Answer, ServerProcess, request
 from tests.ws_client import PING, TEXT, WsClient
 
 DAY_MS = 86_400_000
+SOME_ID = "5e000000-0000-4000-8000-000000000000"
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 COMMANDS = ["start", "switch", "pause", "resume", "complete", "cancel", "adjust"]
 
@@ -1013,9 +1014,9 @@ async def test_an_etag_is_of_the_settled_state(api: Api) -> None:
 
 ROUTES = {
     "/v1/sessions": {"GET", "POST"},
-    f"/v1/sessions/{uuid4()}": {"GET", "DELETE"},
-    **{f"/v1/sessions/{uuid4()}/{name}": {"POST"} for name in [*COMMANDS, "messages"]},
-    f"/v1/sessions/{uuid4()}/events": {"GET"},
+    f"/v1/sessions/{SOME_ID}": {"GET", "DELETE"},
+    **{f"/v1/sessions/{SOME_ID}/{name}": {"POST"} for name in [*COMMANDS, "messages"]},
+    f"/v1/sessions/{SOME_ID}/events": {"GET"},
     "/v1/time": {"GET"},
     "/health": {"GET"},
     "/ready": {"GET"},
@@ -1040,9 +1041,9 @@ async def test_another_method_is_not_allowed_and_told_which_are(api: Api, path: 
         "/v1",
         "/v1/",
         "/v1/sessions/",
-        f"/v1/sessions/{uuid4()}/",
-        f"/v1/sessions/{uuid4()}/dance",
-        f"/v1/sessions/{uuid4()}/switch/now",
+        f"/v1/sessions/{SOME_ID}/",
+        f"/v1/sessions/{SOME_ID}/dance",
+        f"/v1/sessions/{SOME_ID}/switch/now",
         "/V1/sessions",
         "/health/",
         "/healthy",
