@@ -4,6 +4,8 @@ BIN = .venv/bin
 CODE = lockstep handlers broker
 SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime
 
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
 .PHONY: run install test test-long check lint
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080

@@ -9,10 +9,11 @@ invalid UTF-8, and illegal close codes echoed.
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from tornado.iostream import SSLIOStream, StreamClosedError
-from tornado.websocket import WebSocketProtocol13, _WebSocketParams
+from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
 
 from handlers.heartbeat import Heartbeat
 from lockstep.errors import TOO_SLOW
@@ -29,9 +30,6 @@ from lockstep.frames import (
     encode_frame,
 )
 
-if TYPE_CHECKING:
-    from handlers.socket import SocketHandler
-
 log = logging.getLogger(__name__)
 
 READ_BYTES = 65_536
@@ -45,13 +43,19 @@ _PING_FRAME = encode_frame(PING, b"")
 class Connection(WebSocketProtocol13):
     """One client, as the hub's Peer. What the socket does not take at once waits here, bounded."""
 
-    handler: "SocketHandler"
-
-    def __init__(self, handler: "SocketHandler", max_message_bytes: int, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        handler: WebSocketHandler,
+        on_frame: Callable[[bytes, bool], Awaitable[None]],
+        max_message_bytes: int,
+        heartbeat: Heartbeat,
+    ) -> None:
         super().__init__(
             handler, mask_outgoing=False, params=_WebSocketParams(max_message_size=max_message_bytes)
         )
         self._reader: FrameReader | None = FrameReader(max_message_bytes)
+        # Takes each whole message, its bytes and whether it is binary.
+        self._on_frame = on_frame
         self._heartbeat = heartbeat
         self._owes_pong = False
         # Frames that wait for the one in progress. At most one of them is a state: [is_state, frame].
@@ -203,7 +207,7 @@ class Connection(WebSocketProtocol13):
         if self.server_terminated:
             return
         try:
-            await self.handler.on_frame(payload, is_binary)
+            await self._on_frame(payload, is_binary)
         except Exception:
             log.exception("a message could not be handled")
             self.close(1011, "Internal server error")

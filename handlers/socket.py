@@ -49,7 +49,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
     def get_websocket_protocol(self) -> Connection | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        return Connection(self, self._max_message_bytes, self._heartbeat)
+        return Connection(self, self.on_frame, self._max_message_bytes, self._heartbeat)
 
     async def get(self, *args: str, **kwargs: str) -> None:
         headers = self.request.headers

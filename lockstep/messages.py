@@ -20,6 +20,8 @@ from lockstep.state import (
 # Types that only the server may send.
 SERVER_TYPES = frozenset({"CONNECTED", "STATE_UPDATE", "STATE_SYNC", "SESSION_DELETED", "PONG", "ERROR"})
 MAX_RELAYED_BYTES = 65_536
+# Four times what a state of 1,000 participants takes; nobody who means well publishes more.
+MAX_PUBLISHED_BYTES = 1_048_576
 MAX_DEPTH = 100
 
 Position = tuple[str, int]
@@ -166,6 +168,8 @@ def update_id(payload: bytes) -> str | None:
 
 def read_published(payload: bytes, now_ms: int) -> Update | Deletion | None:
     """What a payload of `session-updates` means; None for junk."""
+    if len(payload) > MAX_PUBLISHED_BYTES:
+        return None
     head = _head(_UPDATE.match(payload))
     if head is not None and payload[_UPDATE_ID] == head.session_id.encode():
         return Update(head.session_id, payload, head)

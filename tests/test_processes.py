@@ -131,6 +131,7 @@ async def test_foreign_updates_are_relayed_and_junk_is_dropped(
         "junk",
         "[1]",
         "x" * 5 * 1024 * 1024,
+        ujson.dumps({"sessionId": session_id, "state": {"much": "x" * 5 * 1024 * 1024}}),
         ujson.dumps({"sessionId": session_id, "state": 7}),
         ujson.dumps({"sessionId": session_id, "state": {"a": 1}}),
         ujson.dumps({"sessionId": session_id, "state": ujson.dumps({"a": 2})}),

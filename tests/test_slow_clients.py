@@ -250,7 +250,8 @@ class Line:
         ours.setblocking(False)
         self.theirs.setblocking(False)
         self.handler = FakeHandler()
-        self.connection = Connection(cast(SocketHandler, self.handler), 16_384, Heartbeat(5.0, 4.0))
+        handler = cast(SocketHandler, self.handler)
+        self.connection = Connection(handler, self.handler.on_frame, 16_384, Heartbeat(5.0, 4.0))
         self.connection.stream = IOStream(ours)
         self.receiving = asyncio.create_task(self.connection._receive_frame_loop())
 
