@@ -52,8 +52,8 @@ def routes(
         (r"/v1/time", TimeHandler, api | {"now_ms": only_forward(broker.now_ms)}),
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
-        (r"/()", PageHandler, {"path": page.HERE, "default_filename": "index.html"}),
-        (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, {"path": page.HERE}),
-        (r"/(lockstep\.js)", PageHandler, {"path": page.CLIENT}),
+        (r"/()", PageHandler, api | {"path": page.HERE, "default_filename": "index.html"}),
+        (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, api | {"path": page.HERE}),
+        (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
         (r".*", UnknownRouteHandler, api),
     ]

@@ -102,7 +102,7 @@ def _end(session: Session, status: Status, now_ms: int) -> Session:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A validated request to create a session."""
+    """A validated request to create a session. An empty `session_id` leaves the choice to the service."""
 
     session_id: str
     mode: Mode

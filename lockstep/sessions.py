@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import string
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_S = 2.0
 WRONG_TIME_PAUSE_S = 0.002
+MAX_SCANNED = 2000
 _BASE36 = string.digits + string.ascii_lowercase
 
 
@@ -75,6 +77,7 @@ class Sessions:
 
     async def create(self, spec: Spec, origin: Origin = NOBODY) -> Session:
         """Raises SessionExists, and leaves what is there untouched."""
+        spec = replace(spec, session_id=spec.session_id or str(uuid.uuid4()))
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
         while asyncio.get_running_loop().time() < give_up_at:
             now_ms = self._broker.now_ms()
@@ -177,9 +180,12 @@ class Sessions:
     async def list(
         self, status: Status | None, limit: int, after: tuple[int, str]
     ) -> tuple[list[bytes], tuple[int, str] | None]:
-        """Up to `limit` states as stored, and where to go on; None at the end."""
+        """Up to `limit` states as stored, and where to go on; None at the end.
+
+        There may be fewer before the end: no more than `MAX_SCANNED` are looked at for one page.
+        """
         found: list[bytes] = []
-        while True:
+        for _ in range(max(1, MAX_SCANNED // limit)):
             page = await self._broker.page(after, limit)
             states = await self._broker.load([session_id for _, session_id in page])
             for place, raw in zip(page, states, strict=True):
@@ -190,6 +196,8 @@ class Sessions:
                     return found, after
             if len(page) < limit:
                 return found, None
+            await asyncio.sleep(0)
+        return found, after
 
     def _has_status(self, raw: bytes, status: Status | None) -> bool:
         try:
@@ -255,13 +263,11 @@ class Sessions:
         queue = self._queues.get(session_id)
         if queue is None:
             queue = self._queues[session_id] = asyncio.Lock()
-        if queue.locked():
-            try:
-                await asyncio.wait_for(queue.acquire(), GIVE_UP_S)
-            except TimeoutError:
-                raise SessionBusy(session_id) from None
-        else:
-            await queue.acquire()
+        try:
+            async with asyncio.timeout(GIVE_UP_S):
+                await queue.acquire()
+        except TimeoutError:
+            raise SessionBusy(session_id) from None
         try:
             yield
         finally:

@@ -1,7 +1,6 @@
 """What a request may say. Every violation is found at once, each with the path of its field."""
 
 import re
-import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -225,7 +224,7 @@ def spec(body: Any) -> Spec:
     complaints.raise_if_any()
     assert mode is not None
     return Spec(
-        session_id=read["session_id"] or str(uuid.uuid4()),
+        session_id=read["session_id"] or "",
         mode=mode,
         on_timeout=read["on_timeout"] or ALLOWED_ON_TIMEOUT[mode][0],
         participants=tuple(

@@ -14,7 +14,19 @@ KNOWS = {
 }
 PURE = {"state", "engine", "modes", "validation", "messages", "errors", "frames"}
 # Clocks, chance, the system and its loop: what gives another answer tomorrow.
-IMPURE = {"asyncio", "time", "random", "secrets", "os", "io", "pathlib", "socket", "threading", "subprocess"}
+IMPURE = {
+    "asyncio",
+    "time",
+    "random",
+    "secrets",
+    "uuid",
+    "os",
+    "io",
+    "pathlib",
+    "socket",
+    "threading",
+    "subprocess",
+}
 
 
 def imported(path: Path) -> set[str]:
