@@ -6,7 +6,7 @@ SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run install test test-long check lint
+.PHONY: run install test test-long check lint bench
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
@@ -18,6 +18,12 @@ test: .venv/.tested  ## everything but what takes minutes
 
 test-long: .venv/.tested  ## long faults, soak and fuzzing
 	$(BIN)/python -m pytest -m long
+
+bench: .venv/.tested  ## what docs and README say of speed; on a machine that does nothing else
+	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.delivery
+	$(BIN)/python -m bench.expiry
+	$(BIN)/python -m bench.faults
 
 check: lint test  ## what CI runs
 
