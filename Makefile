@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 CODE = lockstep handlers broker
-SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime
+SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

@@ -54,8 +54,6 @@ class Server:
                 ),
                 in_flight=self._in_flight,
                 log_function=log_request,
-                websocket_ping_interval=settings.ping_interval_s,
-                websocket_ping_timeout=settings.ping_timeout_s,
             ),
             chunk_size=4096,
         )

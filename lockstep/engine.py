@@ -57,16 +57,13 @@ class Step:
 
 
 def is_due(session: Session, now_ms: int) -> bool:
+    """Has the running clock run out? A clock that stepped back makes nothing undone."""
     deadline_ms = session.deadline_ms
-    return deadline_ms is not None and deadline_ms <= now_ms
+    return deadline_ms is not None and deadline_ms <= max(now_ms, session.updated_at_ms)
 
 
 def settle(session: Session, now_ms: int, limit: int = MAX_SETTLED) -> Step:
-    """Apply the expiries due by `now_ms`, in order, at most `limit` of them.
-
-    A clock that stepped back makes nothing undone: what was due at the last change is due.
-    """
-    now_ms = max(now_ms, session.updated_at_ms)
+    """Apply the expiries due by `now_ms`, in order, at most `limit` of them."""
     step = Step(session)
     for _ in range(limit):
         if not is_due(step.session, now_ms):
