@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 65_536
 READS_PER_TURN = 8
+MESSAGES_PER_TURN = 64
 MAX_UNSENT_BYTES = 1_048_576
 CLOSE_TIMEOUT_S = 5.0
 TOO_SLOW_TIMEOUT_S = 1.0
@@ -186,7 +187,9 @@ class Connection(WebSocketProtocol13):
         if self._reader is None:
             return  # after a breach the client is only waited for
         try:
-            for opcode, payload in self._reader.feed(data):
+            for number, (opcode, payload) in enumerate(self._reader.feed(data), 1):
+                if number % MESSAGES_PER_TURN == 0:
+                    await asyncio.sleep(0)  # whoever talks fast has no more of the loop than others
                 if opcode in (TEXT, BINARY):
                     await self._on_message(payload, opcode == BINARY)
                 elif opcode == PONG:
@@ -194,8 +197,9 @@ class Connection(WebSocketProtocol13):
                 elif opcode == PING:
                     self.send(encode_frame(PONG, payload))
                 elif opcode == CLOSE:
-                    self.close_code, self.close_reason = decode_close(payload)
+                    # Also with a code that is refused, nothing follows: TCP ends with our answer.
                     self.client_terminated = True
+                    self.close_code, self.close_reason = decode_close(payload)
                     self.close(self.close_code)
                     return
         except FrameError as error:

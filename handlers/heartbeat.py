@@ -53,11 +53,12 @@ class Heartbeat:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        for connection in tuple(self._slots[self._now - self._timeout_ticks]):
-            connection.expect_pong()
-        for connection in tuple(self._slots[self._now]):
-            connection.ping()
-        self._now = (self._now + 1) % len(self._slots)
-        # After a stall the missed ticks are not made up for in a burst.
+        now, self._now = self._now, (self._now + 1) % len(self._slots)
+        # Set first, so that no connection's failure ends it for all. After a stall the missed
+        # ticks are not made up for in a burst.
         self._next_at_s = max(self._next_at_s + self._tick_s, loop.time())
         self._timer = loop.call_at(self._next_at_s, self._tick)
+        for connection in tuple(self._slots[now - self._timeout_ticks]):
+            connection.expect_pong()
+        for connection in tuple(self._slots[now]):
+            connection.ping()

@@ -238,7 +238,7 @@ class Hub:
                 try:
                     await self._repair(session_ids)
                 except BrokerUnavailable as error:
-                    log.warning("repair put off: %s", error.message)
+                    log.debug("repair put off: %s", error.message)  # the link complains
                     self._suspects.update(session_ids)
                     await asyncio.sleep(RETRY_S)
                 await asyncio.sleep(0)

@@ -199,6 +199,7 @@ END = 10 * DAY
 
 def settled(session: Session, now_ms: int) -> Step:
     """All that is due by `now_ms`, in as many steps as it takes."""
+    now_ms = at_or_after(session, now_ms)
     step = Step(session)
     for _ in range(100):
         if not engine.is_due(step.session, now_ms):
@@ -217,7 +218,7 @@ def obey(session: Session, command: Command) -> tuple[Step, LockstepError | None
     try:
         return command(session), None
     except LockstepError as error:
-        return settled(session, at_or_after(session, command.at_ms)), error
+        return settled(session, command.at_ms), error
 
 
 def history(plan: Plan) -> tuple[Transition, ...]:
@@ -232,7 +233,7 @@ def moves(plan: Plan) -> Iterator[tuple[Session, Transition, Command | None]]:
     """Each transition after the creation, the state before it, and the command that asked for it, if any."""
     session = plan.created().session
     for command in plan.commands:
-        due = settled(session, at_or_after(session, command.at_ms))
+        due = settled(session, command.at_ms)
         for transition in due.transitions:
             yield session, transition, None
             session = transition.session
