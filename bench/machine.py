@@ -89,7 +89,7 @@ class Process:
         env: dict[str, str] | None = None,
     ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         # taskset becomes the program: the pid is the program's.
         self.process = subprocess.Popen(
             ["taskset", "-c", str(core), *map(str, command)],
