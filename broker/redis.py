@@ -107,6 +107,10 @@ class RedisBroker(Broker):
         for _ in range(5):
             sent_at_s = time.monotonic()
             self._sample(sent_at_s, await wire.ask("TIME"))
+        if not self._has_life_sign:
+            # Before anybody can be told a state, so that no loss goes unnoticed.
+            await wire.ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S)
+            self._has_life_sign = True
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply
@@ -125,10 +129,9 @@ class RedisBroker(Broker):
         sent_at_s = time.monotonic()
         self._sample(sent_at_s, await self._ask("TIME"))
         before = await self._ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
-        if before is None and self._has_life_sign and self._listener is not None:
+        if before is None and self._listener is not None:
             log.warning("Redis has lost data")
             self._listener.on_gap()
-        self._has_life_sign = True
 
     def _probe_age_s(self) -> float:
         return time.monotonic() - self._subscriber.probe_heard_at_s

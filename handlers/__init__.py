@@ -16,7 +16,7 @@ from handlers.sessions import (
     MessagesHandler,
     SessionHandler,
 )
-from handlers.socket import SocketHandler
+from handlers.socket import Clients, SocketHandler
 from lockstep.contract import Broker
 from lockstep.hub import Hub
 from lockstep.sessions import Sessions
@@ -35,20 +35,14 @@ def routes(
     """Every route, and what its handler needs."""
     api = {"origins": origins}
     rest = {"origins": origins, "sessions": sessions}
-    socket = {
-        "hub": hub,
-        "broker": broker,
-        "heartbeat": heartbeat,
-        "origins": origins,
-        "max_message_bytes": max_message_bytes,
-    }
+    clients = Clients(hub, broker, heartbeat, max_message_bytes)
     return [
         (r"/v1/sessions", CollectionHandler, rest),
         (r"/v1/sessions/([^/]+)", SessionHandler, rest),
         (rf"/v1/sessions/([^/]+)/({'|'.join(COMMANDS)})", CommandHandler, rest),
         (r"/v1/sessions/([^/]+)/messages", MessagesHandler, rest),
         (r"/v1/sessions/([^/]+)/events", EventsHandler, rest),
-        (r"/ws", SocketHandler, socket),
+        (r"/ws", SocketHandler, api | {"clients": clients}),
         (r"/v1/time", TimeHandler, api | {"now_ms": only_forward(broker.now_ms)}),
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),

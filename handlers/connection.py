@@ -1,22 +1,22 @@
 """A client's socket after the handshake: frames in, frames out, and what becomes of a slow one.
 
-It stands in at Tornado's own seam (`WebSocketHandler.get_websocket_protocol`) because of what
-Tornado's protocol class does otherwise: a task per message sent, a task per connection for pings,
-five more seconds for a peer that has vanished, an unlimited write buffer, no close frame for
-invalid UTF-8, and illegal close codes echoed.
+Tornado's own class for this costs a task per message and per connection, a Future per write, buffers
+that nobody needs, five more seconds for a peer that has vanished; its write buffer has no limit, and
+it echoes illegal close codes. So the handshake is Tornado's, and what follows is ours.
 """
 
 import asyncio
 import logging
+import socket
+import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Iterator
+from typing import Protocol
 
-from tornado.iostream import SSLIOStream, StreamClosedError
-from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
-
+from handlers.backlog import Backlog
 from handlers.heartbeat import Heartbeat
-from lockstep.errors import TOO_SLOW
+from lockstep.contract import Batch, Kind
+from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_SLOW
 from lockstep.frames import (
     BINARY,
     CLOSE,
@@ -32,224 +32,311 @@ from lockstep.frames import (
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 65_536
-READS_PER_TURN = 8
-MESSAGES_PER_TURN = 64
+# Bounds what one client can take of a turn of the loop: some hundred small messages.
+READ_BYTES = 4096
 MAX_UNSENT_BYTES = 1_048_576
 CLOSE_TIMEOUT_S = 5.0
 TOO_SLOW_TIMEOUT_S = 1.0
 _PING_FRAME = encode_frame(PING, b"")
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Connection(WebSocketProtocol13):
-    """One client, as the hub's Peer. What the socket does not take at once waits here, bounded."""
+class Service(Protocol):
+    """What all connections of a process share, and who answers their messages."""
 
-    def __init__(
-        self,
-        handler: WebSocketHandler,
-        on_frame: Callable[[bytes, bool], Awaitable[None]],
-        max_message_bytes: int,
-        heartbeat: Heartbeat,
-    ) -> None:
-        super().__init__(
-            handler, mask_outgoing=False, params=_WebSocketParams(max_message_size=max_message_bytes)
-        )
-        self._reader: FrameReader | None = FrameReader(max_message_bytes)
-        # Takes each whole message, its bytes and whether it is binary.
-        self._on_frame = on_frame
-        self._heartbeat = heartbeat
-        self._owes_pong = False
-        # Frames that wait for the one in progress. At most one of them is a state: [is_state, frame].
-        self._unsent: deque[list[Any]] = deque()
-        self._unsent_state: list[Any] | None = None
-        self._unsent_bytes = 0
-        self._in_progress = False
+    heartbeat: Heartbeat
+    max_message_bytes: int
+
+    def on_message(self, connection: "Connection", payload: bytes, is_binary: bool) -> None:
+        """A whole message, its bytes as they came."""
+
+    def on_end(self, connection: "Connection") -> None:
+        """The connection is no more. Called once."""
+
+
+class Connection:
+    """One client, as the hub's Peer. What the socket does not take at once waits, bounded.
+
+    There may be tens of thousands, most of them idle: what only some need is made when they need it.
+    """
+
+    __slots__ = (
+        "_abort_timer",
+        "_backlog",
+        "_frames",
+        "_is_closing",
+        "_is_deaf",
+        "_is_over",
+        "_is_paused",
+        "_loop",
+        "_owes_pong",
+        "_peer_has_closed",
+        "_reader",
+        "_service",
+        "_socket",
+        "close_code",
+        "heartbeat_slot",
+        "refused_at_s",
+        "session_id",
+    )
+
+    def __init__(self, sock: socket.socket, service: Service, session_id: str | None) -> None:
+        self.session_id = session_id
+        self.close_code: int | None = None
+        self.heartbeat_slot = -1
+        # When messages of this client were refused; kept by whoever refuses.
+        self.refused_at_s: deque[float] | None = None
+        self._socket = sock
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._backlog: Backlog | None = None
+        self._reader: FrameReader | None = None
+        self._frames: Iterator[tuple[int, bytes]] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._owes_pong = False
+        self._is_paused = False
+        self._is_closing = False  # our close frame is sent, or waits to be: nothing comes behind it
+        self._is_deaf = False  # what the client says counts no more
+        self._peer_has_closed = False
+        self._is_over = False
+
+    def start(self, early: bytes) -> None:
+        """Begin to listen; `early` is what came with the handshake."""
+        if not self._is_over:
+            if not self._is_closing:
+                self._service.heartbeat.add(self)
+            self._listen()
+            if early:
+                self._receive(early)
 
     # --- sending ---------------------------------------------------------------------------------
 
-    def send_state(self, frame: bytes) -> None:
-        if self.server_terminated:
+    def send_batch(self, batch: Batch) -> None:
+        if self._is_closing:
             return
-        if not self._in_progress:
+        if self._backlog is not None:
+            self._queue_all(batch.frames)
+            return
+        try:
+            sent = self._socket.send(batch.data)
+        except _WOULD_BLOCK:
+            sent = 0
+        except OSError:
+            self._abort()
+            return
+        if sent != batch.size:
+            self._fall_behind(batch, sent)
+
+    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
+        if self._is_closing:
+            return
+        if self._backlog is None:
             self._write(frame)
-        elif self._unsent_state is not None:
-            self._unsent_state[1] = frame
         else:
-            self._unsent_state = [True, frame]
-            self._unsent.append(self._unsent_state)
+            self._queue_all([(kind, frame)])
 
-    def send_sync(self, frame: bytes) -> None:
-        if self._unsent_state is None or self.server_terminated:
-            self.send(frame)
+    def _write(self, frame: bytes) -> None:
+        """Put the frame on the wire; what the socket does not take now becomes the backlog."""
+        try:
+            sent = self._socket.send(frame)
+        except _WOULD_BLOCK:
+            sent = 0
+        except OSError:
+            self._abort()
             return
-        # In place of the unsent state, and no more to be replaced: what was asked for is answered.
-        self._unsent_state[:] = [False, frame]
-        self._unsent_state = None
-        self._count_unsent(frame)
+        if sent != len(frame):
+            self._begin_backlog(memoryview(frame)[sent:])
 
-    def send(self, frame: bytes) -> None:
-        if self.server_terminated:
-            return
-        if not self._in_progress:
-            self._write(frame)
-            return
-        self._unsent.append([False, frame])
-        self._count_unsent(frame)
+    def _fall_behind(self, batch: Batch, sent: int) -> None:
+        """So many bytes of a batch were taken: one of its frames is in progress, those behind it wait."""
+        for place, (_, frame) in enumerate(batch.frames):
+            if sent < len(frame):
+                self._begin_backlog(memoryview(frame)[sent:])
+                self._queue_all(batch.frames[place + 1 :])
+                return
+            sent -= len(frame)
 
-    def _count_unsent(self, frame: bytes) -> None:
-        self._unsent_bytes += len(frame)
-        if self._unsent_bytes > MAX_UNSENT_BYTES:
-            self._give_up_unsent()
+    def _begin_backlog(self, rest: memoryview) -> None:
+        self._backlog = Backlog(rest)
+        self._loop.add_writer(self._socket.fileno(), self._on_writable)
+
+    def _queue_all(self, frames: list[tuple[Kind, bytes]]) -> None:
+        assert self._backlog is not None
+        for kind, frame in frames:
+            self._backlog.put(kind, frame)
+        if self._backlog.waiting_bytes > MAX_UNSENT_BYTES:
+            self._backlog.drop_waiting()
             self.close(TOO_SLOW, "Too slow")
 
-    def close(self, code: int | None = None, reason: str | None = None) -> None:
-        if not self.server_terminated:
-            self.server_terminated = True
-            self._heartbeat.drop(self)
-            self.close_code = self.close_code or code
-            self.close_reason = self.close_reason or reason
-            if not self.stream.closed():
-                frame = encode_close(code, reason or "")
-                if self._in_progress:
-                    self._unsent.append([False, frame])
-                    self._unsent_bytes += len(frame)
-                else:
-                    self._write(frame)
-                timeout_s = TOO_SLOW_TIMEOUT_S if code == TOO_SLOW else CLOSE_TIMEOUT_S
-                self._abort_timer = asyncio.get_running_loop().call_later(timeout_s, self._abort)
-        self._close_stream_if_done()
-
-    def _write(self, frame: bytes | memoryview) -> None:
-        """Put the frame on the wire, the part that the socket does not take now by way of the stream."""
-        stream = self.stream
+    def _on_writable(self) -> None:
+        assert self._backlog is not None
         try:
-            # Past the stream's own buffer, which must be empty for the order to hold. Encryption has
-            # no such short cut.
-            if not stream.writing() and not isinstance(stream, SSLIOStream):
-                sent = self._send_now(frame)
-                if sent == len(frame):
-                    return
-                frame = memoryview(frame)[sent:]
-            written = stream.write(frame)
-            if stream.writing():
-                self._in_progress = True
-                written.add_done_callback(self._on_written)
-        except (StreamClosedError, OSError):
+            self._backlog.flush(self._socket)
+        except _WOULD_BLOCK:
+            return
+        except OSError:
             self._abort()
-
-    def _send_now(self, frame: bytes | memoryview) -> int:
-        socket = self.stream.socket
-        if socket is None:
-            raise StreamClosedError  # closed a moment ago, and nobody has said so yet
-        try:
-            return socket.send(frame)
-        except BlockingIOError:
-            return 0
-
-    def _on_written(self, written: "asyncio.Future[None]") -> None:
-        self._in_progress = False
-        if written.cancelled() or written.exception() is not None:
-            return  # the stream is closed, and the reading side says so
-        while self._unsent and not self._in_progress:
-            waiting = self._unsent.popleft()
-            if waiting[0]:
-                self._unsent_state = None
-            else:
-                self._unsent_bytes -= len(waiting[1])
-            self._write(waiting[1])
-        self._close_stream_if_done()
-
-    def _give_up_unsent(self) -> None:
-        self._unsent.clear()
-        self._unsent_state = None
-        self._unsent_bytes = 0
+            return
+        self._backlog = None
+        self._loop.remove_writer(self._socket.fileno())
+        self._end_if_done()
 
     # --- receiving -------------------------------------------------------------------------------
 
-    async def _receive_frame_loop(self) -> None:
-        reads = 0
+    def pause(self) -> None:
+        """Leave what follows unread until `resume`, so that answers come in the order of the questions."""
+        self._is_paused = True
+        self._loop.remove_reader(self._socket.fileno())
+
+    def resume(self) -> None:
+        if self._is_over:
+            return
+        self._is_paused = False
+        self._listen()
+        self._handle_frames()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def _on_readable(self) -> None:
         try:
-            while not self.client_terminated:
-                data = await self.stream.read_bytes(READ_BYTES, partial=True)
-                await self._receive(data)
-                reads += 1
-                if reads % READS_PER_TURN == 0:
-                    # Data that is there already is read without a pause; others need one.
-                    await asyncio.sleep(0)
-        except StreamClosedError:
-            pass
-        finally:
+            data = self._socket.recv(READ_BYTES)
+        except _WOULD_BLOCK:
+            return
+        except OSError:
+            data = b""
+        if not data:
             self._abort()
-            self.handler.on_ws_connection_close(self.close_code, self.close_reason)
+        elif len(data) == 6 and data[:2] == b"\x8a\x80" and self._reader is None:
+            self._owes_pong = False  # all that most clients ever say
+        else:
+            self._receive(data)
 
-    async def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
         if self._reader is None:
-            return  # after a breach the client is only waited for
-        try:
-            for number, (opcode, payload) in enumerate(self._reader.feed(data), 1):
-                if number % MESSAGES_PER_TURN == 0:
-                    await asyncio.sleep(0)  # whoever talks fast has no more of the loop than others
-                if opcode in (TEXT, BINARY):
-                    await self._on_message(payload, opcode == BINARY)
-                elif opcode == PONG:
-                    self._owes_pong = False
-                elif opcode == PING:
-                    self.send(encode_frame(PONG, payload))
-                elif opcode == CLOSE:
-                    # Also with a code that is refused, nothing follows: TCP ends with our answer.
-                    self.client_terminated = True
-                    self.close_code, self.close_reason = decode_close(payload)
-                    self.close(self.close_code)
-                    return
-        except FrameError as error:
-            # Not closed at once: a reset would overtake the close frame, and the client never learn why.
-            self._reader = None
-            self.close(error.close_code, error.reason)
+            self._reader = FrameReader(self._service.max_message_bytes)
+        self._frames = self._reader.feed(data)
+        self._handle_frames()
 
-    async def _on_message(self, payload: bytes, is_binary: bool) -> None:
-        if self.server_terminated:
+    def _handle_frames(self) -> None:
+        if self._frames is None:
             return
         try:
-            await self._on_frame(payload, is_binary)
+            for opcode, payload in self._frames:
+                self._handle(opcode, payload)
+                if self._is_paused and not self._is_deaf:
+                    return  # the rest waits in the iterator
+                if self._is_deaf:
+                    break
+        except FrameError as error:
+            self._is_deaf = True
+            self.close(error.close_code, error.reason)
+        self._frames = None
+        if self._is_deaf or (self._reader is not None and self._reader.is_idle):
+            self._reader = None
+        self._end_if_done()
+
+    def _handle(self, opcode: int, payload: bytes) -> None:
+        if opcode in (TEXT, BINARY):
+            if not self._is_closing:
+                self._answer(payload, opcode == BINARY)
+        elif opcode == PONG:
+            self._owes_pong = False
+        elif opcode == PING:
+            self.send(encode_frame(PONG, payload))
+        elif opcode == CLOSE:
+            self._peer_has_closed = True
+            self._is_deaf = True
+            code, _ = decode_close(payload)
+            self.close_code = code
+            self.close(code)
+
+    def _answer(self, payload: bytes, is_binary: bool) -> None:
+        try:
+            self._service.on_message(self, payload, is_binary)
         except Exception:
-            log.exception("a message could not be handled")
-            self.close(1011, "Internal server error")
+            log.exception("a message could not be handled", extra={"session_id": self.session_id})
+            self.close(INTERNAL_ERROR, "Internal server error")
 
     # --- ending ----------------------------------------------------------------------------------
 
-    def start_pinging(self) -> None:
-        self.set_nodelay(True)
-        self._heartbeat.add(self)
-
     def ping(self) -> None:
+        if self._is_closing:
+            return
         self._owes_pong = True
-        try:
-            if self.stream.writing():
-                # Behind the frame in progress, before those that wait.
-                self.stream.write(_PING_FRAME)
-            else:
-                self._write(_PING_FRAME)
-        except StreamClosedError:
-            self._abort()
+        if self._backlog is not None:
+            # Behind the frame in progress, before those that wait: who is slow shall not look dead.
+            self._backlog.put_urgent(_PING_FRAME)
+        else:
+            self._write(_PING_FRAME)
 
     def expect_pong(self) -> None:
+        """A peer that has vanished answers no closing handshake either."""
         if self._owes_pong:
-            self.close_code = self.close_code or 1006
+            self.close_code = ABNORMAL_CLOSURE
             self._abort()
 
-    def _close_stream_if_done(self) -> None:
-        is_sent = not self._in_progress and not self._unsent and not self.stream.writing()
-        if self.server_terminated and self.client_terminated and is_sent:
+    def close(self, code: int | None = None, reason: str = "") -> None:
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._service.heartbeat.drop(self)
+        self.close_code = self.close_code or code
+        frame = encode_close(code, reason)
+        if self._backlog is not None:
+            self._backlog.put(Kind.MESSAGE, frame)
+        else:
+            self._write(frame)
+        if not self._is_over:
+            timeout_s = TOO_SLOW_TIMEOUT_S if code == TOO_SLOW else CLOSE_TIMEOUT_S
+            self._abort_timer = self._loop.call_later(timeout_s, self._abort)
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        """The connection ends when both have closed and all is sent."""
+        if self._is_over or not self._is_closing or not self._is_deaf or self._backlog is not None:
+            return
+        if self._peer_has_closed:
+            self._abort()
+            return
+        # After a breach (RFC 6455 7.1.7). Our end of it only: with data of the client unread, a full close
+        # would be a reset, which may overtake the close frame.
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
             self._abort()
 
     def _abort(self) -> None:
-        self.client_terminated = True
-        self.server_terminated = True
-        self._heartbeat.drop(self)
+        if self._is_over:
+            return
+        self._is_over = self._is_closing = self._is_deaf = True
+        self._service.heartbeat.drop(self)
         if self._abort_timer is not None:
             self._abort_timer.cancel()
             self._abort_timer = None
-        self._give_up_unsent()
-        if self.stream is not None:
-            self.stream.close()
+        descriptor = self._socket.fileno()
+        self._loop.remove_reader(descriptor)
+        self._loop.remove_writer(descriptor)
+        self._socket.close()
+        self._backlog = self._reader = self._frames = None
+        self._service.on_end(self)
+
+
+class EncryptedConnection(Connection):
+    """The same over TLS, for who serves it without a proxy."""
+
+    __slots__ = ()
+    _socket: ssl.SSLSocket
+
+    def send_batch(self, batch: Batch) -> None:
+        # One by one: what TLS has once been offered must be offered again as it is (SSL_write(3)).
+        for kind, frame in batch.frames:
+            self.send(frame, kind)
+
+    def _on_readable(self) -> None:
+        super()._on_readable()
+        # What is decrypted already does not make the socket readable again.
+        while not self._is_over and not self._is_paused and self._socket.pending():
+            super()._on_readable()

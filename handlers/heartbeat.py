@@ -8,6 +8,9 @@ TICK_S = 0.1
 
 
 class Pinged(Protocol):
+    heartbeat_slot: int
+    """Where the heartbeat keeps it; -1 while it does not."""
+
     def ping(self) -> None: ...
 
     def expect_pong(self) -> None:
@@ -27,7 +30,6 @@ class Heartbeat:
         self._timeout_ticks = max(1, min(ticks - 1, round(timeout_s / self._tick_s)))
         self._slots: list[dict[Pinged, None]] = [{} for _ in range(ticks)]
         self._dealer = cycle(range(ticks))
-        self._slot_of: dict[Pinged, int] = {}
         self._now = 0
         self._next_at_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -42,14 +44,13 @@ class Heartbeat:
             self._timer.cancel()
 
     def add(self, connection: Pinged) -> None:
-        slot = next(self._dealer)
-        self._slot_of[connection] = slot
-        self._slots[slot][connection] = None
+        connection.heartbeat_slot = next(self._dealer)
+        self._slots[connection.heartbeat_slot][connection] = None
 
     def drop(self, connection: Pinged) -> None:
-        slot = self._slot_of.pop(connection, None)
-        if slot is not None:
-            del self._slots[slot][connection]
+        if connection.heartbeat_slot >= 0:
+            del self._slots[connection.heartbeat_slot][connection]
+            connection.heartbeat_slot = -1
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()

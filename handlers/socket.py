@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import socket
+import ssl
 from collections import deque
 
-from tornado.websocket import WebSocketHandler
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
 
 from handlers.base import JsonErrors
-from handlers.connection import Connection
+from handlers.connection import Connection, EncryptedConnection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
 from lockstep import messages
@@ -22,34 +25,108 @@ from lockstep.errors import (
 )
 from lockstep.frames import encode_text_frame
 from lockstep.hub import Hub
+from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 MAX_REFUSED = 10
 REFUSED_WITHIN_S = 10.0
+EARLY_BYTES = 4096
+
+
+class Clients:
+    """What clients say, and what they are answered: one for all of a process.
+
+    They hear of changes through the hub, never from here.
+    """
+
+    def __init__(self, hub: Hub, broker: Broker, heartbeat: Heartbeat, max_message_bytes: int) -> None:
+        self.heartbeat = heartbeat
+        self.max_message_bytes = max_message_bytes
+        self._hub = hub
+        self._broker = broker
+        self._tasks = Tasks()
+
+    async def welcome(self, connection: Connection) -> None:
+        assert connection.session_id is not None
+        try:
+            await self._hub.join(connection.session_id, connection)
+        except Exception:
+            log.exception("a client could not be set up", extra={"session_id": connection.session_id})
+            connection.close(INTERNAL_ERROR, "Internal server error")
+
+    def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
+        try:
+            if is_binary:
+                raise MalformedJson("Binary messages are not understood")
+            message = messages.loads(payload)
+            if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+                raise MalformedJson("A message is a JSON object with a type")
+        except MalformedJson as error:
+            self._refuse(connection, "INVALID_MESSAGE", error.message)
+            return
+        if message["type"] == "PING":
+            connection.send(encode_text_frame(messages.pong(self._broker.now_ms(), message)))
+        elif message["type"] == "RECONNECT":
+            # What the client says next waits, so that answers come in the order of the questions.
+            connection.pause()
+            self._tasks.spawn(self._sync(connection))
+        else:
+            self._refuse(connection, "UNKNOWN_TYPE", f"Unknown message type {message['type'][:50]!r}")
+
+    def on_end(self, connection: Connection) -> None:
+        if connection.session_id is not None:
+            self._hub.leave(connection.session_id, connection)
+        extra = {"session_id": connection.session_id, "close_code": connection.close_code}
+        log.info("socket closed", extra=extra)
+
+    async def _sync(self, connection: Connection) -> None:
+        assert connection.session_id is not None
+        try:
+            await self._hub.sync(connection.session_id, connection)
+        except LockstepError as error:
+            connection.send(encode_text_frame(messages.error(error.code, error.message)))
+        except Exception:
+            log.exception("a client could not be answered", extra={"session_id": connection.session_id})
+            connection.close(INTERNAL_ERROR, "Internal server error")
+        connection.resume()
+
+    def _refuse(self, connection: Connection, code: str, message: str) -> None:
+        """Say so, and close on a client that goes on like this."""
+        connection.send(encode_text_frame(messages.error(code, message)))
+        now_s = asyncio.get_running_loop().time()
+        if connection.refused_at_s is None:
+            connection.refused_at_s = deque(maxlen=MAX_REFUSED)
+        refused_at_s = connection.refused_at_s
+        refused_at_s.append(now_s)
+        if len(refused_at_s) == MAX_REFUSED and now_s - refused_at_s[0] <= REFUSED_WITHIN_S:
+            connection.close(POLICY_VIOLATION, "Too many invalid messages")
+
+
+class Handshake(WebSocketProtocol13):
+    """Tornado's handshake (RFC 6455 4.2.2), and nothing behind it: neither its pings nor its reading."""
+
+    def start_pinging(self) -> None:
+        pass
+
+    async def _receive_frame_loop(self) -> None:
+        pass
+
+    def on_connection_close(self) -> None:
+        pass
 
 
 class SocketHandler(JsonErrors, WebSocketHandler):
-    """One client of one session. It hears of changes through the hub, never from here."""
+    """The request that becomes a client's connection. It is gone when that has begun."""
 
-    ws_connection: Connection | None
-    _peer: Connection
-    _session_id: str | None = None
-    _refused: deque[float] | None = None
-
-    def initialize(
-        self, hub: Hub, broker: Broker, heartbeat: Heartbeat, origins: Origins, max_message_bytes: int
-    ) -> None:
-        self._hub = hub
-        self._broker = broker
-        self._heartbeat = heartbeat
+    def initialize(self, clients: Clients, origins: Origins) -> None:
+        self._clients = clients
         self._origins = origins
-        self._max_message_bytes = max_message_bytes
 
-    def get_websocket_protocol(self) -> Connection | None:
+    def get_websocket_protocol(self) -> Handshake | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        return Connection(self, self.on_frame, self._max_message_bytes, self._heartbeat)
+        return Handshake(self, mask_outgoing=False, params=_WebSocketParams())
 
     async def get(self, *args: str, **kwargs: str) -> None:
         headers = self.request.headers
@@ -64,64 +141,45 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         return True
 
     async def open(self, *args: str, **kwargs: str) -> None:
-        assert self.ws_connection is not None
-        self._peer = peer = self.ws_connection
-        given = [
-            value.decode("utf-8", "replace") for value in self.request.query_arguments.get("sessionId", [])
-        ]
-        if not any(given):
-            peer.close(POLICY_VIOLATION, "Missing sessionId parameter")
-            return
-        session_id = given[0].lower()
-        if len(given) > 1 or not messages.UUID.fullmatch(session_id):
-            peer.close(POLICY_VIOLATION, "Invalid sessionId format")
-            return
-        self._session_id = session_id
         try:
-            await self._hub.join(session_id, peer)
-        except Exception:
-            log.exception("a client could not be set up", extra={"session_id": session_id})
-            peer.close(INTERNAL_ERROR, "Internal server error")
-
-    async def on_frame(self, payload: bytes, is_binary: bool) -> None:
-        """A whole message of the client, its bytes as they came."""
-        assert self._session_id is not None
-        try:
-            if is_binary:
-                raise MalformedJson("Binary messages are not understood")
-            message = messages.loads(payload)
-            if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-                raise MalformedJson("A message is a JSON object with a type")
-        except MalformedJson as error:
-            self._refuse("INVALID_MESSAGE", error.message)
+            sock, early = await self._take_socket()
+        except StreamClosedError:
             return
-        if message["type"] == "PING":
-            self._send(messages.pong(self._broker.now_ms(), message))
-        elif message["type"] == "RECONNECT":
-            try:
-                await self._hub.sync(self._session_id, self._peer)
-            except LockstepError as error:
-                self._send(messages.error(error.code, error.message))
+        session_id, complaint = self._asked_for()
+        kind = EncryptedConnection if isinstance(sock, ssl.SSLSocket) else Connection
+        connection = kind(sock, self._clients, session_id)
+        if complaint is not None:
+            connection.close(POLICY_VIOLATION, complaint)
         else:
-            self._refuse("UNKNOWN_TYPE", f"Unknown message type {message['type'][:50]!r}")
+            await self._clients.welcome(connection)
+        connection.start(early)
+        # The connection does not need the request any more; nor its reference cycles, which wait for this.
+        self.on_connection_close()
 
-    def on_close(self) -> None:
-        if self._session_id is not None:
-            self._hub.leave(self._session_id, self._peer)
-        log.info("socket closed", extra={"session_id": self._session_id, "close_code": self.close_code})
+    async def _take_socket(self) -> tuple[socket.socket, bytes]:
+        """Tornado's stream lets go of the socket, once its answer is written; and what it has read of it."""
+        assert isinstance(self.ws_connection, Handshake)
+        stream = self.ws_connection.stream
+        if stream.writing():
+            await stream.write(b"")
+        early = b""
+        # What has come already is there at once; what has not is ours to read.
+        while (reading := asyncio.ensure_future(stream.read_bytes(EARLY_BYTES, partial=True))).done():
+            early += reading.result()
+        sock = stream.socket
+        stream.io_loop.remove_handler(sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock, early
+
+    def _asked_for(self) -> tuple[str | None, str | None]:
+        """The session, or what is wrong with the question."""
+        values = self.request.query_arguments.get("sessionId", [])
+        if not any(values):
+            return None, "Missing sessionId parameter"
+        session_id = values[0].decode("utf-8", "replace").lower()
+        if len(values) > 1 or not messages.UUID.fullmatch(session_id):
+            return None, "Invalid sessionId format"
+        return session_id, None
 
     def on_message(self, message: str | bytes) -> None:
-        raise NotImplementedError("messages arrive by on_frame")
-
-    def _send(self, message: bytes) -> None:
-        self._peer.send(encode_text_frame(message))
-
-    def _refuse(self, code: str, message: str) -> None:
-        """Say so, and close on a client that goes on like this."""
-        self._send(messages.error(code, message))
-        now_s = asyncio.get_running_loop().time()
-        if self._refused is None:
-            self._refused = deque(maxlen=MAX_REFUSED)
-        self._refused.append(now_s)
-        if len(self._refused) == MAX_REFUSED and now_s - self._refused[0] <= REFUSED_WITHIN_S:
-            self._peer.close(POLICY_VIOLATION, "Too many invalid messages")
+        raise NotImplementedError("messages arrive at Clients")

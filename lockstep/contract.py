@@ -6,17 +6,36 @@ from enum import Enum
 from typing import Protocol
 
 
+class Kind(Enum):
+    """What may become of a frame that a client has not taken yet."""
+
+    MESSAGE = "message"
+    """It is kept."""
+    STATE = "state"
+    """A newer one takes its place."""
+    SYNC = "sync"
+    """A state that answers or repairs: in place of an unsent one, but itself not to be replaced."""
+
+
+class Batch:
+    """What one turn of the loop brought for a room: its frames in order, and all of them in one piece."""
+
+    __slots__ = ("data", "frames", "size")
+
+    def __init__(self, frames: list[tuple[Kind, bytes]]) -> None:
+        self.frames = frames
+        self.data = frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
+        self.size = len(self.data)
+
+
 class Peer(Protocol):
     """One client's connection. Nothing here ever waits for the client."""
 
-    def send_state(self, frame: bytes) -> None:
-        """Send a state; if an earlier one is still unsent, take its place."""
+    def send_batch(self, batch: Batch) -> None:
+        """Send its frames as if one by one, each by its kind, but where that goes at once."""
 
-    def send_sync(self, frame: bytes) -> None:
-        """Send a state that answers or repairs: in place of an unsent one, but itself not to be replaced."""
-
-    def send(self, frame: bytes) -> None:
-        """Send a message after everything sent before it."""
+    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
+        """Send a frame after everything sent before it."""
 
     def close(self, code: int, reason: str) -> None:
         """Close after what has been sent. May be called again, then does nothing."""

@@ -66,6 +66,11 @@ class FrameReader:
         self._message_opcode = 0
         self._decoder: codecs.IncrementalDecoder | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """True between messages: nothing is kept."""
+        return not self._buffer and self._message is None
+
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield (opcode, payload) of each message and control frame that `data` completes.
 

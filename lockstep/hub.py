@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import random
+import time
+from collections import deque
 from collections.abc import Iterable
 
 from lockstep import messages
-from lockstep.contract import Broker, Peer
+from lockstep.contract import Broker, Kind, Peer
 from lockstep.deadlines import Deadlines
-from lockstep.errors import NORMAL_CLOSURE, BrokerUnavailable, LockstepError, SessionNotFound
+from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound
 from lockstep.frames import encode_text_frame
-from lockstep.messages import Deletion, Head, Update
+from lockstep.messages import Deletion, Update
+from lockstep.room import Room
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
 
@@ -19,47 +22,8 @@ log = logging.getLogger(__name__)
 REPAIR_SLICE = 100
 CHECK_INTERVAL_S = 60.0
 RETRY_S = 0.1
-
-
-class Room:
-    """The clients of one session here, in the order they came, and what they have been sent."""
-
-    __slots__ = ("known", "moved", "owes_sync", "peers", "sent", "sent_state")
-
-    def __init__(self) -> None:
-        self.peers: dict[Peer, None] = {}
-        # What the latest state here says of itself, and its JSON; None until one has come.
-        self.sent: Head | None = None
-        self.sent_state: bytes | None = None
-        # What is stored as far as we know: newer than `sent` where it was read, not heard.
-        self.known: Head | None = None
-        # Counts what was heard, so that a read can tell whether something came in between.
-        self.moved = 0
-        # Somebody came while the store was away, and was promised the state for when it is back.
-        self.owes_sync = False
-
-    def send_state(self, message: bytes, head: Head | None, state: bytes) -> None:
-        self._note(head, state)
-        frame = encode_text_frame(message)
-        for peer in tuple(self.peers):
-            peer.send_state(frame)
-
-    def send_sync(self, message: bytes, head: Head, state: bytes) -> None:
-        self._note(head, state)
-        frame = encode_text_frame(message)
-        for peer in tuple(self.peers):
-            peer.send_sync(frame)
-
-    def _note(self, head: Head | None, state: bytes) -> None:
-        if head is not None:
-            self.sent = self.known = head
-            self.sent_state = state
-
-    def end(self, message: bytes) -> None:
-        frame = encode_text_frame(message)
-        for peer in tuple(self.peers):
-            peer.send(frame)
-            peer.close(NORMAL_CLOSURE, "Session deleted")
+# So long rooms are served before the loop gets to do something else.
+TURN_S = 0.004
 
 
 class Hub:
@@ -74,6 +38,10 @@ class Hub:
         self._sessions = sessions
         self._deadlines = deadlines
         self._rooms: dict[str, Room] = {}
+        # Rooms with something to be sent, in turn; a large one comes up several times.
+        self._waiting: deque[Room] = deque()
+        self._serving: asyncio.Handle | None = None
+        self._reads: dict[str, asyncio.Task[bytes]] = {}
         self._unread: set[str] = set()
         self._unchecked: list[str] = []
         self._suspects: set[str] = set()
@@ -105,14 +73,14 @@ class Hub:
             self._unread.add(session_id)
             if self._reader is None:
                 self._reader = self._tasks.spawn(self._read_new_rooms())
-        room.peers[peer] = None
+        room.enter(peer)
         room.owes_sync |= not heard
         peer.send(encode_text_frame(messages.connected(session_id, self._broker.now_ms())))
 
     def leave(self, session_id: str, peer: Peer) -> None:
         room = self._rooms.get(session_id)
         if room is not None and peer in room.peers:
-            del room.peers[peer]
+            room.leave(peer)
             if not room.peers:
                 self._drop_room(session_id)
 
@@ -123,7 +91,7 @@ class Hub:
         """
         room = self._rooms.get(session_id)
         try:
-            state = await self._sessions.read(session_id)
+            state = await self._read(session_id)
         except SessionNotFound:
             raise
         except LockstepError:
@@ -134,7 +102,48 @@ class Hub:
         if room is not None and room.sent is not None and room.sent_state is not None:
             is_older = head is None or head.position < room.sent.position
             state = room.sent_state if is_older else state
-        peer.send_sync(encode_text_frame(messages.state_sync(session_id, self._broker.now_ms(), state)))
+        if room is not None:
+            room.catch_up(peer)
+        sync = messages.state_sync(session_id, self._broker.now_ms(), state)
+        peer.send(encode_text_frame(sync), Kind.SYNC)
+
+    async def _read(self, session_id: str) -> bytes:
+        """The state; however many ask within a turn of the loop, it is read once."""
+        reading = self._reads.get(session_id)
+        if reading is None:
+            reading = self._reads[session_id] = asyncio.create_task(self._sessions.read(session_id))
+            # Who asks later may know of a later change, and needs a later read.
+            asyncio.get_running_loop().call_soon(self._reads.pop, session_id)
+        return await asyncio.shield(reading)
+
+    # --- serving rooms ---------------------------------------------------------------------------
+
+    def _attend(self, room: Room) -> None:
+        """Serve the room when this turn of the loop has brought all that it brings."""
+        if not room.is_waiting:
+            self._waiting.append(room)
+            if self._serving is None:
+                self._serving = asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        until_s = time.monotonic() + TURN_S
+
+        def is_over() -> bool:
+            return time.monotonic() >= until_s
+
+        while self._waiting:
+            room = self._waiting.popleft()
+            try:
+                is_done = room.serve(is_over)
+            except Exception:
+                log.exception("a peer could not be served")
+                is_done = False
+            if not is_done:
+                self._waiting.append(room)
+            if is_over():
+                break
+        loop = asyncio.get_running_loop()
+        self._serving = loop.call_soon(self._serve) if self._waiting else None
 
     # --- what the broker brings ------------------------------------------------------------------
 
@@ -158,9 +167,8 @@ class Hub:
         if message is None:
             self._discard(f"ws:{session_id}", payload)
             return
-        frame = encode_text_frame(message)
-        for peer in tuple(room.peers):
-            peer.send(frame)
+        self._attend(room)
+        room.put(message)
 
     def on_gap(self) -> None:
         self._suspect(self._rooms)
@@ -177,7 +185,8 @@ class Hub:
                 return
             room.moved += 1
             self._deadlines.arm(update.session_id, update.head.deadline_ms)
-        room.send_state(update.message, update.head, update.state)
+        self._attend(room)
+        room.put_state(update.message, Kind.STATE, update.head, update.state)
 
     def _delete(self, deletion: Deletion) -> None:
         room = self._rooms.get(deletion.session_id)
@@ -190,6 +199,7 @@ class Hub:
 
     def _end_room(self, session_id: str, room: Room, message: bytes | None, epoch: str) -> None:
         self._drop_room(session_id)
+        self._attend(room)
         room.end(message or messages.session_deleted(session_id, self._broker.now_ms(), epoch))
 
     def _drop_room(self, session_id: str) -> None:
@@ -264,7 +274,9 @@ class Hub:
                 log.error("stored state cannot be read", extra={"session_id": session_id})
             elif owed or not head.is_of(room.sent):
                 self._deadlines.arm(session_id, head.deadline_ms)
-                room.send_sync(messages.state_sync(session_id, self._broker.now_ms(), state), head, state)
+                self._attend(room)
+                sync = messages.state_sync(session_id, self._broker.now_ms(), state)
+                room.put_state(sync, Kind.SYNC, head, state)
 
     def _check_pause_s(self) -> float:
         slices = max(1, -(-len(self._rooms) // REPAIR_SLICE))

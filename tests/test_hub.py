@@ -11,7 +11,7 @@ import pytest
 
 from lockstep import hub as hub_module
 from lockstep import messages
-from lockstep.contract import Broker
+from lockstep.contract import Batch, Broker, Kind
 from lockstep.deadlines import Deadlines
 from lockstep.errors import BrokerUnavailable, SessionNotFound
 from lockstep.frames import encode_text_frame
@@ -46,13 +46,11 @@ class FakePeer:
         self.got: list[Any] = []
         self.frames: list[bytes] = []
 
-    def send_state(self, frame: bytes) -> None:
-        self.send(frame)
+    def send_batch(self, batch: Batch) -> None:
+        for kind, frame in batch.frames:
+            self.send(frame, kind)
 
-    def send_sync(self, frame: bytes) -> None:
-        self.send(frame)
-
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         self.frames.append(frame)
         self.got.append(json.loads(frame[2:] if frame[1] < 126 else frame[4:]))
 
@@ -149,6 +147,11 @@ class World:
         await settled()
 
 
+async def served() -> None:
+    """What has been handed to the hub has been sent."""
+    await asyncio.sleep(0)
+
+
 async def settled() -> None:
     """Everything that can happen has happened: the fakes wait for nothing but turns of the loop."""
     for _ in range(30):
@@ -169,6 +172,7 @@ async def test_a_state_goes_to_every_peer_of_its_room_as_the_bytes_published() -
     async with a_world() as world:
         first, second, other = await world.join(), await world.join(), await world.join(OTHER)
         world.hub.on_published(published(1))
+        await served()
         assert first.heard == second.heard == [("STATE_UPDATE", 1)]
         assert first.frames[-1] == encode_text_frame(published(1))
         assert first.frames[-1] is second.frames[-1], "encoded once, before the loop"
@@ -181,6 +185,7 @@ async def test_a_state_that_is_not_newer_is_dropped() -> None:
         for version in (2, 1, 2, 3, 2, 5, 4, 5, 6):
             world.hub.on_published(published(version))
         world.hub.on_published(published(6, commit="another0"))
+        await served()
         assert peer.heard == [("STATE_UPDATE", version) for version in (2, 3, 5, 6)]
 
 
@@ -188,8 +193,11 @@ async def test_a_session_made_anew_is_newer_and_the_one_before_it_older_whatever
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(9, EPOCH))
+        await served()
         world.hub.on_published(published(1, NEW))
+        await served()
         world.hub.on_published(published(10, EPOCH))
+        await served()
         assert [(each["state"]["epoch"], each["state"]["version"]) for each in peer.got] == [
             (EPOCH, 9),
             (NEW, 1),
@@ -201,11 +209,15 @@ async def test_a_foreign_state_is_relayed_and_leaves_the_order_as_it_was(is_stri
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(5))
+        await served()
         foreign: Any = {"status": "strange"}
         payload = {"sessionId": S.upper(), "state": json.dumps(foreign) if is_string else foreign}
         world.hub.on_published(json.dumps(payload).encode())
+        await served()
         world.hub.on_published(published(4))
+        await served()
         world.hub.on_published(published(6))
+        await served()
         assert [each["state"] for each in peer.got[1:2]] == [foreign]
         assert peer.heard == [("STATE_UPDATE", version) for version in (5, None, 6)]
 
@@ -216,8 +228,11 @@ async def test_a_foreign_state_with_a_version_is_ordered() -> None:
         for version in (5, 4, 6):
             payload = {"sessionId": S, "state": {"epoch": EPOCH, "version": version, "more": 1}}
             world.hub.on_published(json.dumps(payload).encode())
+            await served()
         world.hub.on_published(published(6))
+        await served()
         world.hub.on_published(published(7))
+        await served()
         assert peer.heard == [("STATE_UPDATE", version) for version in (5, 6, 7)]
 
 
@@ -225,18 +240,20 @@ async def test_a_peer_may_leave_while_its_room_is_told() -> None:
     async with a_world() as world:
 
         class Fleeting(FakePeer):
-            def send(self, frame: bytes) -> None:
-                super().send(frame)
+            def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
+                super().send(frame, kind)
                 if len(self.frames) > 1:
                     for peer in peers:
                         world.hub.leave(S, peer)
 
         peers = [await world.join(peer=Fleeting()) for _ in range(3)]
         world.hub.on_published(published(1))
-        assert peers[0].heard == [("STATE_UPDATE", 1)]
+        await served()
+        assert sorted(peer.heard for peer in peers) == [[], [], [("STATE_UPDATE", 1)]]
         assert world.hub.peers == []
         world.hub.on_published(published(2))
-        assert peers[0].heard == [("STATE_UPDATE", 1)]
+        await served()
+        assert sorted(peer.heard for peer in peers) == [[], [], [("STATE_UPDATE", 1)]]
 
 
 async def test_a_peer_may_leave_while_it_is_closed() -> None:
@@ -249,6 +266,7 @@ async def test_a_peer_may_leave_while_it_is_closed() -> None:
 
         peers = [await world.join(peer=Hasty()) for _ in range(3)]
         world.hub.on_published(deleted(EPOCH))
+        await served()
         assert [peer.heard for peer in peers] == [["SESSION_DELETED", 1000]] * 3
 
 
@@ -261,6 +279,7 @@ async def test_a_deletion_is_told_and_ends_the_room() -> None:
         world.hub.on_published(published(3))
         world.hub.on_published(deleted(EPOCH))
         world.hub.on_published(published(1, NEW))
+        await served()
         assert peer.heard == [("STATE_UPDATE", 3), "SESSION_DELETED", 1000]
         assert peer.got[-2] == json.loads(deleted(EPOCH))
         assert peer.got[-1] == (1000, "Session deleted")
@@ -269,6 +288,7 @@ async def test_a_deletion_is_told_and_ends_the_room() -> None:
         assert other.heard == []
         newcomer = await world.join()
         world.hub.on_published(published(2, NEW))
+        await served()
         assert newcomer.heard == [("STATE_UPDATE", 2)]
         world.hub.leave(S, peer)  # it goes only now, and leaves another's room alone
         assert world.hub.peers == [other, newcomer] or world.hub.peers == [newcomer, other]
@@ -279,9 +299,11 @@ async def test_a_deletion_of_an_older_epoch_is_dropped() -> None:
         peer = await world.join()
         world.hub.on_published(published(1, NEW))
         world.hub.on_published(deleted(EPOCH))
+        await served()
         assert peer.heard == [("STATE_UPDATE", 1)]
         world.hub.on_published(published(2, NEW))
         world.hub.on_published(deleted(NEW))
+        await served()
         assert peer.heard == [("STATE_UPDATE", 1), ("STATE_UPDATE", 2), "SESSION_DELETED", 1000]
 
 
@@ -290,6 +312,7 @@ async def test_a_deletion_of_an_older_epoch_than_what_was_read_is_dropped() -> N
         world.broker.states[S] = state(1, NEW)
         peer = await world.join()
         world.hub.on_published(deleted(EPOCH))
+        await served()
         assert peer.heard == []
 
 
@@ -297,6 +320,7 @@ async def test_a_deletion_reaches_a_room_that_has_seen_nothing() -> None:
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(deleted(EPOCH))
+        await served()
         assert peer.heard == ["SESSION_DELETED", 1000]
 
 
@@ -306,6 +330,7 @@ async def test_a_foreign_deletion_is_told_in_our_words(fields: dict[str, Any]) -
         peer = await world.join()
         world.hub.on_published(published(3))
         world.hub.on_published(json.dumps({"sessionId": S} | fields).encode())
+        await served()
         assert peer.got[1:] == [json.loads(deleted(EPOCH)), (1000, "Session deleted")]
 
 
@@ -314,6 +339,7 @@ async def test_a_foreign_deletion_of_an_older_epoch_is_dropped() -> None:
         peer = await world.join()
         world.hub.on_published(published(3))
         world.hub.on_published(json.dumps({"sessionId": S, "deleted": True, "epoch": OLD}).encode())
+        await served()
         assert peer.heard == [("STATE_UPDATE", 3)]
 
 
@@ -325,6 +351,7 @@ async def test_a_message_is_relayed_as_it_is_to_its_room_alone() -> None:
         first, second, other = await world.join(), await world.join(), await world.join(OTHER)
         raw = b' {"n" : 1.50, "type" : "NOTE"}\n'
         world.hub.on_relayed(S, raw)
+        await served()
         assert first.frames[-1] == second.frames[-1] == encode_text_frame(raw)
         assert other.heard == []
 
@@ -333,6 +360,7 @@ async def test_of_a_wrapped_message_the_inner_one_is_relayed() -> None:
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_relayed(S, json.dumps({"sessionId": S, "message": {"type": "NOTE", "n": 1}}).encode())
+        await served()
         assert peer.got == [{"type": "NOTE", "n": 1}]
 
 
@@ -354,9 +382,11 @@ async def test_junk_reaches_nobody_and_is_counted(caplog: pytest.LogCaptureFixtu
         for payload in JUNK:
             world.hub.on_published(payload)
             world.hub.on_relayed(S, payload)
+            await served()
         assert world.hub.junk == 2 * len(JUNK)
         assert peer.heard == []
         world.hub.on_published(published(1))
+        await served()
         assert peer.heard == [("STATE_UPDATE", 1)]
 
 
@@ -368,6 +398,7 @@ async def test_what_could_not_be_sent_as_text_is_junk_too(payload: bytes) -> Non
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_relayed(S, payload)
+        await served()
         assert (world.hub.junk, peer.frames[1:]) == (1, [])
 
 
@@ -379,10 +410,12 @@ async def test_junk_is_logged_at_most_once_a_second(caplog: pytest.LogCaptureFix
     async with a_world() as world:
         for _ in range(1000):
             world.hub.on_published(b"junk")
+            await served()
         assert lines() == 1
         world.hub._junk_logged_at -= 1.01  # a second later
         for _ in range(1000):
             world.hub.on_published(b"junk")
+            await served()
         assert lines() == 2
         assert "1001" in caplog.records[-1].getMessage(), "how many were not logged can be told"
         assert world.hub.junk == 2000
@@ -403,6 +436,7 @@ async def test_a_peer_is_greeted_when_its_channel_is_heard_and_not_before() -> N
         await joining
         assert peer.got == [{"type": "CONNECTED", "sessionId": S, "timestamp": T0}]
         world.hub.on_published(published(1))
+        await served()
         assert peer.heard == ["CONNECTED", ("STATE_UPDATE", 1)]
 
 
@@ -425,9 +459,11 @@ async def test_a_room_that_was_empty_begins_anew() -> None:
     async with a_world() as world:
         first = await world.join()
         world.hub.on_published(published(5))
+        await served()
         world.hub.leave(S, first)
         second = await world.join()
         world.hub.on_published(published(3))  # after a loss of data, say; nobody here has seen 5
+        await served()
         assert second.heard == [("STATE_UPDATE", 3)]
 
 
@@ -468,9 +504,12 @@ async def test_each_update_arms_its_deadline_and_an_old_one_does_not() -> None:
     async with a_world() as world:
         await world.join()
         world.hub.on_published(published(2, due=T0 + 700))
+        await served()
         world.hub.on_published(published(1, due=T0 + 100))
+        await served()
         assert world.deadlines.armed == {S: T0 + 700}
         world.hub.on_published(published(3))
+        await served()
         assert world.deadlines.armed == {S: None}
 
 
@@ -483,6 +522,7 @@ async def test_a_sync_is_never_older_than_the_room(sent: int | None, stored: int
         peer, other = await world.join(), await world.join()
         if sent:
             world.hub.on_published(published(sent))
+            await served()
         world.broker.states[S] = state(stored)
         other.got.clear()
         peer.got.clear()
@@ -509,6 +549,7 @@ async def test_a_sync_does_not_hold_back_what_is_newer_than_the_rooms() -> None:
         await world.hub.sync(S, peer)
         world.hub.on_published(published(3))
         world.hub.on_published(published(4))
+        await served()
         assert other.heard == [("STATE_UPDATE", 3), ("STATE_UPDATE", 4)]
 
 
@@ -555,6 +596,7 @@ async def test_after_a_gap_a_room_is_told_what_it_does_not_have(
         first, second = await world.join(), await world.join()
         if seen is not None:
             world.hub.on_published(seen)
+            await served()
         if stored is not None:
             world.broker.states[S] = stored
         for peer in (first, second):
@@ -591,6 +633,7 @@ async def test_after_a_loss_of_data_updates_go_on_from_the_lower_version() -> No
         assert world.deadlines.armed == {S: T0 + 300}
         for version in (3, 4, 5):
             world.hub.on_published(published(version))
+            await served()
         assert peer.heard == [
             ("STATE_UPDATE", 9),
             ("STATE_SYNC", 3),
@@ -723,6 +766,7 @@ async def test_who_comes_while_the_store_is_away_hears_nothing_if_there_is_no_se
         await world.gap()
         assert late.heard == []
         world.hub.on_published(published(1))
+        await served()
         assert late.heard == [("STATE_UPDATE", 1)]
 
 
@@ -766,6 +810,7 @@ async def test_a_silent_loss_is_found_by_the_check(
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(3))
+        await served()
         if stored is not None:
             world.broker.states[S] = stored
         peer.got.clear()

@@ -10,17 +10,16 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 
 from handlers import connection as connection_module
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
-from handlers.socket import SocketHandler
 from lockstep.config import Settings
+from lockstep.contract import Kind
 from lockstep.frames import encode_text_frame
 from server import Server
 from tests.processes import ServerProcess, wait_until
@@ -227,18 +226,20 @@ async def test_a_client_that_asks_without_reading_the_answers_is_closed(
 # --- one connection, by itself -------------------------------------------------------------------
 
 
-class FakeHandler:
+class FakeService:
     """Keeps what a connection tells it."""
 
     def __init__(self) -> None:
+        self.heartbeat = Heartbeat(5.0, 4.0)
+        self.max_message_bytes = 16_384
         self.messages: list[bytes] = []
-        self.ended: asyncio.Future[tuple[int | None, str | None]] = asyncio.Future()
+        self.ended: asyncio.Future[int | None] = asyncio.Future()
 
-    async def on_frame(self, payload: bytes, is_binary: bool) -> None:
+    def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
         self.messages.append(payload)
 
-    def on_ws_connection_close(self, code: int | None, reason: str | None) -> None:
-        self.ended.set_result((code, reason))
+    def on_end(self, connection: Connection) -> None:
+        self.ended.set_result(connection.close_code)
 
 
 class Line:
@@ -249,20 +250,15 @@ class Line:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         ours.setblocking(False)
         self.theirs.setblocking(False)
-        self.handler = FakeHandler()
-        handler = cast(SocketHandler, self.handler)
-        self.connection = Connection(handler, self.handler.on_frame, 16_384, Heartbeat(5.0, 4.0))
-        self.connection.stream = IOStream(ours)
-        self.receiving = asyncio.create_task(self.connection._receive_frame_loop())
+        self.service = FakeService()
+        self.connection = Connection(ours, self.service, None)
+        self.connection.start(b"")
 
     def send(self, *messages: Any) -> None:
         """Integers as states of that version, others as messages."""
         for message in messages:
             frame = encode_text_frame(json.dumps(message).encode())
-            if isinstance(message, int):
-                self.connection.send_state(frame)
-            else:
-                self.connection.send(frame)
+            self.connection.send(frame, Kind.STATE if isinstance(message, int) else Kind.MESSAGE)
 
     def clog(self) -> None:
         """From here on everything waits for the frame in progress."""
@@ -293,7 +289,7 @@ async def a_line() -> AsyncIterator[Line]:
         yield line
     finally:
         line.connection._abort()
-        await asyncio.wait_for(line.receiving, 10)
+        await asyncio.wait_for(line.service.ended, 10)
         line.theirs.close()
 
 
@@ -355,7 +351,7 @@ async def test_of_one_that_is_too_slow_the_frame_in_progress_is_finished_and_the
         line.send(2, note(99))  # too late for anything
         async with await line.client() as client:  # which takes off the frame in progress
             assert await client.recv() == Closed(4001, "Too slow")
-        assert (await asyncio.wait_for(line.handler.ended, 10))[0] == 4001
+        assert await asyncio.wait_for(line.service.ended, 10) == 4001
 
 
 async def test_one_that_is_too_slow_and_does_not_read_is_gone_after_a_second() -> None:
@@ -363,7 +359,7 @@ async def test_one_that_is_too_slow_and_does_not_read_is_gone_after_a_second() -
         line.clog()
         began_s = asyncio.get_running_loop().time()
         line.send(*(note(number, 60_000) for number in range(20)))
-        assert await asyncio.wait_for(line.handler.ended, 10) == (4001, "Too slow")
+        assert await asyncio.wait_for(line.service.ended, 10) == 4001
         assert 0.9 < asyncio.get_running_loop().time() - began_s < 4
 
 
@@ -380,7 +376,7 @@ async def test_states_count_nothing_however_big() -> None:
     async with a_line() as line:
         line.clog()
         for _ in range(10):
-            line.connection.send_state(encode_text_frame(b'"' + b"s" * MIB + b'"'))
+            line.connection.send(encode_text_frame(b'"' + b"s" * MIB + b'"'), Kind.STATE)
         line.send(note(1))
         async with await line.client() as client:
             assert await line.heard(client) == ["s" * MIB, note(1)]
@@ -399,21 +395,21 @@ async def test_a_close_comes_after_what_was_sent_before_it() -> None:
                 note(1),
                 Closed(1001, "Server shutting down"),
             ]
-        assert (await asyncio.wait_for(line.handler.ended, 10))[0] == 1001
+        assert await asyncio.wait_for(line.service.ended, 10) == 1001
 
 
 async def test_who_does_not_answer_a_close_is_gone_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "CLOSE_TIMEOUT_S", 0.1)
     async with a_line() as line:
         line.connection.close(1001, "Server shutting down")
-        assert (await asyncio.wait_for(line.handler.ended, 10))[0] == 1001
+        assert await asyncio.wait_for(line.service.ended, 10) == 1001
 
 
 async def test_a_sync_takes_the_place_of_the_unsent_state_and_keeps_it() -> None:
     async with a_line() as line:
         line.clog()
         line.send(1, note(1))
-        line.connection.send_sync(encode_text_frame(b'"sync of 2"'))
+        line.connection.send(encode_text_frame(b'"sync of 2"'), Kind.SYNC)
         line.send(3, note(2), 4)
         async with await line.client() as client:
             assert await line.heard(client) == ["sync of 2", note(1), 4, note(2)]
@@ -427,7 +423,7 @@ async def test_what_comes_after_a_close_does_not_cost_the_close_frame() -> None:
         line.send(1, *notes)
         line.connection.close(1001, "Server shutting down")
         line.send(2, note(99, 60_000))
-        line.connection.send_sync(encode_text_frame(b'"' + b"s" * 100_000 + b'"'))
+        line.connection.send(encode_text_frame(b'"' + b"s" * 100_000 + b'"'), Kind.SYNC)
         async with await line.client() as client:
             assert [await client.recv() for _ in range(18)] == [1, *notes]
             assert await client.recv() == Closed(1001, "Server shutting down")
@@ -462,13 +458,13 @@ async def test_a_pong_in_time_keeps_the_connection_and_none_ends_it() -> None:
         line.connection.ping()
         assert await asyncio.wait_for(client.recv_frame(), 10) == (PING, b"")
         await client.send_raw(encode(PONG, b"") + encode(TEXT, b"read"))
-        while not line.handler.messages:
+        while not line.service.messages:
             await asyncio.sleep(0)
         line.connection.expect_pong()
         assert await line.heard(client) == []
         line.connection.ping()
         line.connection.expect_pong()
-        assert (await asyncio.wait_for(line.handler.ended, 10))[0] == 1006
+        assert await asyncio.wait_for(line.service.ended, 10) == 1006
         assert await asyncio.wait_for(client.recv_frame(), 10) == (PING, b"")
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):  # no close frame
             await asyncio.wait_for(client.recv_frame(), 10)
@@ -484,13 +480,13 @@ async def test_sending_to_who_has_gone_does_no_harm(is_clogged: bool) -> None:
             line.send(number, note(number))
             await asyncio.sleep(0)
         line.connection.close(1000, "Session deleted")
-        await asyncio.wait_for(line.handler.ended, 10)
+        await asyncio.wait_for(line.service.ended, 10)
         line.send(1, note(1))
         line.connection.close(1000, "Session deleted")
 
 
 @pytest.mark.parametrize("is_clogged", [False, True])
-@pytest.mark.parametrize("act", ["send_state", "send", "ping", "close", "expect_pong"])
+@pytest.mark.parametrize("act", ["send", "ping", "close", "expect_pong"])
 async def test_a_stream_that_has_just_broken_does_no_harm(act: str, is_clogged: bool) -> None:
     """Between the stream's end and the reader's hearing of it the hub and the heartbeat may come by.
 
@@ -500,10 +496,10 @@ async def test_a_stream_that_has_just_broken_does_no_harm(act: str, is_clogged: 
         if is_clogged:
             line.clog()
         await asyncio.sleep(0)
-        line.connection.stream.close()  # as the stream does by itself on a reset
-        arguments = {"send_state": (b"\x81\x011",), "send": (b"\x81\x011",), "close": (1000, "")}
+        line.theirs.close()  # with data unread: a reset, of which the next call is told
+        arguments = {"send": (b"\x81\x011",), "close": (1000, "")}
         getattr(line.connection, act)(*arguments.get(act, ()))
-        await asyncio.wait_for(line.handler.ended, 10)
+        await asyncio.wait_for(line.service.ended, 10)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -521,7 +517,7 @@ async def test_whatever_happens_messages_are_complete_and_states_are_in_order(se
             if kind < 0.5:
                 version += 1
                 sent.append(version)
-                line.connection.send_state(encode_text_frame(f"{version}{' ' * size}".encode()))
+                line.connection.send(encode_text_frame(f"{version}{' ' * size}".encode()), Kind.STATE)
             elif kind < 0.9:
                 sent.append(note(number, size))
                 line.send(sent[-1])
