@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 CODE = lockstep handlers broker
+PEERS = bench/peers/node_modules/.package-lock.json
 SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -19,11 +20,12 @@ test: .venv/.tested  ## everything but what takes minutes
 test-long: .venv/.tested  ## long faults, soak and fuzzing
 	$(BIN)/python -m pytest -m long
 
-bench: .venv/.tested  ## what docs and README say of speed; on a machine that does nothing else
+bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machine that does nothing else
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.delivery
 	$(BIN)/python -m bench.expiry
 	$(BIN)/python -m bench.faults
+	$(BIN)/python -m bench
 
 check: lint test  ## what CI runs
 
@@ -42,4 +44,13 @@ lint: .venv/.tested
 .venv/.tested: .venv/.installed
 	deploy/system-packages $(SYSTEM)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+.venv/.benched: .venv/.tested
+	deploy/system-packages gcc=gcc node=nodejs npm=npm taskset=util-linux
+	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
+	@touch $@
+
+$(PEERS): bench/peers/package-lock.json .venv/.benched
+	npm ci --prefix bench/peers --no-audit --no-fund --silent
 	@touch $@

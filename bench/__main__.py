@@ -1,0 +1,93 @@
+"""All contests, written to docs/benchmarks.md; or one of them to stdout: python -m bench [SCENARIO]
+
+Everything but the named scenario's own options is the same for all: python -m bench --rounds 3 --seconds 2
+"""
+
+import argparse
+import importlib
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from bench import contest, machine
+
+SCENARIOS = ("fanout", "rooms", "latency", "rest", "idle", "connect", "slow")
+
+HEAD = """# Benchmarks
+
+Written by `{command}`; `make bench` sets up what that needs. Contestants take turns, round after round.
+Figures are medians of {rounds} rounds of {seconds:g} s after {warm_up:g} s of warming up; "rounds" is how far
+the rounds lie apart. The server has one core; Redis and the load, a program in C, have the other. A
+CPU-second is one of the server's, all threads together: unlike a second on the wall it does not depend on
+who else is busy. Every message is counted at every client; what is missing, comes twice or is out of order
+is noted below the table.
+
+"limit" is a loop around `send()` in C that does nothing else; what is above it sends several messages at
+once. Peers are built as their own documentation has it, with TCP_NODELAY and without compression; see
+`bench/peers/`. Lockstep pings each client every 5 s; the peers do so more rarely or not at all.
+
+"""
+
+
+def scenarios() -> dict[str, ModuleType]:
+    return {
+        name: importlib.import_module(f"bench.{name}")
+        for name in SCENARIOS
+        if importlib.util.find_spec(f"bench.{name}")
+    }
+
+
+def options_of(scenario: ModuleType, arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False)
+    contest.common_options(parser)
+    if hasattr(scenario, "add_options"):
+        scenario.add_options(parser)
+    # What it does not know belongs to the run as a whole, and was checked there.
+    return parser.parse_known_args(arguments)[0]
+
+
+def section(scenario: ModuleType, tables: list[contest.Table]) -> str:
+    words = (scenario.__doc__ or "").partition("\n\n")[2].strip()
+    return "\n".join([f"## {scenario.TITLE}", "", words, "", *(table.markdown() for table in tables)])
+
+
+def run_all(options: argparse.Namespace, arguments: list[str], to: Path) -> None:
+    machine.raise_file_limit()
+    parts, failed = [], []
+    for name, scenario in scenarios().items():
+        print(f"== {name}", file=sys.stderr, flush=True)
+        try:
+            tables: list[contest.Table] = scenario.run(options_of(scenario, arguments))
+        except Exception as error:  # the other scenarios took an hour; they are kept
+            print(f"{name}: {error!r}", file=sys.stderr, flush=True)
+            failed.append(name)
+            continue
+        parts.append(section(scenario, tables))
+        for table in tables:
+            if table.plot:
+                (to.parent / table.plot.file).write_text(contest.svg(table.plot))
+    head = HEAD.format(command=shlex.join(["python", "-m", "bench", *arguments]), **vars(options))
+    to.write_text("\n".join([head + contest.environment(), "", *parts]))
+    print(f"written to {to}", file=sys.stderr)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in SCENARIOS:
+        contest.main(scenarios()[arguments[0]], arguments[1:])
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    contest.common_options(parser)
+    parser.add_argument("--to", type=Path, default=machine.ROOT / "docs" / "benchmarks.md")
+    options = parser.parse_args(arguments)
+    run_all(options, arguments, options.to)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""One session with many clients, and 1 KB to each of them: python -m bench.fanout
+
+A message is published on Redis, on the channel that a server relays to the session's clients. So many are in
+flight at once; the next is published when every client has one of them. The figure to compare is messages
+per CPU-second of the server: it does not depend on what else the machine does.
+"""
+
+import argparse
+import sys
+
+from bench import contest
+from bench.contest import Plot, Table, median, number, ratio, spread
+from bench.contestants import LIMIT, SOCKET_IO, TORNADO, WEBSOCKETS, WS, Load, lockstep, measure, notes
+
+TITLE = "Fan-out"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clients", type=int, nargs="+", default=[100, 1000, 5000])
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 8])
+
+
+def rows(outcomes: dict[str, list[Load]]) -> list[list[str]]:
+    per_cpu_s = {name: median(each.per_cpu_s for each in loads) for name, loads in outcomes.items()}
+    return [
+        [
+            name,
+            number(per_cpu_s[name]),
+            spread([each.per_cpu_s for each in loads]),
+            ratio(per_cpu_s[name], per_cpu_s.get("limit")),
+            ratio(per_cpu_s[name], per_cpu_s.get("ws")),
+            number(median(each.per_s for each in loads)),
+            f"{median(each.p50_ms for each in loads):.2f}",
+            f"{median(each.p99_ms for each in loads):.2f}",
+            f"{median(each.server_share for each in loads):.0%}",
+            f"{median(each.load_share for each in loads):.0%}",
+        ]
+        for name, loads in outcomes.items()
+    ]
+
+
+def run(options: argparse.Namespace) -> list[Table]:
+    contestants = [lockstep(options.checkout), LIMIT, WS, SOCKET_IO, WEBSOCKETS, TORNADO]
+    tables = []
+    medians: dict[str, list[float | None]] = {
+        name: [] for name in contest.chosen([each.name for each in contestants], options.only)
+    }
+    groups = []
+    for in_flight in options.in_flight:
+        for clients in options.clients:
+            turns = {
+                each.name: measure(
+                    each,
+                    f"--in-flight={in_flight}",
+                    clients=clients,
+                    seconds=options.seconds,
+                    warm_up=options.warm_up,
+                )
+                for each in contestants
+            }
+            what = f"{clients} clients, {in_flight} in flight"
+            outcomes = contest.interleaved(turns, options, what)
+            groups.append(what)
+            for name, values in medians.items():
+                loads = outcomes.get(name)
+                values.append(median(each.per_cpu_s for each in loads) if loads else None)
+            tables.append(
+                Table(
+                    f"{TITLE}: {clients:,} clients, {in_flight} in flight",
+                    [
+                        *(
+                            "server",
+                            "messages per CPU-s",
+                            "rounds",
+                            "to the limit",
+                            "to ws",
+                            "messages per s",
+                        ),
+                        *("p50 ms", "p99 ms", "server's core", "load's core"),
+                    ],
+                    rows(outcomes),
+                    notes=notes(outcomes),
+                )
+            )
+    if tables:
+        tables[0].plot = Plot("fanout.svg", "Fan-out of 1 KB", groups, medians, "messages per CPU-second")
+    return tables
+
+
+if __name__ == "__main__":
+    contest.main(sys.modules[__name__])

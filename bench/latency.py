@@ -1,0 +1,55 @@
+"""How long a message takes when nothing is busy: python -m bench.latency
+
+1,000 messages a second for 10 clients, published when they are due, whatever has arrived by then. The time is
+from when a message was due to its last byte at the client, so that no delay is left out of the figures.
+"""
+
+import argparse
+import sys
+
+from bench import contest
+from bench.contest import Table, median
+from bench.contestants import LIMIT, WS, lockstep, measure, notes
+
+TITLE = "Latency"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=1000.0, help="messages per second")
+
+
+def run(options: argparse.Namespace) -> list[Table]:
+    turns = {
+        each.name: measure(
+            each,
+            f"--rate={options.rate}",
+            clients=options.clients,
+            seconds=options.seconds,
+            warm_up=options.warm_up,
+        )
+        for each in (lockstep(options.checkout), WS, LIMIT)
+    }
+    outcomes = contest.interleaved(turns, options, "latency")
+    rows = [
+        [
+            name,
+            f"{median(each.p50_ms for each in loads):.2f}",
+            f"{median(each.p99_ms for each in loads):.2f}",
+            f"{max(each.p99_ms for each in loads):.2f}",
+            f"{median(each.server_share for each in loads):.1%}",
+        ]
+        for name, loads in outcomes.items()
+    ]
+    return [
+        Table(
+            f"{TITLE}: {options.rate:,.0f} messages a second for {options.clients} clients",
+            ["server", "p50 ms", "p99 ms", "p99 of the worst round", "of a core"],
+            rows,
+            notes=notes(outcomes),
+        )
+    ]
+
+
+if __name__ == "__main__":
+    contest.main(sys.modules[__name__])
