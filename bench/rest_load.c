@@ -1,0 +1,328 @@
+/* A closed-loop HTTP/1.1 load generator: one request in flight on each keep-alive connection.
+ *
+ * Connections take the paths of a file in turn, one after the other, so that two of them never ask for the same
+ * one at the same time as long as there are more paths than connections. One thread, epoll, no libraries:
+ *
+ *   cc -O2 -std=c11 -o rest_load rest_load.c
+ *   rest_load --port=8001 --paths=FILE [--body=FILE --type=application/json] --connections=16 --pids=1,2 ...
+ *
+ * Stdout: "measuring" and "measured" as each begins, one line of JSON, "done". All of them are flushed. The CPU
+ * time of the --pids is read at both ends of the measured period, and what is in flight at its end is finished.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define ANSWER_BYTES (1 << 20)
+#define LATENCIES (1 << 24) /* more requests than one run makes */
+#define STALLED_MS 10000
+#define PIDS 64
+
+typedef struct {
+    int fd;
+    int64_t asked_ns;
+    char *request; /* what of it is not sent yet */
+    size_t request_bytes, sent_bytes;
+    char *answer;
+    size_t answer_bytes;
+} Connection;
+
+static struct {
+    int port, connections;
+    const char *paths_file, *body_file, *type, *method;
+    double warm_up_s, seconds;
+    pid_t pids[PIDS];
+    int pid_count;
+} options = {.connections = 16, .type = "application/json", .method = "POST", .warm_up_s = 1, .seconds = 4};
+
+static Connection *connections;
+static char **requests; /* one per path, whole */
+static size_t *request_bytes;
+static int path_count, next_path;
+static int epoll_fd;
+static int64_t statuses[600], requests_measured, answer_bytes_measured;
+static int64_t *latencies_ns;
+static bool is_measuring, is_over;
+static int in_flight;
+
+static void fail(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "rest_load: ");
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, "\n");
+    va_end(arguments);
+    exit(1);
+}
+
+static void *room_for(size_t count, size_t bytes) {
+    void *memory = calloc(count, bytes);
+    if (!memory) fail("out of memory");
+    return memory;
+}
+
+static int64_t now_ns(void) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return at.tv_sec * 1000000000LL + at.tv_nsec;
+}
+
+/* All threads of a process, to the nanosecond; its zombie or absence is 0. */
+static double cpu_s(pid_t pid) {
+    clockid_t clock;
+    struct timespec used;
+    if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &used)) return 0;
+    return used.tv_sec + used.tv_nsec / 1e9;
+}
+
+static void say(const char *line) {
+    puts(line);
+    fflush(stdout);
+}
+
+/* ---- requests ---- */
+
+static void watch(Connection *connection, uint32_t events, int operation) {
+    struct epoll_event event = {.events = events, .data.ptr = connection};
+    if (epoll_ctl(epoll_fd, operation, connection->fd, &event)) fail("epoll_ctl: %s", strerror(errno));
+}
+
+static void send_rest(Connection *connection) {
+    ssize_t n = send(connection->fd, connection->request + connection->sent_bytes,
+                     connection->request_bytes - connection->sent_bytes, MSG_NOSIGNAL);
+    if (n < 0 && errno != EAGAIN) fail("send: %s", strerror(errno));
+    if (n > 0) connection->sent_bytes += n;
+    bool waits = connection->sent_bytes < connection->request_bytes;
+    if (waits) watch(connection, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
+}
+
+static void ask(Connection *connection) {
+    connection->request = requests[next_path];
+    connection->request_bytes = request_bytes[next_path];
+    next_path = (next_path + 1) % path_count;
+    connection->sent_bytes = connection->answer_bytes = 0;
+    connection->asked_ns = now_ns();
+    in_flight++;
+    send_rest(connection);
+}
+
+/* ---- answers ---- */
+
+static const char *header(const char *head, size_t bytes, const char *name) {
+    size_t name_bytes = strlen(name);
+    for (const char *line = head; (line = memmem(line, head + bytes - line, "\r\n", 2));) {
+        line += 2;
+        if ((size_t)(head + bytes - line) <= name_bytes) return NULL;
+        if (!strncasecmp(line, name, name_bytes) && line[name_bytes] == ':') return line + name_bytes + 1;
+    }
+    return NULL;
+}
+
+/* Whether a chunked body is here to its end. */
+static bool has_last_chunk(const char *at, const char *end) {
+    for (;;) {
+        const char *line_end = memmem(at, end - at, "\r\n", 2);
+        if (!line_end) return false;
+        size_t bytes = strtoul(at, NULL, 16);
+        at = line_end + 2;
+        if (bytes == 0) return memmem(line_end, end - line_end, "\r\n\r\n", 4) != NULL;
+        if ((size_t)(end - at) < bytes + 2) return false;
+        at += bytes + 2;
+    }
+}
+
+static bool is_complete(Connection *connection) {
+    char *answer = connection->answer, *end = answer + connection->answer_bytes;
+    char *head_end = memmem(answer, connection->answer_bytes, "\r\n\r\n", 4);
+    if (!head_end) return false;
+    size_t head_bytes = head_end + 4 - answer;
+    const char *length = header(answer, head_bytes, "content-length");
+    if (length) return connection->answer_bytes >= head_bytes + strtoul(length, NULL, 10);
+    const char *coding = header(answer, head_bytes, "transfer-encoding");
+    if (!coding || strncasecmp(coding + strspn(coding, " "), "chunked", 7)) fail("an answer without a length");
+    return has_last_chunk(answer + head_bytes, end);
+}
+
+static void take_answer(Connection *connection) {
+    int64_t at_ns = now_ns();
+    if (connection->answer_bytes < 12 || memcmp(connection->answer, "HTTP/1.1 ", 9)) fail("not HTTP/1.1");
+    int status = atoi(connection->answer + 9);
+    in_flight--;
+    if (is_measuring) {
+        if (requests_measured >= LATENCIES) fail("more than %d requests", LATENCIES);
+        latencies_ns[requests_measured++] = at_ns - connection->asked_ns;
+        answer_bytes_measured += connection->answer_bytes;
+        statuses[status >= 0 && status < 600 ? status : 0]++;
+    }
+    if (!is_over) ask(connection);
+}
+
+static void read_answer(Connection *connection) {
+    ssize_t n = recv(connection->fd, connection->answer + connection->answer_bytes,
+                     ANSWER_BYTES - connection->answer_bytes, 0);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n < 0) fail("recv: %s", strerror(errno));
+    if (n == 0) fail("the server closed a connection that was to be kept");
+    connection->answer_bytes += n;
+    if (is_complete(connection)) take_answer(connection);
+    else if (connection->answer_bytes == ANSWER_BYTES) fail("an answer over %d bytes", ANSWER_BYTES);
+}
+
+/* ---- the course of a run ---- */
+
+static void run_until(int64_t end_ns) {
+    struct epoll_event events[256];
+    while (now_ns() < end_ns && (in_flight || !is_over)) {
+        int64_t left_ms = (end_ns - now_ns()) / 1000000 + 1;
+        int count = epoll_wait(epoll_fd, events, 256, left_ms < STALLED_MS ? (int)left_ms : STALLED_MS);
+        if (count == 0 && left_ms > STALLED_MS) fail("no answer for %d ms", STALLED_MS);
+        for (int number = 0; number < count; number++) {
+            Connection *connection = events[number].data.ptr;
+            if (events[number].events & EPOLLOUT) {
+                watch(connection, EPOLLIN, EPOLL_CTL_MOD);
+                send_rest(connection);
+            }
+            if (events[number].events & ~(uint32_t)EPOLLOUT) read_answer(connection);
+        }
+    }
+}
+
+static void read_options(int argc, char **argv) {
+    enum { PORT, PATHS, BODY, TYPE, METHOD, CONNECTIONS, WARM_UP, SECONDS, PID_LIST };
+    static const struct option names[] = {
+        {"port", 1, 0, PORT},
+        {"paths", 1, 0, PATHS}, /* a file, one path per line */
+        {"body", 1, 0, BODY},   /* a file; without it the body is empty */
+        {"type", 1, 0, TYPE},   /* the body's content type */
+        {"method", 1, 0, METHOD},
+        {"connections", 1, 0, CONNECTIONS},
+        {"warm-up", 1, 0, WARM_UP},
+        {"seconds", 1, 0, SECONDS},
+        {"pids", 1, 0, PID_LIST}, /* processes whose CPU time is measured too */
+        {0}};
+    for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
+        case PORT: options.port = atoi(optarg); break;
+        case PATHS: options.paths_file = optarg; break;
+        case BODY: options.body_file = optarg; break;
+        case TYPE: options.type = optarg; break;
+        case METHOD: options.method = optarg; break;
+        case CONNECTIONS: options.connections = atoi(optarg); break;
+        case WARM_UP: options.warm_up_s = atof(optarg); break;
+        case SECONDS: options.seconds = atof(optarg); break;
+        case PID_LIST:
+            for (char *each = strtok(optarg, ","); each && options.pid_count < PIDS; each = strtok(NULL, ","))
+                options.pids[options.pid_count++] = atoi(each);
+            break;
+        default: exit(2);
+        }
+    if (!options.port || !options.paths_file || options.connections < 1) fail("--port and --paths are needed");
+}
+
+static void make_requests(void) {
+    static char body[1 << 20];
+    size_t body_bytes = 0;
+    if (options.body_file) {
+        FILE *file = fopen(options.body_file, "rb");
+        if (!file) fail("%s: %s", options.body_file, strerror(errno));
+        body_bytes = fread(body, 1, sizeof body, file);
+        fclose(file);
+    }
+    char type[256] = "";
+    if (body_bytes) snprintf(type, sizeof type, "Content-Type: %s\r\n", options.type);
+    FILE *file = fopen(options.paths_file, "r");
+    if (!file) fail("%s: %s", options.paths_file, strerror(errno));
+    char path[1024];
+    while (fscanf(file, "%1023s", path) == 1) {
+        requests = realloc(requests, (path_count + 1) * sizeof *requests);
+        request_bytes = realloc(request_bytes, (path_count + 1) * sizeof *request_bytes);
+        if (!requests || !request_bytes) fail("out of memory");
+        char head[2048];
+        int head_bytes = snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%sContent-Length: %zu\r\n\r\n",
+                                  options.method, path, options.port, type, body_bytes);
+        char *request = room_for(1, head_bytes + body_bytes);
+        memcpy(request, head, head_bytes);
+        memcpy(request + head_bytes, body, body_bytes);
+        requests[path_count] = request;
+        request_bytes[path_count++] = head_bytes + body_bytes;
+    }
+    fclose(file);
+    if (!path_count) fail("%s: no path", options.paths_file);
+}
+
+static void connect_all(void) {
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    connections = room_for(options.connections, sizeof *connections);
+    latencies_ns = room_for(LATENCIES, sizeof *latencies_ns);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(options.port),
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    for (int number = 0; number < options.connections; number++) {
+        Connection *connection = &connections[number];
+        connection->answer = room_for(1, ANSWER_BYTES + 1);
+        connection->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (connection->fd < 0) fail("socket: %s", strerror(errno));
+        if (connect(connection->fd, (struct sockaddr *)&to, sizeof to)) fail("connect: %s", strerror(errno));
+        int on = 1;
+        setsockopt(connection->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        fcntl(connection->fd, F_SETFL, O_NONBLOCK);
+        watch(connection, EPOLLIN, EPOLL_CTL_ADD);
+    }
+}
+
+static int by_size(const void *left, const void *right) {
+    int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
+    return (a > b) - (a < b);
+}
+
+static double percentile_us(double share) {
+    if (!requests_measured) return 0;
+    int64_t place = (int64_t)(requests_measured * share);
+    return latencies_ns[place < requests_measured ? place : requests_measured - 1] / 1e3;
+}
+
+int main(int argc, char **argv) {
+    read_options(argc, argv);
+    make_requests();
+    connect_all();
+    for (int number = 0; number < options.connections; number++) ask(&connections[number]);
+    run_until(now_ns() + (int64_t)(options.warm_up_s * 1e9));
+
+    say("measuring");
+    double before_s[PIDS], own_before_s = cpu_s(getpid());
+    for (int each = 0; each < options.pid_count; each++) before_s[each] = cpu_s(options.pids[each]);
+    int64_t from_ns = now_ns();
+    is_measuring = true;
+    run_until(from_ns + (int64_t)(options.seconds * 1e9));
+    is_measuring = false;
+    double wall_s = (now_ns() - from_ns) / 1e9, own_s = cpu_s(getpid()) - own_before_s, used_s[PIDS];
+    for (int each = 0; each < options.pid_count; each++) used_s[each] = cpu_s(options.pids[each]) - before_s[each];
+    say("measured");
+
+    is_over = true;
+    run_until(now_ns() + (int64_t)STALLED_MS * 1000000);
+    qsort(latencies_ns, requests_measured, sizeof *latencies_ns, by_size);
+    printf("{\"requests\":%lld,\"wall_s\":%.6f,\"generator_cpu_s\":%.6f,\"generator_share\":%.4f,\"answer_bytes\":%lld,"
+           "\"unanswered\":%d,\"cpu_s\":[",
+           (long long)requests_measured, wall_s, own_s, own_s / wall_s,
+           (long long)(requests_measured ? answer_bytes_measured / requests_measured : 0), in_flight);
+    for (int each = 0; each < options.pid_count; each++) printf("%s%.6f", each ? "," : "", used_s[each]);
+    printf("],\"statuses\":{");
+    for (int status = 0, any = 0; status < 600; status++)
+        if (statuses[status]) printf("%s\"%d\":%lld", any++ ? "," : "", status, (long long)statuses[status]);
+    printf("},\"latency_us\":{\"p50\":%.1f,\"p99\":%.1f,\"p99_9\":%.1f,\"max\":%.1f}}\n", percentile_us(0.5),
+           percentile_us(0.99), percentile_us(0.999), percentile_us(1));
+    say("done");
+    return 0;
+}
