@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 START_WITHIN_S = 30.0
 # supervisord gives Redis the longest, to write what it has.
 STOP_WITHIN_S = 90.0
-# nginx passes over a process for so long after a refusal: fail_timeout in nginx.conf's servers.
-PASSED_OVER_S = 1
+# So long nginx passes over a process after a refusal: fail_timeout, in whole seconds that must have passed.
+PASSED_OVER_S = 2.2
 MAX_SOCKET_PATH = 100
 
 
@@ -94,12 +94,13 @@ class Stack:
         return dict(os.environ) | ours
 
     def nginx_conf(self) -> str:
-        server = "        server 127.0.0.1:{} max_fails=1 fail_timeout={}s;"
+        servers = [f"        server 127.0.0.1:{port} max_fails={{}} fail_timeout=1s;" for port in self.ports]
         words = {
             # Without it the workers of a root's nginx are somebody who may not read the folder.
             "user": f"user {getpass.getuser()};" if os.getuid() == 0 else "",
             "fds": str(self.descriptors),
-            "servers": "\n".join(server.format(port, PASSED_OVER_S) for port in self.ports),
+            "servers": "\n".join(servers).replace("{}", "1"),
+            "socket_servers": "\n".join(servers).replace("{}", "0"),
             "listen": f"{self.listen} backlog=1024" + (" ssl" if self.certificate else ""),
             "tls": "",
         }
@@ -352,8 +353,8 @@ def roll(running: Running) -> None:
                 raise Failure(f"the new {name} is not ready, the rest was left as it is: {why}")
             time.sleep(0.05)
         print(f"lockstep-{port}: {before} -> {info['pid']} in {time.monotonic() - began_s:.1f} s", flush=True)
-        # So long nginx may still pass over it.
-        time.sleep(PASSED_OVER_S)
+        if port != running.stack.ports[-1]:
+            time.sleep(PASSED_OVER_S)
 
 
 def reload(running: Running) -> None:
