@@ -144,7 +144,7 @@ class Returning:
             now_s = time.monotonic()
             if client is not None or lost_at_s is None:
                 lost_at_s = now_s
-            if client is not None and now_s - began_s > 10:
+            if client is not None and (now_s - began_s > 10 or self.closes[-1] == 1001):
                 attempt = 0
             await asyncio.sleep(random.random() * min(15, 0.5 * 2**attempt))
             attempt += 1
@@ -446,8 +446,8 @@ async def test_metrics_are_not_public(stack: Stack) -> None:
 
 
 async def test_what_is_far_too_large_is_refused_in_json(stack: Stack) -> None:
-    answer = await request(f"{stack.url}/v1/sessions", "POST", b"x", headers={"Content-Length": str(2**30)})
-    assert (answer.status, answer.body["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    answer = await rest(f"{stack.url}/v1/sessions", "x" * 5 * 2**20)
+    assert (answer.code, ujson.loads(answer.body)["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
 # --- under load, while something is renewed or dies -----------------------------------------------
