@@ -14,7 +14,6 @@ What is the processes' own is set by LOCKSTEP_* variables; LOCKSTEP_BROKER names
 import argparse
 import contextlib
 import fcntl
-import getpass
 import http.client
 import json
 import os
@@ -81,7 +80,7 @@ class Stack:
         """What supervisord.conf leaves open."""
         ours = {
             "STACK_RUN": self.run,
-            "STACK_USER": getpass.getuser(),
+            "STACK_USER": str(os.getuid()),
             "STACK_FDS": str(self.descriptors),
             "STACK_PROCESSES": str(self.processes),
             "STACK_BASE_PORT": str(self.base_port),
@@ -97,7 +96,7 @@ class Stack:
         servers = [f"        server 127.0.0.1:{port} max_fails={{}} fail_timeout=1s;" for port in self.ports]
         words = {
             # Without it the workers of a root's nginx are somebody who may not read the folder.
-            "user": f"user {getpass.getuser()};" if os.getuid() == 0 else "",
+            "user": "user root;" if os.getuid() == 0 else "",
             "fds": str(self.descriptors),
             "servers": "\n".join(servers).replace("{}", "1"),
             "socket_servers": "\n".join(servers).replace("{}", "0"),
