@@ -147,7 +147,9 @@ class Running:
 
     def write(self) -> None:
         kept = {"stack": asdict(self.stack), "session": self.session}
-        (self.stack.folder / "stack.json").write_text(json.dumps(kept, indent=2) + "\n")
+        path = self.stack.folder / "stack.json"
+        path.touch(mode=0o600)  # the URL of Redis may hold a password
+        path.write_text(json.dumps(kept, indent=2) + "\n")
 
     def pids(self) -> list[int]:
         """All that live. A number may be used again by the system: ours are in our folders, too."""
@@ -200,8 +202,8 @@ def wait_until(condition: Callable[[], bool], within_s: float) -> bool:
     return True
 
 
-def is_ready(address: str, tls: bool = False) -> bool:
-    """Does GET /ready answer 200?"""
+def not_ready(address: str, tls: bool = False) -> str:
+    """Why GET /ready does not answer 200; empty if it does."""
     host, _, port = address.rpartition(":")
     host = "127.0.0.1" if host in ("", "0.0.0.0", "*") else host.strip("[]")
     if tls:
@@ -213,9 +215,11 @@ def is_ready(address: str, tls: bool = False) -> bool:
         link = http.client.HTTPConnection(host, int(port), timeout=3)
     try:
         link.request("GET", "/ready")
-        return link.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+        answer = link.getresponse()
+        said = answer.read().decode(errors="replace")
+        return "" if answer.status == 200 else said[:200] or str(answer.status)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
     finally:
         link.close()
 
@@ -322,10 +326,11 @@ def wait_until_ready(running: Running, supervisord: "subprocess.Popen[bytes]") -
                 if each["statename"] in ("BACKOFF", "FATAL", "EXITED"):
                     raise Failure(f"{each['name']} does not start: {last_words(stack.folder, each['name'])}")
         for name, address in list(waiting.items()):
-            if is_ready(address, tls=name == "nginx" and bool(stack.certificate)):
+            if why := not_ready(address, tls=name == "nginx" and bool(stack.certificate)):
+                if time.monotonic() > end_s:
+                    raise Failure(f"{name} is not ready within {START_WITHIN_S:g} s: {why}")
+            else:
                 del waiting[name]
-        if time.monotonic() > end_s:
-            raise Failure(f"not ready within {START_WITHIN_S:g} s: {', '.join(waiting)}; see /ready of each")
         time.sleep(0.05)
 
 
@@ -342,7 +347,7 @@ def roll(running: Running) -> None:
             raise Failure(f"{name} (pid {before}) does not end: the others were left as they are")
         supervisor.startProcess(name, False)
         while True:
-            is_answering = is_ready(f"127.0.0.1:{port}")
+            is_answering = not not_ready(f"127.0.0.1:{port}")
             # Asked after: what answered is this very process, since nobody else can have the port.
             info = supervisor.getProcessInfo(name)
             if info["statename"] == "RUNNING" and info["pid"] != before and is_answering:

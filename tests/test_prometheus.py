@@ -29,7 +29,9 @@ def test_every_alert_fires_when_it_should_and_not_for_less() -> None:
 def test_every_alert_is_tested_and_explained() -> None:
     alerts = re.findall(r"alert: (\w+)", (RULES / "alerts.yml").read_text())
     fired = re.findall(r"alertname: (\w+)\n", (RULES / "tests.yml").read_text())
-    explained = re.findall(r"^\*\*(Lockstep\w+)\*\*", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    explained = re.findall(
+        r"^\*\*(Lockstep\w+)\*\*", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+    )
     assert alerts
     assert sorted(alerts) == sorted(fired)
     assert sorted(alerts) == sorted(explained)
