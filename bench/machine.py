@@ -71,6 +71,16 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def busy_s(core: int) -> float:
+    """How long a core has been busy with anything, the time that a hypervisor took from it included."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _, _, irq, softirq, stolen, *_ = map(int, ticks)
+            return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+    raise ValueError(f"no core {core}")
+
+
 def rss_bytes(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
@@ -89,6 +99,7 @@ class Process:
         env: dict[str, str] | None = None,
     ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
+        self._command = " ".join(map(str, command))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         # taskset becomes the program: the pid is the program's.
         self.process = subprocess.Popen(
@@ -113,7 +124,7 @@ class Process:
                 return
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"{self.process.args} does not listen: {self.log()}") from None
+                    raise RuntimeError(f"{self._command} does not listen: {self.log()}") from None
                 time.sleep(0.02)
 
     def stop(self) -> None:
