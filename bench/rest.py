@@ -1,9 +1,9 @@
 """A switch by REST, on a hundred running sessions: python -m bench.rest
 
 Sixteen keep-alive connections, one request in flight on each; nobody listens by WebSocket. All contestants
-read a session of the same shape from Redis, charge the clock, begin the next turn, compare and set, publish, and
-answer with the same JSON. Lockstep, besides, keeps a history, deadlines and lapses in the same commit, and hears
-and routes its own publications.
+read a session of the same shape from Redis, charge the clock, begin the next turn, compare and set, publish,
+and answer with the same JSON. Lockstep, besides, keeps a history, deadlines and lapses in the same commit,
+and hears and routes its own publications.
 """
 
 import argparse
