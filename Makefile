@@ -51,6 +51,6 @@ lint: .venv/.tested
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	@touch $@
 
-$(PEERS): bench/peers/package-lock.json .venv/.benched
-	npm ci --prefix bench/peers --no-audit --no-fund --silent
+$(PEERS): bench/peers/package-lock.json | .venv/.benched
+	npm ci --prefix bench/peers --no-audit --no-fund --loglevel=error
 	@touch $@
