@@ -38,12 +38,12 @@ lint: .venv/.tested
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[fast]'
 	@touch $@
 
 .venv/.tested: .venv/.installed
 	deploy/system-packages $(SYSTEM)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[fast,test]'
 	@touch $@
 
 .venv/.benched: .venv/.tested

@@ -116,6 +116,15 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     await server.stop()
 
 
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where it is installed: the same, and quicker."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
 def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     if "--help" in args or "-h" in args:
@@ -131,7 +140,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"lockstep: cannot listen on {settings.address}:{settings.port}: {error.strerror or error}")
     try:
-        asyncio.run(serve(settings, sockets))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(serve(settings, sockets))
     except ValueError as error:
         sys.exit(f"lockstep: {error}")
 
