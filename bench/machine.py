@@ -4,6 +4,7 @@ The server under test has one core, everything else the other, so that what a fi
 said of the load generator. On a machine with one core both share it, and the figures say little.
 """
 
+import importlib.metadata
 import os
 import platform
 import re
@@ -27,6 +28,9 @@ BENCH = Path(__file__).parent
 BUILD = ROOT / "build" / "bench"
 PEERS = BENCH / "peers"
 PYTHON = ROOT / ".venv" / "bin" / "python"
+
+NODE_PEERS = ("ws", "ioredis", "socket.io", "@socket.io/redis-adapter", "express")
+PYTHON_PEERS = ("websockets", "redis", "hiredis", "starlette", "uvicorn", "uvloop")
 
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE = CORES[0]
@@ -186,6 +190,13 @@ def node_version(package: str) -> str:
     return found[1] if found else "missing"
 
 
+def python_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
 def versions() -> dict[str, str]:
     """What a figure depends on besides the code."""
     redis = re.search(r"v=(\S+)", first_line("redis-server", "--version"))
@@ -197,4 +208,8 @@ def versions() -> dict[str, str]:
         "Redis": redis[1] if redis else "missing",
         "Node": first_line("node", "--version").removeprefix("v"),
         "gcc": first_line("gcc", "-dumpfullversion"),
+        "peers": ", ".join(
+            [f"{package} {node_version(package)}" for package in NODE_PEERS]
+            + [f"{package} {python_version(package)}" for package in PYTHON_PEERS]
+        ),
     }
