@@ -1,6 +1,7 @@
 """Puts Lockstep together: settings, broker, sessions, hub, routes; and takes it down in order."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ from lockstep.sessions import Sessions
 log = logging.getLogger(__name__)
 
 LISTEN_BACKLOG = 1024
+GC_THRESHOLD = 10_000
 
 
 class Server:
@@ -108,6 +110,10 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     await asyncio.wait((started, stopping), return_when=asyncio.FIRST_COMPLETED)
     if started.done():
         started.result()
+        # What is there now stays: the collector need not look at it again and again, and at the rest less often.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 50)
         host, port = sockets[0].getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         print(f"Lockstep is ready at http://{host}:{port}", flush=True)

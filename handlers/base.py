@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-import secrets
+import random
 from asyncio import Future
 from typing import Any
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1_048_576
 # So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
 MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
+_CHANCE = random.Random()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -39,7 +40,7 @@ class JsonErrors(RequestHandler):
         known = getattr(self, "_request_id", None)
         if known is None:
             given = self.request.headers.get("X-Request-ID", "")
-            known = self._request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+            known = self._request_id = given if _REQUEST_ID.fullmatch(given) else f"{_CHANCE.getrandbits(64):016x}"
         return known
 
     def set_default_headers(self) -> None:
@@ -186,6 +187,8 @@ class ApiHandler(JsonErrors):
 
 def log_request(handler: RequestHandler) -> None:
     """One line per request; never the query, which may carry secrets."""
+    if not log.isEnabledFor(logging.INFO):
+        return
     log.info(
         "request",
         extra={
