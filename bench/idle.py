@@ -3,6 +3,7 @@
 What a connection keeps of the server's memory and takes of its time, with a ping every 5 s, beside a Tornado
 server that has Tornado's own pings and nothing else; and how long a client that answers no more is kept. All
 servers run at the same moment, on one core: it is CPU time that counts, and the memory of each is its own.
+Nothing here depends on who has the core at the moment, so there is one round.
 """
 
 import argparse
@@ -206,7 +207,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Table]:
-    # One round: nothing here depends on who has the core at the moment.
     return [memory(options), processor(options), dead(options)]
 
 
