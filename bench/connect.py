@@ -7,11 +7,13 @@ request's first byte to the update's last, so that deciding, committing and publ
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,17 @@ class Server:
     def lag_p99_ms(self) -> float | None:
         periods = lags(self.lag_file, self.pid)
         return periods[-1]["p99_ms"] if periods else None
+
+
+@contextmanager
+def on_the_loads_core() -> Iterator[None]:
+    """This process is the load, or a part of it: it shall not take the server's core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {machine.LOAD_CORE})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def start(stack: ExitStack, redis: machine.Redis, options: argparse.Namespace, core: int) -> Server:
@@ -132,12 +145,12 @@ def run(options: argparse.Namespace) -> list[Table]:
     set_ups, delivered, loop_ms = [], [], []
     missing = 0
     for _ in range(options.rounds):
-        with ExitStack() as stack:
+        with on_the_loads_core(), ExitStack() as stack:
             redis = stack.enter_context(machine.Redis())
             server = start(stack, redis, options, machine.SERVER_CORE)
             set_ups.append(asyncio.run(set_up(server, options.connect_rate, options.connect_seconds)))
             loop_ms.append(server.lag_p99_ms() if options.observe else None)
-        with ExitStack() as stack:
+        with on_the_loads_core(), ExitStack() as stack:
             redis = stack.enter_context(machine.Redis())
             # The one that decides has a core to itself; the other shares the load's.
             servers = [

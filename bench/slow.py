@@ -22,7 +22,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from bench import contest, machine
-from bench.connect import Server, start
+from bench.connect import Server, on_the_loads_core, start
 from bench.contest import Table, median
 from bench.contestants import lockstep
 from bench.delivery import Caller, percentile
@@ -203,7 +203,7 @@ def times(record: Path, sent: Sent, clients: int) -> tuple[dict[tuple[str, int],
 
 
 def one_run(options: argparse.Namespace) -> Outcome:
-    with ExitStack() as stack:
+    with on_the_loads_core(), ExitStack() as stack:
         redis = stack.enter_context(machine.Redis())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-bench-")))
         server = start(stack, redis, options, machine.SERVER_CORE)
