@@ -22,7 +22,7 @@ from bench.contest import Table, median
 from bench.contestants import lockstep, wait_until_ready
 from bench.delivery import Caller, Client, percentile
 from bench.observed import lags, observed
-from bench.rest import running_session
+from bench.rest import disturbance, running_session
 
 TITLE = "Setting up and delivering"
 SESSIONS = 50
@@ -43,6 +43,21 @@ class Server:
     def lag_p99_ms(self) -> float | None:
         periods = lags(self.lag_file, self.pid)
         return periods[-1]["p99_ms"] if periods else None
+
+
+class Others:
+    """What other processes take of the server's core from now on."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._began = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        return time.monotonic(), machine.busy_s(machine.SERVER_CORE) - machine.cpu_s(self._server.pid)
+
+    def share(self) -> float:
+        now, others_s = self._now()
+        return max(0.0, (others_s - self._began[1]) / (now - self._began[0]))
 
 
 @contextmanager
@@ -142,13 +157,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Table]:
-    set_ups, delivered, loop_ms = [], [], []
+    set_ups, delivered, loop_ms, shares = [], [], [], []
     missing = 0
     for _ in range(options.rounds):
         with on_the_loads_core(), ExitStack() as stack:
             redis = stack.enter_context(machine.Redis())
             server = start(stack, redis, options, machine.SERVER_CORE)
+            others = Others(server)
             set_ups.append(asyncio.run(set_up(server, options.connect_rate, options.connect_seconds)))
+            shares.append(others.share())
             loop_ms.append(server.lag_p99_ms() if options.observe else None)
         with on_the_loads_core(), ExitStack() as stack:
             redis = stack.enter_context(machine.Redis())
@@ -156,10 +173,13 @@ def run(options: argparse.Namespace) -> list[Table]:
             servers = [
                 start(stack, redis, options, core) for core in (machine.SERVER_CORE, machine.LOAD_CORE)
             ]
+            others = Others(servers[0])
             took_ms, lost = asyncio.run(deliver(servers, options.change_rate, options.seconds))
+            shares.append(others.share())
             delivered.append(took_ms)
             missing += lost
     notes = [f"{missing} updates did not arrive."] if missing else []
+    notes += disturbance("Lockstep", shares)
     if options.observe:
         notes.append(
             f"Event loop lag while clients connect, p99: {max(each or 0 for each in loop_ms):.1f} ms."

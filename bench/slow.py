@@ -22,13 +22,13 @@ from typing import Any
 from redis.asyncio import Redis
 
 from bench import contest, machine
-from bench.connect import Server, on_the_loads_core, start
+from bench.connect import Others, Server, on_the_loads_core, start
 from bench.contest import Table, median
 from bench.contestants import lockstep
 from bench.delivery import Caller, percentile
 from bench.idle import Clients
 from bench.observed import lags
-from bench.rest import running_session
+from bench.rest import disturbance, running_session
 from tests.ws_client import Closed, WsClient
 
 TITLE = "Slow clients"
@@ -60,6 +60,7 @@ class Outcome:
     had_to_come_back: bool
     gone_after_s: float | None
     lag_ms: list[dict[str, float]]
+    others_share: float
 
 
 async def publish(redis: Redis, session_id: str, sent: Sent, rate: float, size: int) -> None:
@@ -214,17 +215,18 @@ def one_run(options: argparse.Namespace) -> Outcome:
         )
         stack.enter_context(others)
         others.wait()
-        sent = Sent()
+        sent, disturbing = Sent(), Others(server)
         grown_bytes, caught_up_ms, came_back, gone_after_s = asyncio.run(
             play(server, redis.url, session_id, sent, options)
         )
+        others_share = disturbing.share()
         seen = others.end()
         took_ms, missing = times(record, sent, options.clients - 2)
         if seen["closed"]:
             raise RuntimeError(f"{seen['closed']} clients that did read were closed: {seen['close_code']}")
         # The first period of the watch is the start, the second the quiet one.
         lag_ms = lags(server.lag_file)[-2:]
-    return Outcome(took_ms, missing, grown_bytes, caught_up_ms, came_back, gone_after_s, lag_ms)
+    return Outcome(took_ms, missing, grown_bytes, caught_up_ms, came_back, gone_after_s, lag_ms, others_share)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -277,9 +279,10 @@ def measure(options: argparse.Namespace, title: str) -> list[Table]:
         f"{options.message_bytes:,} bytes and {options.switch_rate:g} changes a second. From publication, or "
         "from the request, to arrival at all those who read. Medians of the rounds."
     )
+    notes = disturbance("Lockstep", [each.others_share for each in runs])
     columns = ["", "messages p50 ms", "p99 ms", "changes p50 ms", "p99 ms", "loop lag p99 ms"]
     return [
-        Table(title, columns, [row(QUIET, "all read"), row(STALLED, "two do not")], text),
+        Table(title, columns, [row(QUIET, "all read"), row(STALLED, "two do not")], text, notes),
         Table(f"{title}: the two themselves", ["", "each round"], facts),
     ]
 
