@@ -2,8 +2,8 @@
 
 import logging
 import math
-import re
 import random
+import re
 from asyncio import Future
 from typing import Any
 
