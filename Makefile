@@ -3,16 +3,26 @@ PYTHON ?= python3
 BIN = .venv/bin
 CODE = lockstep handlers broker
 PEERS = bench/peers/node_modules/.package-lock.json
-SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl
+SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl nginx=nginx \
+	promtool=prometheus
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run install test test-long check lint bench
+.PHONY: run install test test-long check lint bench up roll down
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
 
 install: .venv/.installed  ## .venv with what the server needs
+
+up: .venv/.deployed  ## Redis, four processes and nginx at http://127.0.0.1:8080; STACK="--processes=8" and such
+	@$(BIN)/python deploy/stack.py up $(STACK)
+
+roll: .venv/.deployed  ## restart the processes one by one; nobody notices
+	@$(BIN)/python deploy/stack.py roll $(STACK)
+
+down: .venv/.deployed  ## stop what make up started
+	@$(BIN)/python deploy/stack.py down $(STACK)
 
 test: .venv/.tested  ## everything but what takes minutes
 	$(BIN)/python -m pytest -n 3 --dist worksteal
@@ -32,7 +42,7 @@ check: lint test  ## what CI runs
 lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(CODE) server.py
+	$(BIN)/mypy $(CODE) server.py deploy/stack.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -41,14 +51,19 @@ lint: .venv/.tested
 	$(BIN)/python -m pip install --quiet --editable '.[fast]'
 	@touch $@
 
+.venv/.deployed: .venv/.installed
+	deploy/system-packages nginx=nginx redis-server=redis-server
+	$(BIN)/python -m pip install --quiet --editable '.[fast,deploy]'
+	@touch $@
+
 .venv/.tested: .venv/.installed
 	deploy/system-packages $(SYSTEM)
-	$(BIN)/python -m pip install --quiet --editable '.[fast,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy]'
 	@touch $@
 
 .venv/.benched: .venv/.tested
 	deploy/system-packages gcc=gcc node=nodejs npm=npm taskset=util-linux
-	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy,bench]'
 	@touch $@
 
 $(PEERS): bench/peers/package-lock.json | .venv/.benched

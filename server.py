@@ -1,6 +1,7 @@
 """Puts Lockstep together: settings, broker, sessions, hub, routes; and takes it down in order."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 
 LISTEN_BACKLOG = 1024
 GC_THRESHOLD = 10_000
+# A stopping process sends its clients away at this pace: they come back to processes that have work to do.
+CLOSES_PER_S = 500
+# For so long at least requests are answered that a proxy had sent before it knew.
+LINGER_S = 0.3
 
 
 class Server:
@@ -42,6 +47,7 @@ class Server:
         self.hub = Hub(self.broker, self.sessions, self.deadlines)
         self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
         self._is_draining = False
+        self._listeners: list[socket.socket] = []
         self._in_flight: set[RequestHandler] = set()
         self.http = HTTPServer(
             Application(
@@ -55,6 +61,7 @@ class Server:
                     not_ready=self.not_ready,
                 ),
                 in_flight=self._in_flight,
+                is_draining=lambda: self._is_draining,
                 log_function=log_request,
             ),
             chunk_size=4096,
@@ -66,6 +73,7 @@ class Server:
     async def start(self, sockets: list[socket.socket]) -> None:
         """Listen, and return when the broker is there. Raises ValueError if it cannot be used."""
         self.heartbeat.start()
+        self._listeners = sockets
         self.http.add_sockets(sockets)
         await self.broker.start(self.hub)
         self.hub.start()
@@ -74,7 +82,9 @@ class Server:
     async def stop(self) -> None:
         """Finish what is in flight, tell the clients, leave; never longer than the drain time."""
         self._is_draining = True
-        self.http.stop()
+        self._stop_listening()
+        # What still comes by an open connection is answered, with Connection: close.
+        self.http.conn_params.no_keep_alive = True
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self._drain()
@@ -85,10 +95,31 @@ class Server:
         await self.hub.close()
         await self.broker.close()
 
+    def _stop_listening(self) -> None:
+        """Close the listener; whom the kernel has let in already is taken in first, not reset."""
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                while True:
+                    self.http._handle_connection(*listener.accept())
+        self.http.stop()
+
     async def _drain(self) -> None:
-        while self._in_flight or self.hub.peers:
-            # Again and again: by a connection that was open before somebody may still have come.
-            for peer in self.hub.peers:
+        """Return when requests are answered and clients are gone; they are told a few at a time."""
+        now_s = asyncio.get_running_loop().time
+        began_s = now_s()
+        peers = self.hub.peers
+        spread_s = min(len(peers) / CLOSES_PER_S, self.settings.drain_s / 2)
+        linger_s = min(LINGER_S, self.settings.drain_s / 2)
+        told = 0
+        while self._in_flight or self.hub.peers or now_s() - began_s < linger_s:
+            elapsed_s = now_s() - began_s
+            if elapsed_s < spread_s:
+                due = int(len(peers) * elapsed_s / spread_s) + 1
+                leaving, told = peers[told:due], due
+            else:
+                # Again and again: by a connection that was open before somebody may still have come.
+                leaving = self.hub.peers
+            for peer in leaving:
                 peer.close(GOING_AWAY, "Server shutting down")
             await asyncio.sleep(0.01)
 

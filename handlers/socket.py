@@ -21,6 +21,7 @@ from lockstep.errors import (
     LockstepError,
     MalformedJson,
     OriginForbidden,
+    ShuttingDown,
     UpgradeRequired,
 )
 from lockstep.frames import encode_text_frame
@@ -133,6 +134,9 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         if headers.get("Upgrade", "").lower() != "websocket":
             self.set_header("Upgrade", "websocket")
             raise UpgradeRequired("This is a WebSocket: connect with an Upgrade")
+        if self.settings["is_draining"]():
+            # By a connection that was open before. A proxy asks another process then.
+            raise ShuttingDown()
         await super().get(*args, **kwargs)
 
     def check_origin(self, origin: str) -> bool:

@@ -140,6 +140,17 @@ class BrokerUnavailable(LockstepError):
         super().__init__("The broker cannot be reached", {"outcome": outcome})
 
 
+class ShuttingDown(LockstepError):
+    """Said to who wants to stay; a request that can be answered at once still is."""
+
+    code = "SHUTTING_DOWN"
+    status = 503
+    retry_after_s = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("Server shutting down")
+
+
 # Close codes (RFC 6455 7.4; 4000-4499: come back, 4500-4999: don't).
 NORMAL_CLOSURE = 1000
 GOING_AWAY = 1001

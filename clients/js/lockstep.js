@@ -347,7 +347,8 @@ export class Lockstep extends EventTarget {
     this.#drop();
     const fate = afterClose(code);
     if (fate !== "retry") return this.#end(fate, { code, reason });
-    if (lastedMs > STEADY_AFTER_MS) this.#attempt = 0;
+    // Who was sent away is expected elsewhere, also when that happens several times in a rolling restart.
+    if (lastedMs > STEADY_AFTER_MS || (lastedMs > 0 && code === 1001)) this.#attempt = 0;
     const retryMs = backoffMs(this.#attempt++);
     this.#retryTimer = setTimeout(() => this.connect(), retryMs);
     this.#setStatus("offline", { code, reason, retryMs });

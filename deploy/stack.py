@@ -1,0 +1,472 @@
+#!/usr/bin/env python3
+"""Lockstep on one machine: Redis, a process per port and nginx under supervisord, all in one folder.
+
+    deploy/stack.py up [--processes=4 ...]   start, and return when everything answers
+    deploy/stack.py roll                     restart the processes one after the other, unnoticed
+    deploy/stack.py reload                   nginx takes its configuration and certificate anew
+    deploy/stack.py down                     stop what `up` started, and only that
+    deploy/stack.py ctl ARGUMENTS            supervisorctl: status, tail -f NAME, ...
+
+What is the processes' own is set by LOCKSTEP_* variables; LOCKSTEP_BROKER names a Redis other than our own.
+`up` writes down what it was told, so that the others need only the folder.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import getpass
+import http.client
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+ROOT = Path(__file__).resolve().parent.parent
+START_WITHIN_S = 30.0
+# supervisord gives Redis the longest, to write what it has.
+STOP_WITHIN_S = 90.0
+# So long nginx passes over a process after a refusal: fail_timeout, in whole seconds that must have passed.
+PASSED_OVER_S = 2.2
+MAX_SOCKET_PATH = 100
+
+
+class Failure(Exception):
+    """One line that says what is wrong and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What `up` was told."""
+
+    run: str
+    listen: str
+    processes: int
+    base_port: int
+    connections: int
+    certificate: str
+    key: str
+    redis_url: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run)
+
+    @property
+    def ports(self) -> list[int]:
+        return [self.base_port + n for n in range(self.processes)]
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.certificate else 'http'}://{self.listen}"
+
+    @property
+    def descriptors(self) -> int:
+        """In nginx a client takes two; and all may be with one worker."""
+        return 2 * self.connections + 512
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What supervisord.conf leaves open."""
+        ours = {
+            "STACK_RUN": self.run,
+            "STACK_USER": getpass.getuser(),
+            "STACK_FDS": str(self.descriptors),
+            "STACK_PROCESSES": str(self.processes),
+            "STACK_BASE_PORT": str(self.base_port),
+            "STACK_PYTHON": sys.executable,
+            "STACK_NGINX": program("nginx"),
+            "STACK_REDIS": program("redis-server") if not self.redis_url else "redis-server",
+            "STACK_OWN_REDIS": "false" if self.redis_url else "true",
+            "LOCKSTEP_BROKER": self.redis_url or f"unix://{self.folder / 'redis.sock'}?db=0",
+        }
+        return dict(os.environ) | ours
+
+    def nginx_conf(self) -> str:
+        servers = [f"        server 127.0.0.1:{port} max_fails={{}} fail_timeout=1s;" for port in self.ports]
+        words = {
+            # Without it the workers of a root's nginx are somebody who may not read the folder.
+            "user": f"user {getpass.getuser()};" if os.getuid() == 0 else "",
+            "fds": str(self.descriptors),
+            "servers": "\n".join(servers).replace("{}", "1"),
+            "socket_servers": "\n".join(servers).replace("{}", "0"),
+            "listen": f"{self.listen} backlog=1024" + (" ssl" if self.certificate else ""),
+            "tls": "",
+        }
+        if self.certificate:
+            words["tls"] = (
+                f'        ssl_certificate "{self.certificate}";\n'
+                f'        ssl_certificate_key "{self.key}";\n'
+                "        ssl_protocols TLSv1.2 TLSv1.3;\n"
+                "        ssl_session_cache shared:tls:10m;"
+            )
+        template = (ROOT / "deploy" / "nginx.conf").read_text()
+        return re.sub(r"@(\w+)@", lambda found: words[found[1]], template)
+
+
+def program(name: str) -> str:
+    """Where it is; /usr/sbin is not on everybody's PATH."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
+        package = {"redis-server": "redis-server", "nginx": "nginx"}[name]
+        raise Failure(f"{name} is missing: install it (on Debian: apt-get install {package})")
+    return path
+
+
+# --- what runs -----------------------------------------------------------------------------------
+
+
+class Running:
+    """What an earlier `up` started: supervisord and its children, which are one session of the system."""
+
+    def __init__(self, stack: Stack, session: int) -> None:
+        self.stack = stack
+        self.session = session
+
+    @classmethod
+    def read(cls, run: Path) -> "Running | None":
+        try:
+            kept = json.loads((run / "stack.json").read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise Failure(
+                f"{run / 'stack.json'} cannot be read: end what still runs, and remove it"
+            ) from None
+        return cls(Stack(**kept["stack"]), kept["session"])
+
+    def write(self) -> None:
+        kept = {"stack": asdict(self.stack), "session": self.session}
+        (self.stack.folder / "stack.json").write_text(json.dumps(kept, indent=2) + "\n")
+
+    def pids(self) -> list[int]:
+        """All that live. A number may be used again by the system: ours are in our folders, too."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] == "Z" or int(fields[3]) != self.session:
+                    continue
+                where = Path(os.readlink(entry / "cwd"))
+            except OSError:
+                continue  # it has ended, or is somebody else's
+            if where == ROOT or where.is_relative_to(self.stack.folder):
+                found.append(int(entry.name))
+        return found
+
+    @property
+    def supervisor(self) -> Any:
+        from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
+
+        path = self.stack.folder / "supervisor.sock"
+        return ServerProxy(
+            "http://127.0.0.1", transport=SupervisorTransport(None, None, f"unix://{path}")
+        ).supervisor
+
+    def is_up(self) -> bool:
+        return self.session in self.pids()
+
+    def stop(self) -> None:
+        """In order by supervisord; what it leaves behind, or has left when it was killed, by its own pid."""
+        for number, patience_s in ((signal.SIGTERM, STOP_WITHIN_S), (signal.SIGKILL, 10.0)):
+            pids = self.pids()
+            for pid in [self.session] if self.session in pids and number == signal.SIGTERM else pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if wait_until(lambda: not self.pids(), patience_s):
+                (self.stack.folder / "stack.json").unlink(missing_ok=True)
+                return
+        raise Failure(f"processes {self.pids()} do not end")
+
+
+def wait_until(condition: Callable[[], bool], within_s: float) -> bool:
+    end_s = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_ready(address: str, tls: bool = False) -> bool:
+    """Does GET /ready answer 200?"""
+    host, _, port = address.rpartition(":")
+    host = "127.0.0.1" if host in ("", "0.0.0.0", "*") else host.strip("[]")
+    if tls:
+        # Whether the certificate is one for this address is not asked here.
+        link: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, int(port), timeout=3, context=ssl._create_unverified_context()
+        )
+    else:
+        link = http.client.HTTPConnection(host, int(port), timeout=3)
+    try:
+        link.request("GET", "/ready")
+        return link.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        link.close()
+
+
+def last_words(run: Path, name: str) -> str:
+    """Why it ended, if it has said so."""
+    with contextlib.suppress(OSError):
+        lines = (run / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1][:500]
+    return "it said nothing"
+
+
+# --- what can be wrong before anything is started ------------------------------------------------
+
+
+def check(stack: Stack) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    needed = stack.descriptors
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise Failure(
+            f"the limit of open files is {hard}, and {stack.connections} connections need {needed}: "
+            f"raise it (ulimit -n, LimitNOFILE=) or set --connections={max((hard - 512) // 2, 1)}"
+        )
+    if len(os.fsencode(stack.folder / "supervisor.sock")) > MAX_SOCKET_PATH:
+        raise Failure(f"--run={stack.run} is too long for the sockets in it: choose a shorter path")
+    listen_host, _, listen_port = stack.listen.rpartition(":")
+    wanted = [("127.0.0.1", port, "--base-port") for port in stack.ports]
+    wanted.append((listen_host.strip("[]") or "127.0.0.1", int(listen_port), "--listen"))
+    for host, port, option in wanted:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise Failure(
+                    f"port {port} cannot be had ({error.strerror}): end what uses it, or choose by {option}"
+                ) from None
+
+
+def check_nginx(stack: Stack) -> None:
+    """Raises Failure with nginx's own words."""
+    command = [program("nginx"), "-t", "-q", "-p", stack.run, "-c", "nginx.conf", "-e", "nginx-error.log"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=stack.environment)
+    if told.returncode:
+        lines = [line for line in told.stderr.splitlines() if "[emerg]" in line] or [told.stderr.strip()]
+        raise Failure(f"nginx refuses deploy/nginx.conf: {lines[0]}")
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def up(stack: Stack) -> None:
+    running = Running.read(stack.folder)
+    if running is not None and running.is_up():
+        print(f"already up: {running.stack.url} (deploy/stack.py roll renews it, down ends it)")
+        return
+    if running is not None and (pids := running.pids()):
+        raise Failure(f"processes {pids} of an earlier start still run: make down ends them")
+    check(stack)
+    environment = stack.environment
+    (stack.folder / "redis").mkdir(exist_ok=True)
+    (stack.folder / "nginx-temp").mkdir(exist_ok=True)
+    (stack.folder / "nginx.conf").write_text(stack.nginx_conf())
+    check_nginx(stack)
+    targets = [{"targets": [f"127.0.0.1:{port}" for port in stack.ports]}]
+    (stack.folder / "targets.json").write_text(json.dumps(targets) + "\n")
+    with open(stack.folder / "supervisord.out", "wb") as out:
+        supervisord = subprocess.Popen(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(ROOT / "supervisord.conf")],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    running = Running(stack, supervisord.pid)
+    try:
+        running.write()
+        wait_until_ready(running, supervisord)
+    except BaseException:
+        running.stop()
+        raise
+    print(
+        f"Lockstep is up at {stack.url}\n"
+        f"processes: {', '.join(f'http://127.0.0.1:{port}' for port in stack.ports)}\n"
+        f"logs and pids: {stack.run}"
+    )
+
+
+def wait_until_ready(running: Running, supervisord: "subprocess.Popen[bytes]") -> None:
+    stack, end_s = running.stack, time.monotonic() + START_WITHIN_S
+    waiting = {f"lockstep-{port}": f"127.0.0.1:{port}" for port in stack.ports} | {"nginx": stack.listen}
+    while waiting:
+        if supervisord.poll() is not None:
+            # What it says of itself comes first, its usage after it.
+            said = (stack.folder / "supervisord.out").read_text().strip()
+            raise Failure(
+                f"supervisord does not start: {said.partition(chr(10))[0] or 'see supervisord.log'}"
+            )
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            for each in running.supervisor.getAllProcessInfo():
+                if each["statename"] in ("BACKOFF", "FATAL", "EXITED"):
+                    raise Failure(f"{each['name']} does not start: {last_words(stack.folder, each['name'])}")
+        for name, address in list(waiting.items()):
+            if is_ready(address, tls=name == "nginx" and bool(stack.certificate)):
+                del waiting[name]
+        if time.monotonic() > end_s:
+            raise Failure(f"not ready within {START_WITHIN_S:g} s: {', '.join(waiting)}; see /ready of each")
+        time.sleep(0.05)
+
+
+def roll(running: Running) -> None:
+    """Each process is ready, and is the new one, before the next one is touched."""
+    supervisor = running.supervisor
+    for port in running.stack.ports:
+        name = f"lockstep:lockstep-{port}"
+        began_s = time.monotonic()
+        before = supervisor.getProcessInfo(name)["pid"]
+        with contextlib.suppress(Fault):  # it was not running: so much the sooner
+            supervisor.stopProcess(name)
+        if before and Path(f"/proc/{before}/cwd").exists():
+            raise Failure(f"{name} (pid {before}) does not end: the others were left as they are")
+        supervisor.startProcess(name, False)
+        while True:
+            is_answering = is_ready(f"127.0.0.1:{port}")
+            # Asked after: what answered is this very process, since nobody else can have the port.
+            info = supervisor.getProcessInfo(name)
+            if info["statename"] == "RUNNING" and info["pid"] != before and is_answering:
+                break
+            if info["statename"] == "FATAL" or time.monotonic() - began_s > 2 * START_WITHIN_S:
+                why = last_words(running.stack.folder, f"lockstep-{port}")
+                raise Failure(f"the new {name} is not ready, the rest was left as it is: {why}")
+            time.sleep(0.05)
+        print(f"lockstep-{port}: {before} -> {info['pid']} in {time.monotonic() - began_s:.1f} s", flush=True)
+        if port != running.stack.ports[-1]:
+            time.sleep(PASSED_OVER_S)
+
+
+def reload(running: Running) -> None:
+    stack = running.stack
+    (stack.folder / "nginx.conf").write_text(stack.nginx_conf())
+    check_nginx(stack)
+    running.supervisor.signalProcess("nginx", "HUP")
+
+
+def down(running: Running | None) -> None:
+    if running is None:
+        print("it is not up")
+        return
+    running.stop()
+    print("Lockstep is down")
+
+
+def ctl(running: Running, arguments: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "supervisor.supervisorctl",
+        "-c",
+        str(ROOT / "supervisord.conf"),
+        *arguments,
+    ]
+    os.execve(sys.executable, command, running.stack.environment)
+
+
+def arguments_of(args: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("command", choices=("up", "roll", "reload", "down", "ctl"))
+    parser.add_argument(
+        "--run", default=str(ROOT / "run"), help="folder for sockets, logs, pids and Redis's data"
+    )
+    parser.add_argument("--listen", default="127.0.0.1:8080", help="where nginx listens")
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--base-port", type=int, default=8001, help="the first process's port; one each")
+    parser.add_argument("--connections", type=int, default=4000, help="so many clients must fit")
+    parser.add_argument("--certificate", default="", help="PEM file: nginx then speaks TLS")
+    parser.add_argument("--key", default="", help="PEM file of its key")
+    options, rest = parser.parse_known_args(args)
+    if rest and options.command != "ctl":
+        parser.error(f"unknown: {' '.join(rest)}")
+    options.rest = rest
+    if not re.fullmatch(r"\S*:\d+", options.listen):
+        parser.error("--listen is ADDRESS:PORT")
+    if not 1 <= options.processes <= 64 or not 0 < options.base_port <= 65_535 - options.processes:
+        parser.error("--processes is 1 to 64, and their ports end at 65535")
+    if bool(options.certificate) != bool(options.key):
+        parser.error("--certificate and --key go together")
+    return options
+
+
+def as_told(options: argparse.Namespace) -> Stack:
+    return Stack(
+        run=str(Path(options.run).resolve()),
+        listen=options.listen,
+        processes=options.processes,
+        base_port=options.base_port,
+        connections=options.connections,
+        certificate=options.certificate and str(Path(options.certificate).resolve()),
+        key=options.key and str(Path(options.key).resolve()),
+        redis_url=os.environ.get("LOCKSTEP_BROKER", ""),
+    )
+
+
+@contextlib.contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Nobody else starts, renews or stops the same stack at the same time."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise Failure(f"{run} cannot be used ({error.strerror}): choose another folder by --run") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(f"another deploy/stack.py is at work in {run}: wait for it") from None
+        yield
+
+
+def main() -> None:
+    options = arguments_of(sys.argv[1:])
+    run = Path(options.run).resolve()
+    try:
+        if options.command == "ctl":
+            running = Running.read(run)
+            if running is None or not running.is_up():
+                raise Failure("it is not up: make up starts it")
+            ctl(running, options.rest)
+        with alone(run):
+            if options.command == "up":
+                up(as_told(options))
+                return
+            running = Running.read(run)
+            if options.command == "down":
+                down(running)
+                return
+            if running is None or not running.is_up():
+                raise Failure("it is not up: make up starts it")
+            (roll if options.command == "roll" else reload)(running)
+    except Failure as failure:
+        sys.exit(f"stack: {failure}")
+    except Fault as fault:
+        sys.exit(f"stack: supervisord: {fault.faultString}")
+    except KeyboardInterrupt:
+        sys.exit("stack: interrupted")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,529 @@
+"""What `make up` starts, with the real nginx, supervisord and Redis: what is renewed or dies fails nobody."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ujson
+
+from tests.load import chess, data, eventually, identity, rest
+from tests.processes import ROOT, request, wait_until
+from tests.ws_client import Closed, WsClient
+
+PROCESSES = 4
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` free ports in a row, below those that the system gives to connections."""
+    while True:
+        base = random.randrange(20_000, 32_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(base, base + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return base
+
+
+class Stack:
+    """deploy/stack.py with a folder and ports of the test's own."""
+
+    def __init__(self, run: Path, *options: str) -> None:
+        base = free_ports(PROCESSES + 1)
+        self.run = run
+        self.ports = list(range(base, base + PROCESSES))
+        self.listen = f"127.0.0.1:{base + PROCESSES}"
+        self.url = f"http://{self.listen}"
+        self.ws_url = f"ws://{self.listen}"
+        self.options = [
+            *(f"--listen={self.listen}", f"--base-port={base}", f"--processes={PROCESSES}"),
+            *("--connections=1000", *options),
+        ]
+
+    def command(self, name: str, *options: str, **how: Any) -> "subprocess.CompletedProcess[str]":
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LOCKSTEP_")}
+        how["env"] = clean | how.get("env", {})
+        return subprocess.run(
+            [sys.executable, "deploy/stack.py", name, f"--run={self.run}", *options],
+            **({"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120, "check": False} | how),
+        )
+
+    def up(self, **how: Any) -> "subprocess.CompletedProcess[str]":
+        return self.command("up", *self.options, **how)
+
+    async def roll(self) -> "subprocess.CompletedProcess[str]":
+        return await asyncio.to_thread(self.command, "roll")
+
+    def pids(self) -> dict[str, int]:
+        """What runs, by supervisord's account."""
+        lines = self.command("ctl", "status").stdout.splitlines()
+        found = [line.split() for line in lines if " pid " in line]
+        return {words[0].rpartition(":")[2]: int(words[3].rstrip(",")) for words in found}
+
+    async def all_ready(self) -> str:
+        for port in self.ports:
+            try:
+                if (await request(f"http://127.0.0.1:{port}/ready", "GET")).status != 200:
+                    return f"{port} is not ready"
+            except OSError as error:
+                return f"{port}: {error}"
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def owned(stack: Stack) -> list[int]:
+    """All processes of the session that `up` began, by the system's account."""
+    session = json.loads((stack.run / "stack.json").read_text())["session"]
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("run"))
+    started = stack.up()
+    assert started.returncode == 0, started.stderr
+    yield stack
+    assert stack.command("down").returncode == 0
+
+
+# --- clients and callers -------------------------------------------------------------------------
+
+
+@dataclass
+class Returning:
+    """A client that comes back as clients/js/lockstep.js does."""
+
+    url: str
+    session_id: str
+    name: str
+    state: dict[str, Any] | None = None
+    synced: asyncio.Event = field(default_factory=asyncio.Event)
+    away_s: list[float] = field(default_factory=list)
+    closes: list[int | None] = field(default_factory=list)
+    went_back: bool = False
+
+    async def run(self) -> None:
+        attempt, lost_at_s = 0, None
+        url = f"{self.url}/ws?sessionId={self.session_id}"
+        while True:
+            try:
+                # By this name nginx's log tells which process it was with.
+                headers = {"X-Request-ID": f"{self.name}-{len(self.closes)}"}
+                client = await WsClient.connect(url, limit=2**20, headers=headers)
+            except (OSError, asyncio.IncompleteReadError):
+                client = None
+            began_s = time.monotonic()
+            if client is not None:
+                await self._follow(client, lost_at_s)
+                self.synced.clear()
+            now_s = time.monotonic()
+            if client is not None or lost_at_s is None:
+                lost_at_s = now_s
+            if client is not None and (now_s - began_s > 10 or self.closes[-1] == 1001):
+                attempt = 0
+            await asyncio.sleep(random.random() * min(15, 0.5 * 2**attempt))
+            attempt += 1
+
+    async def _follow(self, client: WsClient, lost_at_s: float | None) -> None:
+        try:
+            await client.send({"type": "RECONNECT"})
+            while not isinstance(message := await client.recv(timeout_s=60), Closed):
+                if "state" not in message:
+                    continue
+                newer = message["state"]
+                self.went_back |= self.state is not None and newer["version"] < self.state["version"]
+                self.state = newer
+                if message["type"] == "STATE_SYNC":
+                    self.synced.set()
+                    if lost_at_s is not None:
+                        self.away_s.append(time.monotonic() - lost_at_s)
+                        lost_at_s = None
+            self.closes.append(message.code)
+        except ConnectionError:
+            self.closes.append(None)
+        finally:
+            client.abort()
+
+
+@dataclass
+class Load:
+    """Clients that watch and callers that switch, all through nginx; and what became of them."""
+
+    stack: Stack
+    session_ids: list[str]
+    clients: list[Returning]
+    statuses: Counter[int] = field(default_factory=Counter)
+    bodies: list[Any] = field(default_factory=list)
+    applied: Counter[str] = field(default_factory=Counter)
+    unknown: int = 0
+    without_retry_after: int = 0
+    stopped: bool = False
+
+    async def call(self, worker: int) -> None:
+        turn = worker
+        while not self.stopped:
+            turn += 1
+            session_id = self.session_ids[turn * 7 % len(self.session_ids)]
+            answer = await rest(f"{self.stack.url}/v1/sessions/{session_id}/switch", timeout_s=15)
+            self.statuses[answer.code] += 1
+            if answer.code == 200:
+                self.applied[session_id] += 1
+            else:
+                self.bodies.append(answer.body)
+                self.without_retry_after += "Retry-After" not in answer.headers
+                self.unknown += b'"unknown"' in (answer.body or b"")
+            await asyncio.sleep(0.02)
+
+    async def some_answers(self, count: int = 100) -> None:
+        """Go on when the callers have had so many answers more."""
+        wanted = self.statuses.total() + count
+        await eventually(self._complaint(lambda: self.statuses.total() >= wanted), 30, "callers are stuck")
+
+    async def everybody_is_back(self) -> None:
+        await eventually(
+            self._complaint(lambda: all(client.synced.is_set() for client in self.clients)),
+            20,
+            "not all are back",
+        )
+
+    @staticmethod
+    def _complaint(holds: Callable[[], bool]) -> Any:
+        async def complaint() -> str:
+            return "" if holds() else "not yet"
+
+        return complaint
+
+    async def check_converged(self) -> None:
+        """Call when nobody changes anything any more."""
+
+        async def complaint() -> str:
+            stored = {}
+            for each in self.session_ids:
+                stored[each] = data(await rest(f"{self.stack.url}/v1/sessions/{each}", method="GET"))
+            behind = [
+                client
+                for client in self.clients
+                if client.state is None or identity(client.state) != identity(stored[client.session_id])
+            ]
+            return f"{len(behind)} are behind" if behind else ""
+
+        await eventually(complaint, 10, "clients have not converged")
+        assert not any(client.went_back for client in self.clients)
+
+    async def check_counted_once(self) -> None:
+        """Every switch that was answered 200 is one version, and there are no others."""
+        for each in self.session_ids:
+            state = data(await rest(f"{self.stack.url}/v1/sessions/{each}", method="GET"))
+            assert state["version"] == 2 + self.applied[each]
+
+    @property
+    def away_s(self) -> list[float]:
+        return [away_s for client in self.clients for away_s in client.away_s]
+
+
+@contextlib.asynccontextmanager
+async def loaded(stack: Stack, clients: int, workers: int) -> AsyncIterator[Load]:
+    session_ids = []
+    for _ in range(10):
+        created = data(await rest(f"{stack.url}/v1/sessions", chess()))
+        session_ids.append(created["session_id"])
+        data(await rest(f"{stack.url}/v1/sessions/{session_ids[-1]}/start"))
+    mark = os.urandom(4).hex()
+    returning = [Returning(stack.ws_url, session_ids[n % 10], f"{mark}-{n}") for n in range(clients)]
+    load = Load(stack, session_ids, returning)
+    watching = [asyncio.create_task(client.run()) for client in load.clients]
+    calling = []
+    try:
+        await load.everybody_is_back()
+        calling = [asyncio.create_task(load.call(worker)) for worker in range(workers)]
+        await load.some_answers()
+        yield load
+        load.stopped = True
+        await asyncio.gather(*calling)
+        await load.everybody_is_back()
+        await load.check_converged()
+    finally:
+        for task in (*watching, *calling):
+            task.cancel()
+        await asyncio.gather(*watching, *calling, return_exceptions=True)
+
+
+# --- up and down ---------------------------------------------------------------------------------
+
+
+def test_up_starts_everything_and_down_leaves_nothing(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    started = stack.up()
+    try:
+        assert started.returncode == 0, started.stderr
+        assert stack.url in started.stdout
+        assert set(stack.pids()) == {"nginx", "redis", *(f"lockstep-{port}" for port in stack.ports)}
+        ours = owned(stack)
+        assert set(stack.pids().values()) < set(ours)
+        again = stack.up()
+        assert (again.returncode, again.stdout.split(":")[0]) == (0, "already up")
+        assert sorted(owned(stack)) == sorted(ours)
+    finally:
+        stopped = stack.command("down")
+    assert stopped.returncode == 0, stopped.stderr
+    assert not [pid for pid in ours if is_alive(pid)]
+    assert stack.command("down").returncode == 0
+    # What Redis kept is there again.
+    assert list((tmp_path / "redis").rglob("*.aof*"))
+
+
+def test_down_ends_what_a_killed_supervisord_left(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    assert stack.up().returncode == 0
+    ours = owned(stack)
+    supervisord = json.loads((tmp_path / "stack.json").read_text())["session"]
+    os.kill(supervisord, signal.SIGKILL)
+    wait_until(lambda: not is_alive(supervisord), what="the end of supervisord")
+    refused = stack.up()
+    assert refused.returncode != 0
+    assert "make down ends them" in refused.stderr
+    assert stack.command("down").returncode == 0
+    assert not [pid for pid in ours if is_alive(pid)]
+
+
+async def test_nginx_speaks_tls(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    openssl = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(key)]
+    made = await asyncio.create_subprocess_exec(*openssl, *files, stderr=subprocess.DEVNULL)
+    assert await made.wait() == 0
+    stack = Stack(tmp_path / "run", f"--certificate={certificate}", f"--key={key}")
+    started = await asyncio.to_thread(stack.up)
+    try:
+        assert started.returncode == 0, started.stderr
+        assert f"https://{stack.listen}" in started.stdout
+        context = ssl.create_default_context(cafile=certificate)
+        session_id = chess()["session_id"]
+        async with await WsClient.connect(
+            f"wss://{stack.listen}/ws?sessionId={session_id}", tls=context
+        ) as client:
+            assert (await client.recv())["type"] == "CONNECTED"
+    finally:
+        await asyncio.to_thread(stack.command, "down")
+
+
+def refused(stack: Stack, **how: Any) -> str:
+    """The one line with which it does not start; nothing is left half started."""
+    began = stack.up(**how)
+    assert began.returncode != 0
+    assert not (stack.run / "stack.json").exists()
+    for port in [*stack.ports, int(stack.listen.rpartition(":")[2])]:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    lines = began.stderr.strip().splitlines()
+    assert len(lines) == 1, began.stderr
+    return lines[0]
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", stack.ports[2]))
+        line = refused(stack)
+    assert f"port {stack.ports[2]} cannot be had" in line
+    assert "--base-port" in line
+
+
+def test_a_program_that_is_missing_is_named(tmp_path: Path) -> None:
+    assert "redis-server is missing: install it" in refused(Stack(tmp_path), env={"PATH": str(tmp_path)})
+
+
+def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    assert "LOCKSTEP_ROUTING: 'nonsense'" in refused(Stack(tmp_path), env={"LOCKSTEP_ROUTING": "nonsense"})
+
+
+def test_an_nginx_configuration_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere.pem"
+    assert str(nowhere) in refused(Stack(tmp_path / "run", f"--certificate={nowhere}", f"--key={nowhere}"))
+
+
+def test_too_few_open_files_are_named(tmp_path: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))
+
+    line = refused(Stack(tmp_path), preexec_fn=few)
+    assert "the limit of open files is 1000" in line
+    assert "--connections=244" in line
+
+
+# --- through nginx -------------------------------------------------------------------------------
+
+
+async def test_a_session_is_the_same_through_all_processes(stack: Stack) -> None:
+    session_id = data(await rest(f"{stack.url}/v1/sessions", chess()))["session_id"]
+    names = [f"{session_id}-{n}" for n in range(24)]
+    clients = [
+        await WsClient.connect(f"{stack.ws_url}/ws?sessionId={session_id}", headers={"X-Request-ID": name})
+        for name in names
+    ]
+    for client in clients:
+        assert (await client.recv())["type"] == "CONNECTED"
+    data(await rest(f"{stack.url}/v1/sessions/{session_id}/start"))
+    for turn in range(8):
+        assert data(await rest(f"{stack.url}/v1/sessions/{session_id}/switch"))["version"] == 3 + turn
+    for client in clients:
+        assert [(await client.recv())["state"]["version"] for _ in range(9)] == list(range(2, 11))
+    for client in clients:
+        client.abort()
+    # Every process had its share.
+    assert set(await processes_of(stack, names)) == {f"127.0.0.1:{port}" for port in stack.ports}
+
+
+async def access_log(stack: Stack, *wanted: str) -> str:
+    """What nginx has logged, when all of this is in it."""
+
+    async def complaint() -> str:
+        found = (stack.run / "nginx-access.log").read_text()
+        return next((f"no {each}" for each in wanted if f'"{each}"' not in found), "")
+
+    await eventually(complaint, 10, "nginx does not log")
+    return (stack.run / "nginx-access.log").read_text()
+
+
+async def processes_of(stack: Stack, request_ids: list[str]) -> list[str]:
+    """Which process served each of these requests, which are over."""
+    log = [ujson.loads(line) for line in (await access_log(stack, *request_ids)).splitlines()]
+    # Of several that were tried the last one did.
+    served = {line["request_id"]: line["upstream"].split(", ")[-1] for line in log}
+    return [served[each] for each in request_ids]
+
+
+async def test_no_token_is_logged(stack: Stack) -> None:
+    await rest(f"{stack.url}/v1/time?token=secret1", method="GET")
+    await rest(f"{stack.url}/nowhere?token=secret2", method="GET")
+    with contextlib.suppress(OSError):
+        await WsClient.connect(f"{stack.ws_url}/ws?token=secret3")
+    await access_log(stack, "/nowhere", "/ws")
+    for log in stack.run.glob("*.log"):
+        assert "secret" not in log.read_text()
+
+
+async def test_metrics_are_not_public(stack: Stack) -> None:
+    for path in ("/metrics", "//metrics", "/%6detrics", "/./metrics", "/metrics?x=1"):
+        answer = await request(stack.url + path, "GET")
+        assert (answer.status, answer.body["error"]["code"]) == (404, "NOT_FOUND")
+
+
+async def test_what_is_far_too_large_is_refused_in_json(stack: Stack) -> None:
+    answer = await rest(f"{stack.url}/v1/sessions", "x" * 5 * 2**20)
+    assert (answer.code, ujson.loads(answer.body)["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+# --- under load, while something is renewed or dies -----------------------------------------------
+
+
+async def check_roll(stack: Stack, clients: int, workers: int) -> None:
+    async with loaded(stack, clients, workers) as load:
+        before = stack.pids()
+        rolled = await stack.roll()
+        assert rolled.returncode == 0, rolled.stderr
+        after = stack.pids()
+        assert all(before[f"lockstep-{port}"] != after[f"lockstep-{port}"] for port in stack.ports)
+        assert (before["nginx"], before["redis"]) == (after["nginx"], after["redis"])
+    assert set(load.statuses) == {200}, load.bodies[:3]
+    assert {code for client in load.clients for code in client.closes} == {1001}
+    assert all(client.away_s for client in load.clients)
+    assert statistics.quantiles(load.away_s, n=20)[-1] <= 1.0
+    assert max(load.away_s) <= 3.0
+    await load.check_counted_once()
+
+
+async def test_a_rolling_restart_fails_no_request_and_every_client_is_back(stack: Stack) -> None:
+    await check_roll(stack, clients=40, workers=8)
+
+
+@pytest.mark.long
+async def test_a_rolling_restart_of_many_fails_no_request_and_every_client_is_back(stack: Stack) -> None:
+    await check_roll(stack, clients=200, workers=30)
+
+
+async def test_a_killed_process_fails_no_request_and_costs_no_change(stack: Stack) -> None:
+    """A request it died over is tried on another process, and its Idempotency-Key makes that safe."""
+    async with loaded(stack, clients=40, workers=8) as load:
+        for port in stack.ports[:2]:
+            killed = stack.pids()[f"lockstep-{port}"]
+            os.kill(killed, signal.SIGKILL)
+            await load.some_answers()
+            await eventually(stack.all_ready, 20, "supervisord does not start it again")
+            await load.everybody_is_back()
+    assert set(load.statuses) == {200}, load.bodies[:3]
+    await load.check_counted_once()
+
+
+async def test_clients_of_the_other_processes_do_not_notice_a_killed_one(stack: Stack) -> None:
+    port = stack.ports[3]
+    async with loaded(stack, clients=40, workers=2) as load:
+        os.kill(stack.pids()[f"lockstep-{port}"], signal.SIGKILL)
+        await load.some_answers()
+        await eventually(stack.all_ready, 20, "supervisord does not start it again")
+    at_first = await processes_of(stack, [f"{client.name}-0" for client in load.clients])
+    assert f"127.0.0.1:{port}" in at_first
+    for client, process in zip(load.clients, at_first, strict=True):
+        assert len(client.closes) == (process == f"127.0.0.1:{port}")
+
+
+async def test_a_reload_of_nginx_fails_nobody(stack: Stack) -> None:
+    async with loaded(stack, clients=40, workers=8) as load:
+        workers = set(owned(stack))
+        reloaded = await asyncio.to_thread(stack.command, "reload")
+        assert reloaded.returncode == 0, reloaded.stderr
+        await asyncio.to_thread(wait_until, lambda: set(owned(stack)) - workers, what="new workers")
+        await load.some_answers(200)
+    assert set(load.statuses) == {200}, load.bodies[:3]
+    assert not [client for client in load.clients if client.closes]
+    await load.check_counted_once()
+
+
+async def test_a_restart_of_redis_is_a_503_with_retry_after_and_no_more(stack: Stack) -> None:
+    async with loaded(stack, clients=40, workers=8) as load:
+        os.kill(stack.pids()["redis"], signal.SIGTERM)
+        await load.some_answers()
+        await eventually(stack.all_ready, 30, "the processes do not find Redis again")
+        await load.some_answers()
+    assert set(load.statuses) <= {200, 503}, load.bodies[:3]
+    assert load.without_retry_after == 0
+    assert not [client for client in load.clients if client.closes]
+    for each in load.session_ids:
+        state = data(await rest(f"{stack.url}/v1/sessions/{each}", method="GET"))
+        assert load.applied[each] <= state["version"] - 2 <= load.applied[each] + load.unknown
