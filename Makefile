@@ -48,24 +48,24 @@ lint: .venv/.tested
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[fast]'
 	@touch $@
 
 .venv/.deployed: .venv/.installed
 	deploy/system-packages nginx=nginx redis-server=redis-server
-	$(BIN)/python -m pip install --quiet --editable '.[deploy]'
+	$(BIN)/python -m pip install --quiet --editable '.[fast,deploy]'
 	@touch $@
 
 .venv/.tested: .venv/.installed
 	deploy/system-packages $(SYSTEM)
-	$(BIN)/python -m pip install --quiet --editable '.[test,deploy]'
+	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy]'
 	@touch $@
 
 .venv/.benched: .venv/.tested
 	deploy/system-packages gcc=gcc node=nodejs npm=npm taskset=util-linux
-	$(BIN)/python -m pip install --quiet --editable '.[test,deploy,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy,bench]'
 	@touch $@
 
-$(PEERS): bench/peers/package-lock.json .venv/.benched
-	npm ci --prefix bench/peers --no-audit --no-fund --silent
+$(PEERS): bench/peers/package-lock.json | .venv/.benched
+	npm ci --prefix bench/peers --no-audit --no-fund --loglevel=error
 	@touch $@

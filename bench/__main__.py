@@ -17,7 +17,10 @@ SCENARIOS = ("fanout", "rooms", "latency", "rest", "idle", "connect", "slow")
 
 HEAD = """# Benchmarks
 
-Written by `{command}`; `make bench` sets up what that needs. Contestants take turns, round after round.
+    make bench    # sets up what it needs, and ends with what wrote this page:
+    {command}
+
+Contestants take turns, round after round.
 Figures are medians of {rounds} rounds of {seconds:g} s after {warm_up:g} s of warming up; "rounds" is how far
 the rounds lie apart. The server has one core; Redis and the load, a program in C, have the other. A
 CPU-second is one of the server's, all threads together: unlike a second on the wall it does not depend on
@@ -68,7 +71,10 @@ def run_all(options: argparse.Namespace, arguments: list[str], to: Path) -> None
         for table in tables:
             if table.plot:
                 (to.parent / table.plot.file).write_text(contest.svg(table.plot))
-    head = HEAD.format(command=shlex.join(["python", "-m", "bench", *arguments]), **vars(options))
+    command = f"python -m bench --rounds {options.rounds} --seconds {options.seconds:g}"
+    if options.only:
+        command += f" --only {shlex.join(options.only)}"
+    head = HEAD.format(command=command, **vars(options))
     to.write_text("\n".join([head + contest.environment(), "", *parts]))
     print(f"written to {to}", file=sys.stderr)
     if failed:

@@ -26,6 +26,8 @@ from bench import contest, machine
 NUMBER = "@" * 16
 ROOM = str(uuid.UUID(int=0))
 MESSAGE_BYTES = 1024
+# Above this, the machine did something else besides.
+DISTURBED_SHARE = 0.05
 
 
 def message() -> dict[str, str]:
@@ -116,6 +118,8 @@ class Load:
     p99_ms: float
     server_share: float
     load_share: float
+    # What other processes took of the servers' core.
+    others_share: float
     complaints: tuple[str, ...]
 
 
@@ -143,6 +147,25 @@ def wait_until_ready(url: str, timeout_s: float = 20.0) -> None:
             if time.monotonic() > end:
                 raise
             time.sleep(0.02)
+
+
+def generate(command: list[str]) -> tuple[dict[str, Any], float]:
+    """What the generator saw, and how long the servers' core was busy meanwhile, with whatever it was."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as generator:
+        assert generator.stdout is not None
+        assert generator.stderr is not None
+        busy_s, seen = 0.0, None
+        for line in generator.stdout:
+            if line == "measuring\n":
+                busy_s = machine.busy_s(machine.SERVER_CORE)
+            elif line == "measured\n":
+                busy_s = machine.busy_s(machine.SERVER_CORE) - busy_s
+            elif line.startswith("{"):
+                seen = json.loads(line)
+        failure = generator.stderr.read().strip()
+    if generator.returncode or seen is None:
+        raise RuntimeError(failure or f"the generator ended with {generator.returncode}")
+    return seen, busy_s
 
 
 def load(
@@ -185,10 +208,7 @@ def load(
             *contestant.joins,
             *generator_options,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip() or f"the generator ended with {done.returncode}")
-    seen = json.loads(done.stdout.splitlines()[-2])
+        seen, busy_s = generate(command)
     measured, latency = seen["measured"], seen["latency_us"]
     *server_cpu_s, redis_cpu_s = measured["cpu_s"]
     wall_s = measured["wall_s"]
@@ -199,21 +219,29 @@ def load(
         p99_ms=latency["p99"] / 1000,
         server_share=sum(server_cpu_s) / wall_s,
         load_share=(measured["generator_cpu_s"] + redis_cpu_s) / wall_s,
+        others_share=max(0.0, (busy_s - sum(server_cpu_s)) / wall_s),
         complaints=complaints(seen),
     )
 
 
-def notes(outcomes: dict[str, list[Load]], what: str = "") -> list[str]:
-    """What a reader must know of the figures: messages that went missing, and a load that was the limit."""
-    found = []
+def notes(outcomes: dict[str, list[Load]]) -> list[str]:
+    """What a reader must know of the figures: messages gone astray, a load that was full, disturbance."""
+    found, busy, others = [], [], []
     for name, loads in outcomes.items():
-        for round_, each in enumerate(loads, 1):
-            found += [f"{what}{name}, round {round_}: {words}." for words in each.complaints]
-        busy = contest.median(each.load_share for each in loads)
-        if busy > contest.BUSY_SHARE:
-            found.append(
-                f"{what}{name}: the load's core was {busy:.0%} busy; its wall figures may be the load's."
-            )
+        for turn, each in enumerate(loads, 1):
+            found += [f"{name}, round {turn}: {words}." for words in each.complaints]
+        load_share = contest.median(each.load_share for each in loads)
+        if load_share > contest.BUSY_SHARE:
+            busy.append(f"{name} {load_share:.0%}")
+        others_share = contest.median(each.others_share for each in loads)
+        if others_share > DISTURBED_SHARE:
+            others.append(f"{name} {others_share:.0%}")
+    if busy:
+        found.append(
+            f"the load's core was nearly full, so that wall figures may be the load's: {', '.join(busy)}."
+        )
+    if others:
+        found.append(f"other processes had a part of the servers' core: {', '.join(others)}.")
     return found
 
 

@@ -275,13 +275,15 @@ static void lose(Client *client) {
 }
 
 static void take_publication(Client *client, int64_t sequence, int64_t at_ns) {
+    if (sequence == client->last_sequence) {
+        twice++;
+        return;
+    }
+    /* What is skipped shows in that fewer are received than expected. */
+    if (sequence < client->last_sequence) misordered++;
+    else client->last_sequence = sequence;
     received++;
     if (is_measuring) measured_received++;
-    if (client->last_sequence && sequence != client->last_sequence + room_count) {
-        if (sequence == client->last_sequence) twice++;
-        else misordered++;
-    }
-    client->last_sequence = sequence;
     Publication *publication = &ring[sequence & (RING - 1)];
     if (publication->sequence != sequence) {
         misordered++;

@@ -151,7 +151,7 @@ static void take_text(int number, const char *data, size_t bytes, int64_t at_ns)
     if (!record) return;
     bool is_update = bytes >= sizeof update && !memcmp(data, update, sizeof update - 1);
     int64_t entry[4] = {number, !is_update,
-                        number_after(data, bytes, is_update ? "\"version\":" : "\"sequence\":"), at_ns};
+                        number_after(data, bytes, is_update ? "\"version\":" : "\"sequence\":\""), at_ns};
     if (fwrite(entry, sizeof entry, 1, record) != 1) fail("%s: %s", options.record_file, strerror(errno));
 }
 

@@ -4,6 +4,7 @@ The server under test has one core, everything else the other, so that what a fi
 said of the load generator. On a machine with one core both share it, and the figures say little.
 """
 
+import importlib.metadata
 import os
 import platform
 import re
@@ -27,6 +28,9 @@ BENCH = Path(__file__).parent
 BUILD = ROOT / "build" / "bench"
 PEERS = BENCH / "peers"
 PYTHON = ROOT / ".venv" / "bin" / "python"
+
+NODE_PEERS = ("ws", "ioredis", "socket.io", "@socket.io/redis-adapter", "express")
+PYTHON_PEERS = ("websockets", "redis", "hiredis", "starlette", "uvicorn", "uvloop")
 
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE = CORES[0]
@@ -71,6 +75,16 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def busy_s(core: int) -> float:
+    """How long a core has been busy with anything, the time that a hypervisor took from it included."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _, _, irq, softirq, stolen, *_ = map(int, ticks)
+            return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+    raise ValueError(f"no core {core}")
+
+
 def rss_bytes(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
@@ -89,6 +103,7 @@ class Process:
         env: dict[str, str] | None = None,
     ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
+        self._command = " ".join(map(str, command))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         # taskset becomes the program: the pid is the program's.
         self.process = subprocess.Popen(
@@ -113,7 +128,7 @@ class Process:
                 return
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"{self.process.args} does not listen: {self.log()}") from None
+                    raise RuntimeError(f"{self._command} does not listen: {self.log()}") from None
                 time.sleep(0.02)
 
     def stop(self) -> None:
@@ -175,6 +190,13 @@ def node_version(package: str) -> str:
     return found[1] if found else "missing"
 
 
+def python_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
 def versions() -> dict[str, str]:
     """What a figure depends on besides the code."""
     redis = re.search(r"v=(\S+)", first_line("redis-server", "--version"))
@@ -186,4 +208,8 @@ def versions() -> dict[str, str]:
         "Redis": redis[1] if redis else "missing",
         "Node": first_line("node", "--version").removeprefix("v"),
         "gcc": first_line("gcc", "-dumpfullversion"),
+        "peers": ", ".join(
+            [f"{package} {node_version(package)}" for package in NODE_PEERS]
+            + [f"{package} {python_version(package)}" for package in PYTHON_PEERS]
+        ),
     }

@@ -1,15 +1,14 @@
 """A switch by REST, on a hundred running sessions: python -m bench.rest
 
 Sixteen keep-alive connections, one request in flight on each; nobody listens by WebSocket. All contestants
-read a session of the same shape from Redis, charge the clock, begin the next turn, compare and set, publish, and
-answer with the same JSON. Lockstep, besides, keeps a history, deadlines and lapses in the same commit, and hears
-and routes its own publications.
+read a session of the same shape from Redis, charge the clock, begin the next turn, compare and set, publish,
+and answer with the same JSON. Lockstep, besides, keeps a history, deadlines and lapses in the same commit,
+and hears and routes its own publications.
 """
 
 import argparse
 import functools
 import json
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -22,7 +21,7 @@ from urllib.request import Request, urlopen
 
 from bench import contest, contestants, machine
 from bench.contest import Table, median, number, ratio, spread
-from bench.contestants import Contestant, lockstep, peer
+from bench.contestants import DISTURBED_SHARE, Contestant, generate, lockstep, peer
 
 TITLE = "Switch by REST"
 SESSIONS = 100
@@ -47,7 +46,8 @@ class Turn:
     server_share: float
     load_share: float
     redis_share: float
-    answer_bytes: int
+    # What other processes took of the server's core.
+    others_share: float
     complaints: tuple[str, ...]
 
 
@@ -111,16 +111,13 @@ def turn(contestant: Contestant, options: argparse.Namespace) -> Turn:
             f"--warm-up={WARM_UP_S + options.warm_up}",
             f"--seconds={options.seconds}",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip() or f"the generator ended with {done.returncode}")
+        seen, busy_s = generate(command)
         with redis.client as client:
             versions = sum(json.loads(client.get(f"session:{each}"))["version"] for each in ids)
-    seen = json.loads(done.stdout.splitlines()[-2])
-    return read(seen, versions)
+    return read(seen, busy_s, versions)
 
 
-def read(seen: dict[str, Any], versions: int) -> Turn:
+def read(seen: dict[str, Any], busy_s: float, versions: int) -> Turn:
     server_s, redis_s = seen["cpu_s"]
     others = {status: count for status, count in seen["statuses"].items() if status != "200"}
     answered = seen["requests"]
@@ -137,8 +134,16 @@ def read(seen: dict[str, Any], versions: int) -> Turn:
         server_share=server_s / seen["wall_s"],
         load_share=seen["generator_share"],
         redis_share=redis_s / seen["wall_s"],
-        answer_bytes=seen["answer_bytes"],
+        others_share=max(0.0, (busy_s - server_s) / seen["wall_s"]),
         complaints=tuple(complaints),
+    )
+
+
+def disturbance(name: str, shares: list[float]) -> list[str]:
+    """A note, if the machine did something else besides."""
+    share = median(shares)
+    return (
+        [f"{name}: other processes had {share:.0%} of the server's core."] if share > DISTURBED_SHARE else []
     )
 
 
@@ -150,6 +155,7 @@ def notes(outcomes: dict[str, list[Turn]]) -> list[str]:
         busy = median(each.load_share + each.redis_share for each in turns)
         if busy > contest.BUSY_SHARE:
             found.append(f"{name}: Redis and the load kept their core {busy:.0%} busy, and may be the limit.")
+        found += disturbance(name, [each.others_share for each in turns])
     return found
 
 

@@ -149,6 +149,7 @@ static bool is_complete(Connection *connection) {
     char *head_end = memmem(answer, connection->answer_bytes, "\r\n\r\n", 4);
     if (!head_end) return false;
     size_t head_bytes = head_end + 4 - answer;
+    if (!strncmp(answer + 9, "204", 3) || !strncmp(answer + 9, "304", 3)) return true; /* these have no body */
     const char *length = header(answer, head_bytes, "content-length");
     if (length) return connection->answer_bytes >= head_bytes + strtoul(length, NULL, 10);
     const char *coding = header(answer, head_bytes, "transfer-encoding");

@@ -2,8 +2,8 @@
 
 import logging
 import math
+import random
 import re
-import secrets
 from asyncio import Future
 from typing import Any
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1_048_576
 # So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
 MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
+_CHANCE = random.Random()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -39,7 +40,9 @@ class JsonErrors(RequestHandler):
         known = getattr(self, "_request_id", None)
         if known is None:
             given = self.request.headers.get("X-Request-ID", "")
-            known = self._request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+            known = self._request_id = (
+                given if _REQUEST_ID.fullmatch(given) else f"{_CHANCE.getrandbits(64):016x}"
+            )
         return known
 
     def set_default_headers(self) -> None:
@@ -109,15 +112,17 @@ class ApiHandler(JsonErrors):
     def set_default_headers(self) -> None:
         super().set_default_headers()
         self.set_header("Content-Type", "application/json")
-        # Called by Tornado before and after initialize, again when an error clears what was set.
-        origins = getattr(self, "_origins", None)
-        if origins is not None:
-            for name, value in origins.headers(self.request.headers.get("Origin")).items():
-                self.set_header(name, value)
+        # Called by Tornado before initialize, and again when an error clears what was set.
+        if hasattr(self, "_origins"):
+            self._set_cors_headers()
+
+    def _set_cors_headers(self) -> None:
+        for name, value in self._origins.headers(self.request.headers.get("Origin")).items():
+            self.set_header(name, value)
 
     def prepare(self) -> None:
         self.settings["in_flight"].add(self)
-        self.set_default_headers()
+        self._set_cors_headers()
         # The limit is ours to tell, in JSON; Tornado's own would cut the connection.
         self.request.connection.set_max_body_size(2**62)  # type: ignore[union-attr]
         try:
@@ -186,6 +191,8 @@ class ApiHandler(JsonErrors):
 
 def log_request(handler: RequestHandler) -> None:
     """One line per request; never the query, which may carry secrets."""
+    if not log.isEnabledFor(logging.INFO):
+        return
     log.info(
         "request",
         extra={

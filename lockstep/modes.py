@@ -1,8 +1,9 @@
 """How each mode's clock is charged, rewarded and handed on. Pure; the rules in engine.py call these."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from lockstep.state import BANK_MODES, Mode, Participant, Session
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import secrets
+import random
 import string
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from weakref import WeakValueDictionary
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from lockstep import engine, messages, state
 from lockstep.contract import Broker, Commit, Outcome
@@ -23,6 +23,7 @@ from lockstep.errors import (
     StateCorrupt,
 )
 from lockstep.state import TERMINAL, Session, Status
+from lockstep.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ GIVE_UP_S = 2.0
 WRONG_TIME_PAUSE_S = 0.002
 MAX_SCANNED = 2000
 _BASE36 = string.digits + string.ascii_lowercase
+_CHANCE = random.Random()  # seeded by the system; asking it each time costs a system call
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Sessions:
     def __init__(self, broker: Broker, lifetimes: Lifetimes) -> None:
         self._broker = broker
         self._lifetimes = lifetimes
-        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = Turns()
         self._corrupt: set[str] = set()
 
     async def create(self, spec: Spec, origin: Origin = NOBODY) -> Session:
@@ -113,39 +115,48 @@ class Sessions:
         (a Conflict carries the current state), SessionNotFound, SessionBusy after two seconds of
         losing to other processes, StateCorrupt and BrokerUnavailable.
         """
+        try:
+            await self._turns.take(session_id, GIVE_UP_S)
+        except TimeoutError:
+            raise SessionBusy(session_id) from None
+        try:
+            return await self._apply(session_id, rule, origin)
+        finally:
+            self._turns.give(session_id)
+
+    async def _apply(self, session_id: str, rule: Rule, origin: Origin) -> Step:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GIVE_UP_S
-        async with self._turn(session_id):
-            while loop.time() < give_up_at:
-                raw = await self._load(session_id)
-                session = self._decode(session_id, raw)
-                now_ms = max(self._broker.now_ms(), session.updated_at_ms)
-                step = engine.settle(session, now_ms)
-                settled = len(step.transitions)
-                is_settled = not engine.is_due(step.session, now_ms)
-                refusal = None
-                if is_settled:
-                    try:
-                        step = step.followed_by(rule(step.session, now_ms))
-                    except LockstepError as error:
-                        refusal = error
-                if step.transitions:
-                    outcome, step = await self._commit(session, step, settled, now_ms, origin)
-                    if outcome is Outcome.WRONG_TIME:
-                        # The clock was just measured anew; what is not due yet will be within moments.
-                        await asyncio.sleep(WRONG_TIME_PAUSE_S)
-                        continue
-                    if outcome is Outcome.CONFLICT:
-                        continue
-                if refusal is not None:
-                    if isinstance(refusal, Conflict):
-                        refusal.details = {"state": state.to_dict(step.session)}
-                    raise refusal
-                if is_settled:
-                    return step
-                # More fell due than fits one commit; others have their turn in between. That is no losing.
-                give_up_at = loop.time() + GIVE_UP_S
-                await asyncio.sleep(0)
+        while loop.time() < give_up_at:
+            raw = await self._load(session_id)
+            session = self._decode(session_id, raw)
+            now_ms = max(self._broker.now_ms(), session.updated_at_ms)
+            step = engine.settle(session, now_ms)
+            settled = len(step.transitions)
+            is_settled = not engine.is_due(step.session, now_ms)
+            refusal = None
+            if is_settled:
+                try:
+                    step = step.followed_by(rule(step.session, now_ms))
+                except LockstepError as error:
+                    refusal = error
+            if step.transitions:
+                outcome, step = await self._commit(session, step, settled, now_ms, origin)
+                if outcome is Outcome.WRONG_TIME:
+                    # The clock was just measured anew; what is not due yet will be within moments.
+                    await asyncio.sleep(WRONG_TIME_PAUSE_S)
+                    continue
+                if outcome is Outcome.CONFLICT:
+                    continue
+            if refusal is not None:
+                if isinstance(refusal, Conflict):
+                    refusal.details = {"state": state.to_dict(step.session)}
+                raise refusal
+            if is_settled:
+                return step
+            # More fell due than fits one commit; others have their turn in between. That is no losing.
+            give_up_at = loop.time() + GIVE_UP_S
+            await asyncio.sleep(0)
         raise SessionBusy(session_id)
 
     async def delete(self, session_id: str) -> None:
@@ -209,7 +220,7 @@ class Sessions:
         self, before: Session | None, step: Step, settled: int, now_ms: int, origin: Origin
     ) -> tuple[Outcome, Step]:
         """Offer the step; the first `settled` of its transitions happened by themselves."""
-        session = replace(step.session, commit=secrets.token_urlsafe(6))
+        session = replace(step.session, commit=new_commit())
         last = replace(step.transitions[-1], session=session)
         transitions = (*step.transitions[:-1], last)
         by_themselves, decided = transitions[:settled], transitions[settled:]
@@ -257,21 +268,10 @@ class Sessions:
             log.error("stored state cannot be read: %s", complaint, extra={"session_id": session_id})
         return StateCorrupt(session_id)
 
-    @asynccontextmanager
-    async def _turn(self, session_id: str) -> AsyncIterator[None]:
-        """Commands of one session queue here, so that only processes compete."""
-        queue = self._queues.get(session_id)
-        if queue is None:
-            queue = self._queues[session_id] = asyncio.Lock()
-        try:
-            async with asyncio.timeout(GIVE_UP_S):
-                await queue.acquire()
-        except TimeoutError:
-            raise SessionBusy(session_id) from None
-        try:
-            yield
-        finally:
-            queue.release()
+
+def new_commit() -> str:
+    """8 characters that no other commit has had: to be unique, not to be secret."""
+    return urlsafe_b64encode(_CHANCE.randbytes(6)).decode()
 
 
 def new_epoch(now_ms: int) -> str:
@@ -280,4 +280,4 @@ def new_epoch(now_ms: int) -> str:
     while now_ms:
         now_ms, digit = divmod(now_ms, 36)
         digits = _BASE36[digit] + digits
-    return digits.zfill(9) + "".join(secrets.choice(_BASE36) for _ in range(4))
+    return digits.zfill(9) + "".join(_CHANCE.choice(_BASE36) for _ in range(4))

@@ -1,11 +1,12 @@
 """What a session is, and its one JSON form (the same on REST, WebSocket and in the store)."""
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import ujson
+from msgspec import Struct, field
 
 
 class Mode(StrEnum):
@@ -48,8 +49,7 @@ CLOCK_KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Participant:
+class Participant(Struct, frozen=True):
     """One seat. In per_group `remaining_ms` is the group's bank, the same for every member."""
 
     participant_id: str
@@ -62,8 +62,7 @@ class Participant:
     group_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Struct, frozen=True):
     """A session as of `cycle_started_at_ms`; what runs since then is arithmetic.
 
     `active` is a place in `participants`. `clock_ms` is what remains (or, in count_up, has elapsed)
@@ -134,6 +133,7 @@ class Session:
         return f'"{self.epoch}-{self.version}"'
 
 
+@lru_cache(1024)  # a state has seven of them, and most are those of the state before
 def iso(instant_ms: int | None) -> str | None:
     """2024-01-01T00:00:00.000Z"""
     if instant_ms is None:
@@ -142,6 +142,7 @@ def iso(instant_ms: int | None) -> str | None:
     return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
+@lru_cache(1024)
 def from_iso(text: str | None) -> int | None:
     if text is None:
         return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 import pytest
+from msgspec import structs
 
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
@@ -119,8 +120,8 @@ def commit_of(
 ) -> tuple[Commit, Session]:
     """A commit of the step; the first `settled` of its transitions are expiries."""
     now_ms = broker.now_ms()
-    session = replace(step.session, commit=secrets.token_urlsafe(6))
-    transitions = (*step.transitions[:-1], replace(step.transitions[-1], session=session))
+    session = structs.replace(step.session, commit=secrets.token_urlsafe(6))
+    transitions = (*step.transitions[:-1], structs.replace(step.transitions[-1], session=session))
     commit = Commit(
         session_id=session.session_id,
         expected=messages.beginning(before) if before else b"",
@@ -241,10 +242,10 @@ async def test_commit_refuses_the_same_version_of_another_commit(broker: Broker)
     """Two states are the same only if epoch, version and commit are."""
     async with started(broker):
         first = await created(broker, new_id())
-        imposter = replace(first, commit=secrets.token_urlsafe(6))
+        imposter = structs.replace(first, commit=secrets.token_urlsafe(6))
         commit, _ = commit_of(broker, imposter, engine.start(imposter, broker.now_ms()))
         assert await broker.commit(commit) is Outcome.CONFLICT
-        another_epoch = replace(first, epoch=new_epoch(broker.now_ms() + 1))
+        another_epoch = structs.replace(first, epoch=new_epoch(broker.now_ms() + 1))
         commit, _ = commit_of(broker, another_epoch, engine.start(another_epoch, broker.now_ms()))
         assert await broker.commit(commit) is Outcome.CONFLICT
         assert await stored(broker, first.session_id) == state.to_json(first)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from lockstep import engine, messages
 from lockstep.engine import Spec, Step, Transition
@@ -569,7 +570,7 @@ def test_no_number_of_a_state_is_negative_or_a_fraction(plan: Plan) -> None:
 @law
 def test_a_state_read_back_is_the_state_written(plan: Plan) -> None:
     for transition in history(plan):
-        written = replace(transition.session, commit="aZ3_-xyz")
+        written = structs.replace(transition.session, commit="aZ3_-xyz")
         assert from_json(to_json(written)) == written
         assert to_json(from_json(to_json(written))) == to_json(written)
 

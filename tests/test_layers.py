@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 KNOWS = {
-    "lockstep": {"ujson"},
+    "lockstep": {"ujson", "msgspec"},
     "handlers": {"lockstep", "tornado"},
     "broker": {"lockstep", "redis", "hiredis"},
 }

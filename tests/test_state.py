@@ -1,11 +1,11 @@
 """The JSON form of a session: what it begins with, what is absent, what is null, how instants are written."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import ujson
+from msgspec.structs import replace
 
 from lockstep import engine, state
 from lockstep.state import Mode, OnTimeout, Session

@@ -1,4 +1,6 @@
-"""Starlette on uvicorn + redis-py, the ordinary way: read a session, decide a switch, compare and set, publish.
+"""Starlette on uvicorn + redis-py, the ordinary way.
+
+It reads a session, decides a switch, compares and sets, publishes and answers.
 
 python starlette_app.py PORT REDIS_PORT
 """
@@ -52,9 +54,9 @@ def switched(state: dict[str, Any], now_ms: int) -> dict[str, Any]:
     began_ms = round(datetime.fromisoformat(state["cycle_started_at"]).timestamp() * 1000)
     elapsed_ms = max(0, now_ms - began_ms)
     participants = state["participants"]
-    for active, each in enumerate(participants):
-        if each["participant_id"] == state["active_participant_id"]:
-            break
+    ids = [each["participant_id"] for each in participants]
+    active = ids.index(state["active_participant_id"])
+    each = participants[active]
     left_ms = max(0, each["time_remaining_ms"] - elapsed_ms) + state["increment_ms"]
     each["total_time_ms"] = each["time_remaining_ms"] = left_ms
     each["time_used_ms"] += elapsed_ms

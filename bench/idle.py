@@ -1,0 +1,214 @@
+"""Connections on which nothing happens: python -m bench.idle
+
+What a connection keeps of the server's memory and takes of its time, with a ping every 5 s, beside a Tornado
+server that has Tornado's own pings and nothing else; and how long a client that answers no more is kept. All
+servers run at the same moment, on one core: it is CPU time that counts, and the memory of each is its own.
+Nothing here depends on who has the core at the moment, so there is one round.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import contest, machine
+from bench.contest import Table
+from bench.contestants import Contestant, lockstep, peer
+from bench.rest import start
+
+TITLE = "Idle connections"
+PING_INTERVAL_S = 5.0
+SILENT_CLIENTS = 200
+SILENT_AT_MOST_S = 20.0
+
+TORNADO = peer("Tornado", "tornado_plain.py", path="/ws")
+
+
+class Clients:
+    """Clients of idle_clients.c, connected when this is made."""
+
+    def __init__(
+        self, contestant: Contestant, port: int, count: int, rooms: list[str], *options: str
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="lockstep-bench-")
+        file = Path(self._folder.name) / "rooms"
+        file.write_text("".join(f"{room}\n" for room in rooms))
+        joins = [option for option in contestant.joins if option.startswith("--joined")]
+        command = [
+            *("taskset", "-c", str(machine.LOAD_CORE), str(machine.compiled("idle_clients"))),
+            *(f"--port={port}", f"--clients={count}", f"--rooms={file}", f"--path={contestant.path}"),
+            *joins,
+            *options,
+        ]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def wait(self) -> None:
+        """Until all have joined."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        if self.process.stdout.readline().strip() != "ready":
+            raise RuntimeError(self.process.stderr.read().strip())
+
+    def go_silent(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("silent\n")
+        self.process.stdin.flush()
+
+    def end(self) -> dict[str, Any]:
+        """Disconnect; what they saw."""
+        out, errors = self.process.communicate(timeout=60)
+        if self.process.returncode:
+            raise RuntimeError(errors.strip())
+        seen: dict[str, Any] = json.loads(out.splitlines()[-2])
+        return seen
+
+    def __enter__(self) -> "Clients":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        self._folder.cleanup()
+
+
+@dataclass
+class Subject:
+    """A server and the clients it shall have."""
+
+    name: str
+    contestant: Contestant
+    clients: int
+    rooms: int
+    port: int = 0
+    pid: int = 0
+    empty_bytes: int = 0
+    connected: Clients | None = None
+
+
+def connect(subjects: list[Subject], stack: ExitStack) -> None:
+    """Start the servers, then the clients of all of them, and return when the last one has joined."""
+    redis = stack.enter_context(machine.Redis())
+    for subject in subjects:
+        subject.port, subject.pid = start(subject.contestant, redis, stack)
+    time.sleep(1)
+    for subject in subjects:
+        subject.empty_bytes = machine.rss_bytes(subject.pid)
+        rooms = [str(uuid.uuid4()) for _ in range(subject.rooms)]
+        clients = Clients(subject.contestant, subject.port, subject.clients, rooms)
+        subject.connected = stack.enter_context(clients)
+    for subject in subjects:
+        assert subject.connected is not None
+        subject.connected.wait()
+
+
+def complaints(subjects: list[Subject]) -> list[str]:
+    """Whether the servers did ping, and kept those who answered."""
+    found = []
+    for subject in subjects:
+        assert subject.connected is not None
+        seen = subject.connected.end()
+        if seen["closed"]:
+            found.append(f"{subject.name}: {seen['closed']} clients were closed, though they answered.")
+        if seen["pings"] < subject.clients:
+            found.append(f"{subject.name}: only {seen['pings']} pings for {subject.clients} clients.")
+    return found
+
+
+def memory(options: argparse.Namespace) -> Table:
+    server, count = lockstep(options.checkout), options.memory_clients
+    subjects = [
+        Subject("Lockstep, a session for each", server, count, count),
+        Subject("Lockstep, one session", server, count, 1),
+        Subject("Tornado", TORNADO, count, 1),
+    ]
+    with ExitStack() as stack:
+        connect(subjects, stack)
+        time.sleep(2 * PING_INTERVAL_S + 1)
+        rows = []
+        for subject in subjects:
+            full_bytes = machine.rss_bytes(subject.pid)
+            each = (full_bytes - subject.empty_bytes) / subject.clients
+            megabytes = [f"{size / 2**20:.1f}" for size in (subject.empty_bytes, full_bytes)]
+            rows.append([subject.name, *megabytes, f"{each / 1024:.2f}"])
+        notes = complaints(subjects)
+    text = f"Resident memory before and with {count:,} connections, after two ping intervals."
+    return Table(
+        f"{TITLE}: memory", ["server", "MB before", "MB with them", "KB per connection"], rows, text, notes
+    )
+
+
+def processor(options: argparse.Namespace) -> Table:
+    rows, notes = [], []
+    for count in options.cpu_clients:
+        subjects = [
+            Subject("Lockstep", lockstep(options.checkout), count, count),
+            Subject("Tornado", TORNADO, count, 1),
+        ]
+        with ExitStack() as stack:
+            connect(subjects, stack)
+            time.sleep(PING_INTERVAL_S)
+            before_s = [machine.cpu_s(subject.pid) for subject in subjects]
+            began_s = time.monotonic()
+            time.sleep(options.cpu_seconds)
+            took_s = time.monotonic() - began_s
+            for subject, before in zip(subjects, before_s, strict=True):
+                share = (machine.cpu_s(subject.pid) - before) / took_s
+                rows.append([subject.name, f"{count:,}", f"{share:.2%}"])
+            notes += complaints(subjects)
+    text = f"CPU time over {options.cpu_seconds:g} s, a ping every {PING_INTERVAL_S:g} s."
+    return Table(
+        f"{TITLE}: CPU time", ["server", "connections", "of a core"], rows, text, list(dict.fromkeys(notes))
+    )
+
+
+def dead(options: argparse.Namespace) -> Table:
+    subjects = [
+        Subject("Lockstep", lockstep(options.checkout), SILENT_CLIENTS, SILENT_CLIENTS),
+        Subject("Tornado", TORNADO, SILENT_CLIENTS, 1),
+    ]
+    rows = []
+    with ExitStack() as stack:
+        connect(subjects, stack)
+        time.sleep(PING_INTERVAL_S)
+        for subject in subjects:
+            assert subject.connected is not None
+            subject.connected.go_silent()
+        time.sleep(SILENT_AT_MOST_S)
+        for subject in subjects:
+            assert subject.connected is not None
+            seen = subject.connected.end()
+            gone = f"{seen['closed']} of {seen['clients']}"
+            rows.append([subject.name, gone, f"{seen['first_gone_s']:.1f}", f"{seen['last_gone_s']:.1f}"])
+    text = (
+        f"{SILENT_CLIENTS} clients that have answered pings so far answer none any more, at once: when the "
+        "server cuts the connection. Tornado sends a close frame first, and waits for an answer to it."
+    )
+    columns = ["server", "gone", "first after s", "last after s"]
+    return Table(f"{TITLE}: clients that fell silent", columns, rows, text)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory-clients", type=int, default=5000)
+    parser.add_argument("--cpu-clients", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--cpu-seconds", type=float, default=20, help="best a multiple of the ping interval")
+
+
+def run(options: argparse.Namespace) -> list[Table]:
+    return [memory(options), processor(options), dead(options)]
+
+
+if __name__ == "__main__":
+    contest.main(sys.modules[__name__])
