@@ -22,22 +22,32 @@ class Front:
     def __init__(self, stack: Stack) -> None:
         self.url = stack.url
         self.seen: list[dict[str, str]] = []
+        self.tasks: set[asyncio.Task[None]] = set()
         self.reply: Reply = lambda _: OK
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
-                await reader.readexactly(int(headers.get("content-length", 0)))
-                self.seen.append(headers | {"first line": first})
-                answer = self.reply(len(self.seen))
-                if isinstance(answer, Awaitable):
-                    answer = await answer
-                if answer is None:
-                    break
-                writer.write(answer)
-        writer.transport.abort()
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        try:
+            while await self._answer(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # nginx, or the test, has had enough
+        finally:
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
+        await reader.readexactly(int(headers.get("content-length", 0)))
+        self.seen.append(headers | {"first line": first})
+        answer = self.reply(len(self.seen))
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer is not None:
+            writer.write(answer)
+        return answer is not None
 
     async def call(self, method: str = "POST", path: str = "/v1/sessions", **headers: str) -> Answer:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -60,7 +70,7 @@ async def fronted(folder: Path, processes: int = 3) -> AsyncIterator[Front]:
             while True:
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", base + 3)
-                    writer.close()
+                    writer.transport.abort()
                     break
                 await asyncio.sleep(0.01)
         yield front
@@ -69,6 +79,9 @@ async def fronted(folder: Path, processes: int = 3) -> AsyncIterator[Front]:
         await nginx.wait()
         for server in servers:
             server.close()
+        for task in front.tasks:
+            task.cancel()
+        await asyncio.gather(*front.tasks)
 
 
 async def test_a_request_says_who_asks_and_for_what(tmp_path: Path) -> None:
