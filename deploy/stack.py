@@ -352,7 +352,8 @@ def roll(running: Running) -> None:
             info = supervisor.getProcessInfo(name)
             if info["statename"] == "RUNNING" and info["pid"] != before and is_answering:
                 break
-            if info["statename"] == "FATAL" or time.monotonic() - began_s > 2 * START_WITHIN_S:
+            has_ended = info["statename"] in ("BACKOFF", "FATAL", "EXITED")
+            if has_ended or time.monotonic() - began_s > 2 * START_WITHIN_S:
                 why = last_words(running.stack.folder, f"lockstep-{port}")
                 raise Failure(f"the new {name} is not ready, the rest was left as it is: {why}")
             time.sleep(0.05)

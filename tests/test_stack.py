@@ -478,6 +478,25 @@ async def test_a_rolling_restart_of_many_fails_no_request_and_every_client_is_ba
     await check_roll(stack, clients=200, workers=30)
 
 
+def test_a_roll_to_what_does_not_start_stops_at_the_first(tmp_path: Path) -> None:
+    stack, config = Stack(tmp_path / "run"), tmp_path / "lockstep.toml"
+    config.write_text("")
+    assert stack.up(env={"LOCKSTEP_CONFIG": str(config)}).returncode == 0
+    try:
+        before = stack.pids()
+        config.write_text("nonsense = 1")
+        rolled = stack.command("roll")
+        assert rolled.returncode != 0
+        assert "nonsense: no such setting" in rolled.stderr
+        first = f"lockstep-{stack.ports[0]}"
+        assert stack.pids() == {name: pid for name, pid in before.items() if name != first}
+        config.write_text("")
+        assert stack.command("roll").returncode == 0
+        assert set(stack.pids()) == set(before)
+    finally:
+        stack.command("down")
+
+
 async def test_a_killed_process_fails_no_request_and_costs_no_change(stack: Stack) -> None:
     """A request it died over is tried on another process, and its Idempotency-Key makes that safe."""
     async with loaded(stack, clients=40, workers=8) as load:
