@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
 
 from broker import open_broker
-from handlers import routes
-from handlers.base import log_request
+from handlers import front
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
 from lockstep import logs
@@ -48,24 +46,17 @@ class Server:
         self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
         self._is_draining = False
         self._listeners: list[socket.socket] = []
-        self._in_flight: set[RequestHandler] = set()
-        self.http = HTTPServer(
-            Application(
-                routes(
-                    broker=self.broker,
-                    sessions=self.sessions,
-                    hub=self.hub,
-                    heartbeat=self.heartbeat,
-                    origins=Origins(settings.allowed_origins),
-                    max_message_bytes=settings.max_message_bytes,
-                    not_ready=self.not_ready,
-                ),
-                in_flight=self._in_flight,
-                is_draining=lambda: self._is_draining,
-                log_function=log_request,
-            ),
-            chunk_size=4096,
+        self.front = front(
+            broker=self.broker,
+            sessions=self.sessions,
+            hub=self.hub,
+            heartbeat=self.heartbeat,
+            origins=Origins(settings.allowed_origins),
+            max_message_bytes=settings.max_message_bytes,
+            not_ready=self.not_ready,
+            is_draining=lambda: self._is_draining,
         )
+        self.http = HTTPServer(self.front, chunk_size=4096)
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()
@@ -111,7 +102,7 @@ class Server:
         spread_s = min(len(peers) / CLOSES_PER_S, self.settings.drain_s / 2)
         linger_s = min(LINGER_S, self.settings.drain_s / 2)
         told = 0
-        while self._in_flight or self.hub.peers or now_s() - began_s < linger_s:
+        while self.front.in_flight or self.hub.peers or now_s() - began_s < linger_s:
             elapsed_s = now_s() - began_s
             if elapsed_s < spread_s:
                 due = int(len(peers) * elapsed_s / spread_s) + 1
@@ -141,7 +132,7 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     await asyncio.wait((started, stopping), return_when=asyncio.FIRST_COMPLETED)
     if started.done():
         started.result()
-        # What is there now stays: the collector need not look at it again and again, and at the rest less often.
+        # What is there now stays: the collector need not look at it again, and at the rest less often.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from tornado.web import Application
+
 from handlers import page
-from handlers.base import UnknownRouteHandler
+from handlers.api import Front, Route
+from handlers.base import log_request
 from handlers.heartbeat import Heartbeat
 from handlers.ops import HealthHandler, ReadyHandler, TimeHandler, only_forward
 from handlers.origins import Origins
@@ -23,7 +26,7 @@ from lockstep.sessions import Sessions
 from lockstep.validation import COMMANDS
 
 
-def routes(
+def front(
     broker: Broker,
     sessions: Sessions,
     hub: Hub,
@@ -31,23 +34,31 @@ def routes(
     origins: Origins,
     max_message_bytes: int,
     not_ready: Callable[[], list[str]],
-) -> list[Any]:
-    """Every route, and what its handler needs."""
+    **settings: Any,
+) -> Front:
+    """Every route, and what its handler needs; `settings` are those of Tornado's application."""
     api = {"origins": origins}
     rest = {"origins": origins, "sessions": sessions}
-    clients = Clients(hub, broker, heartbeat, max_message_bytes)
-    return [
+    routes: list[Route] = [
         (r"/v1/sessions", CollectionHandler, rest),
         (r"/v1/sessions/([^/]+)", SessionHandler, rest),
         (rf"/v1/sessions/([^/]+)/({'|'.join(COMMANDS)})", CommandHandler, rest),
         (r"/v1/sessions/([^/]+)/messages", MessagesHandler, rest),
         (r"/v1/sessions/([^/]+)/events", EventsHandler, rest),
-        (r"/ws", SocketHandler, api | {"clients": clients}),
         (r"/v1/time", TimeHandler, api | {"now_ms": only_forward(broker.now_ms)}),
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
-        (r"/()", PageHandler, api | {"path": page.HERE, "default_filename": "index.html"}),
-        (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, api | {"path": page.HERE}),
-        (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
-        (r".*", UnknownRouteHandler, api),
     ]
+    clients = Clients(hub, broker, heartbeat, max_message_bytes)
+    application = Application(
+        [
+            (r"/ws", SocketHandler, api | {"clients": clients}),
+            (r"/()", PageHandler, api | {"path": page.HERE, "default_filename": "index.html"}),
+            (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, api | {"path": page.HERE}),
+            (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
+        ],
+        log_function=log_request,
+        **settings,
+    )
+    paths = {"/ws", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
+    return Front(routes, application, frozenset(paths))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from handlers.base import ApiHandler
+from handlers.api import ApiHandler
 from handlers.origins import Origins
 from lockstep import __version__
 
@@ -24,7 +24,7 @@ def only_forward(now_ms: Callable[[], int]) -> Callable[[], int]:
 class HealthHandler(ApiHandler):
     """GET /health: the loop turns."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         self.reply_bare({"status": "ok"})
 
 
@@ -35,7 +35,7 @@ class ReadyHandler(ApiHandler):
         super().initialize(origins)
         self._not_ready = not_ready
 
-    def get(self) -> None:
+    async def get(self) -> None:
         reasons = self._not_ready()
         if reasons:
             self.reply_bare({"status": "not_ready", "reasons": reasons}, 503)
@@ -50,7 +50,7 @@ class TimeHandler(ApiHandler):
         super().initialize(origins)
         self._now_ms = now_ms
 
-    def get(self) -> None:
+    async def get(self) -> None:
         self.reply_bare(
             {
                 "timestamp_ms": self._now_ms(),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from handlers.base import ApiHandler
+from handlers.api import ApiHandler
 from handlers.origins import Origins
 from lockstep import engine, messages, validation
 from lockstep.engine import Rule, Step
@@ -26,11 +26,7 @@ class SessionsApi(ApiHandler):
         return Origin(request_id=self.request_id)
 
     def query(self, complaints: Complaints, **fields: Callable[[str], Any]) -> dict[str, Any]:
-        given = {
-            name: [value.decode("utf-8", "replace") for value in values]
-            for name, values in self.request.query_arguments.items()
-        }
-        return validation.query(given, fields, complaints)
+        return validation.query(self.query_arguments(), fields, complaints)
 
 
 class CollectionHandler(SessionsApi):
@@ -67,7 +63,7 @@ class SessionHandler(SessionsApi):
         assert head is not None
         tag = head.tag
         self.set_header("ETag", tag)
-        known = validation.tags(self.request.headers.get("If-None-Match"))
+        known = validation.tags(self.headers.get("If-None-Match"))
         # A GET compares weakly (RFC 9110 13.1.2): proxies that recompress mark our tags as weak.
         if known and ("*" in known or tag in {each.removeprefix("W/") for each in known}):
             self.reply_empty(304)
@@ -89,7 +85,7 @@ class CommandHandler(SessionsApi):
         arguments = validation.command(command, body, complaints)
         complaints.raise_if_any()
         version = arguments.pop("expected_version")
-        tags = validation.tags(self.request.headers.get("If-Match"))
+        tags = validation.tags(self.headers.get("If-Match"))
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
         step = await self.sessions.apply(session_id, rule, self.origin)
         self.set_header("ETag", step.session.tag)

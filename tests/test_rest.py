@@ -15,9 +15,9 @@ import pytest
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 from tornado.platform.asyncio import AsyncIOLoop
-from tornado.web import Application
 
 from broker.memory import MemoryBroker
+from handlers.api import Front
 from lockstep import engine
 from lockstep.config import Settings
 from lockstep.contract import Commit, Outcome
@@ -164,10 +164,8 @@ def io_loop() -> Iterator[IOLoop]:
 
 
 @pytest.fixture
-def app() -> Application:
-    callback = Server(Settings(origins="*")).http.request_callback
-    assert isinstance(callback, Application)
-    return callback
+def app() -> Front:
+    return Server(Settings(origins="*")).front
 
 
 @pytest.mark.gen_test

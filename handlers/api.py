@@ -1,0 +1,285 @@
+"""REST at Tornado's lower seam: a request comes in, an answer goes out.
+
+Tornado's RequestHandler would do; but its generality costs more than all that a switch does. What it is
+kept for, the page and the WebSocket's handshake, `Front` hands on to it.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from http.client import responses
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from tornado.escape import parse_qs_bytes
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.web import Application
+
+from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
+from handlers.origins import Origins
+from lockstep import messages
+from lockstep.errors import (
+    LockstepError,
+    MalformedJson,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RouteNotFound,
+    UnsupportedMediaType,
+)
+from lockstep.state import dumps
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1_048_576
+# So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
+MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
+METHODS = ("GET", "POST", "DELETE", "OPTIONS")
+
+# A pattern of paths, who answers, and what he needs for it.
+Route = tuple[str, "type[ApiHandler]", dict[str, Any]]
+
+
+class Front(HTTPServerConnectionDelegate):
+    """The first to see a request: it finds who answers. REST and what nobody knows is answered here."""
+
+    def __init__(self, routes: list[Route], application: Application, paths: frozenset[str]) -> None:
+        """`paths` are those that `application` answers."""
+        self.in_flight: set[ApiHandler] = set()
+        self._routes = [(re.compile(pattern), handler, services) for pattern, handler, services in routes]
+        self._application = application
+        self._paths = paths
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        return _Incoming(self, server_conn, request_conn)
+
+    def choose(
+        self,
+        server_conn: object,
+        connection: HTTPConnection,
+        start_line: RequestStartLine,
+        headers: HTTPHeaders,
+    ) -> HTTPMessageDelegate:
+        path, _, query = start_line.path.partition("?")
+        if path in self._paths:
+            return self._application.start_request(server_conn, connection)
+        if start_line.version != "HTTP/1.0" and ("Host" not in headers or "," in headers["Host"]):
+            raise HTTPInputError("A request has one Host")  # RFC 9112 3.2
+        assert isinstance(connection, HTTP1Connection)
+        handler, services, arguments = self._route(path)
+        return handler(
+            self.in_flight, connection, start_line.method, path, query, headers, arguments, services
+        )
+
+    def _route(self, path: str) -> tuple["type[ApiHandler]", dict[str, Any], list[str]]:
+        for pattern, handler, services in self._routes:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return handler, services, [_unquoted(each) for each in match.groups()]
+        return UnknownRoute, {"origins": self._routes[0][2]["origins"]}, []
+
+
+class _Incoming(HTTPMessageDelegate):
+    """A request whose headers have not come yet."""
+
+    def __init__(self, front: Front, server_conn: object, connection: HTTPConnection) -> None:
+        self._front = front
+        self._server_conn = server_conn
+        self._connection = connection
+        self._chosen: HTTPMessageDelegate | None = None
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
+        self._chosen = self._front.choose(self._server_conn, self._connection, start_line, headers)
+        # From here on Tornado speaks through us only where it must.
+        self.data_received = self._chosen.data_received  # type: ignore[method-assign]
+        self.finish = self._chosen.finish  # type: ignore[method-assign]
+        return self._chosen.headers_received(start_line, headers)
+
+    def on_connection_close(self) -> None:
+        if self._chosen is not None:
+            self._chosen.on_connection_close()
+
+
+class ApiHandler(HTTPMessageDelegate):
+    """One request: parse, call one service, reply. Errors become JSON here and nowhere else."""
+
+    def __init__(
+        self,
+        in_flight: "set[ApiHandler]",
+        connection: HTTP1Connection,
+        method: str,
+        path: str,
+        query: str,
+        headers: HTTPHeaders,
+        arguments: list[str],
+        services: dict[str, Any],
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.request_id = request_id_of(headers)
+        self._query = query
+        self._arguments = arguments
+        self._in_flight = in_flight
+        self._connection = connection
+        self._began_s = time.monotonic()
+        self._body = bytearray()
+        self._body_bytes = 0
+        self._reply_headers: dict[str, str] = {}
+        self._is_answered = False
+        self._task: asyncio.Task[None] | None = None
+        self.initialize(**services)
+
+    def initialize(self, origins: Origins) -> None:
+        self._origins = origins
+
+    # --- the request -----------------------------------------------------------------------------
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
+        self._in_flight.add(self)
+        # The limit is ours to tell, in JSON; Tornado's own would cut the connection.
+        self._connection.set_max_body_size(2**62)
+        declared = headers.get("Content-Length", "0")
+        if declared.isdecimal() and int(declared) > MAX_DRAINED_BYTES:
+            self._refuse_body()
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body_bytes += len(chunk)
+        if self._body_bytes <= MAX_BODY_BYTES:
+            self._body += chunk
+        elif self._body_bytes > MAX_DRAINED_BYTES:
+            self._refuse_body()
+
+    def _refuse_body(self) -> None:
+        if not self._is_answered:
+            self.set_header("Connection", "close")
+            self._reply_error(too_large(MAX_BODY_BYTES))
+
+    def finish(self) -> None:
+        if not self._is_answered:
+            self._task = asyncio.ensure_future(self._answer())
+
+    def on_connection_close(self) -> None:
+        """Nobody waits for the answer any more. What was begun is done all the same."""
+        self._in_flight.discard(self)
+
+    async def _answer(self) -> None:
+        try:
+            act = getattr(self, self.method.lower(), None) if self.method in METHODS else None
+            if act is None:
+                raise MethodNotAllowed(f"{self.method} is not allowed here")
+            await act(*self._arguments)
+        except LockstepError as error:
+            self._reply_error(error)
+        except Exception:
+            log.exception("a request failed", extra={"request_id": self.request_id})
+            self._reply_error(LockstepError("Internal server error"))
+
+    async def options(self, *arguments: str) -> None:
+        methods = ", ".join(self._allowed_methods())
+        self.set_header("Allow", methods)
+        self._reply_headers.update(self._origins.preflight(self.headers, methods))
+        self.reply_empty(204)
+
+    def _allowed_methods(self) -> list[str]:
+        return [method for method in METHODS if hasattr(self, method.lower())]
+
+    def query_arguments(self) -> dict[str, list[str]]:
+        try:
+            parsed = parse_qs_bytes(self._query, keep_blank_values=True)
+        except ValueError:
+            raise MalformedJson("The request cannot be read") from None
+        return {
+            name: [value.decode("utf-8", "replace") for value in values] for name, values in parsed.items()
+        }
+
+    def read_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+        """The body's bytes. Raises PayloadTooLarge and UnsupportedMediaType."""
+        if self._body_bytes > max_bytes:
+            raise too_large(max_bytes)
+        if not self._body:
+            return b""
+        media_type = self.headers.get("Content-Type", "application/json").partition(";")[0].strip()
+        if media_type.lower() != "application/json":
+            raise UnsupportedMediaType(
+                f"The body must be application/json, not {media_type[:100] or 'untyped'}"
+            )
+        return bytes(self._body)
+
+    def read_json(self, max_bytes: int = MAX_BODY_BYTES) -> Any:
+        """The body as JSON; None where there is none."""
+        raw = self.read_body(max_bytes)
+        return messages.loads(raw) if raw else None
+
+    # --- the answer ------------------------------------------------------------------------------
+
+    def set_header(self, name: str, value: str) -> None:
+        self._reply_headers[name] = value
+
+    def reply(self, data: bytes, status: int = 200) -> None:
+        """Answer {"data": ...} with data that is JSON already."""
+        self._send(status, b'{"data":' + data + b"}")
+
+    def reply_bare(self, answer: Any, status: int = 200) -> None:
+        self._send(status, dumps(answer))
+
+    def reply_empty(self, status: int) -> None:
+        self._send(status, b"")
+
+    def _reply_error(self, error: LockstepError) -> None:
+        if error.status == 405:
+            self.set_header("Allow", ", ".join(self._allowed_methods()))
+        self._reply_headers.update(error_headers(error))
+        self._send(error.status, error_body(error))
+
+    def _send(self, status: int, body: bytes) -> None:
+        if self._is_answered:
+            log.error("a request was answered twice", extra={"request_id": self.request_id})
+            return
+        self._is_answered = True
+        headers = HTTPHeaders(self._reply_headers)
+        headers["Date"] = http_date()
+        headers["X-Request-ID"] = self.request_id
+        if status not in (204, 304):
+            headers["Content-Type"] = "application/json"
+            headers["Content-Length"] = str(len(body))
+        for name, value in self._origins.headers(self.headers.get("Origin")).items():
+            headers[name] = value
+        sent = self._connection.write_headers(
+            ResponseStartLine("", status, responses.get(status, "Unknown")),
+            headers,
+            b"" if self.method == "HEAD" else body,
+        )
+        # Not before it is on its way is a request done with, however large and slow its answer.
+        sent.add_done_callback(self._on_sent)
+        self._connection.finish()
+        log_answer(self.request_id, self.method, self.path, status, time.monotonic() - self._began_s)
+
+    def _on_sent(self, sent: "asyncio.Future[None]") -> None:
+        sent.exception()  # who has gone does not mind
+        self._in_flight.discard(self)
+
+
+class UnknownRoute(ApiHandler):
+    """Whatever no route takes."""
+
+    async def _answer(self) -> None:
+        self._reply_error(RouteNotFound(f"No such route: {self.path[:200]}"))
+
+
+def _unquoted(text: str) -> str:
+    # What is not UTF-8 is not a UUID either, and told as such.
+    return unquote_to_bytes(text).decode("utf-8", "replace") if "%" in text else text
+
+
+def too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body must not exceed {max_bytes} bytes")
