@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from lockstep import messages
-from lockstep.contract import Broker, Commit, History, Listener, Outcome
+from lockstep.contract import AlreadyDone, Broker, Commit, History, Listener, Once, Outcome
 
 KEPT_EVENTS = 1000
 MAX_AHEAD_MS = 20
@@ -53,6 +53,8 @@ class MemoryBroker(Broker):
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._done: dict[str, bytes] = {}  # what is kept of requests that are done once
+        self._forgettable = _SortedSet()
         self._lapses = _SortedSet()
         self._deadlines = _SortedSet()
         self._listener: Listener | None = None
@@ -80,6 +82,11 @@ class MemoryBroker(Broker):
     async def load(self, session_ids: list[str]) -> list[bytes | None]:
         return [kept.state if (kept := self._alive(session_id)) else None for session_id in session_ids]
 
+    async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
+        (state,) = await self.load([session_id])
+        self._forget()
+        return state, self._done.get(key)
+
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         return [state and state[: messages.BEGINNING_BYTES] for state in await self.load(session_ids)]
 
@@ -88,6 +95,7 @@ class MemoryBroker(Broker):
         stored = kept.state if kept else b""
         if stored.startswith(commit.beginning):
             return Outcome.APPLIED
+        self._refuse_if_done(commit.once)
         if not stored.startswith(commit.expected) if commit.expected else stored:
             return Outcome.CONFLICT
         now_ms = self.now_ms()
@@ -106,6 +114,7 @@ class MemoryBroker(Broker):
             self._deadlines.drop(commit.session_id)
         else:
             self._deadlines.put(commit.session_id, commit.deadline_ms)
+        self._remember(commit.once)
         self._published(messages.state_update(commit.session_id, commit.now_ms, commit.state))
         return Outcome.APPLIED
 
@@ -116,9 +125,14 @@ class MemoryBroker(Broker):
         self._end(session_id, kept)
         return True
 
-    async def publish(self, session_id: str, message: bytes) -> None:
+    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
+        self._refuse_if_done(once)
+        if self._alive(session_id) is None:
+            return False
+        self._remember(once)
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
+        return True
 
     async def history(self, session_id: str) -> History | None:
         kept = self._alive(session_id)
@@ -139,6 +153,21 @@ class MemoryBroker(Broker):
         for _, session_id in lapsed:
             self._end(session_id, self._kept[session_id])
         return len(lapsed)
+
+    def _refuse_if_done(self, once: Once | None) -> None:
+        self._forget()
+        if once is not None and (record := self._done.get(once.key)) is not None:
+            raise AlreadyDone(record)
+
+    def _remember(self, once: Once | None) -> None:
+        if once is not None:
+            self._done[once.key] = once.record
+            self._forgettable.put(once.key, self.now_ms() + once.kept_ms)
+
+    def _forget(self) -> None:
+        for _, key in self._forgettable.until(self.now_ms(), 10):
+            self._forgettable.drop(key)
+            del self._done[key]
 
     def _alive(self, session_id: str) -> _Kept | None:
         kept = self._kept.get(session_id)

@@ -17,7 +17,7 @@ from broker.endpoint import parse
 from broker.link import Argument, Link, LinkDown, Refused, Wire
 from broker.subscriber import Routing, Subscriber
 from lockstep import messages
-from lockstep.contract import Broker, Commit, History, Listener, Outcome
+from lockstep.contract import AlreadyDone, Broker, Commit, History, Listener, Once, Outcome
 from lockstep.errors import BrokerUnavailable
 from lockstep.tasks import Tasks
 
@@ -71,6 +71,7 @@ class RedisBroker(Broker):
         self._end = Script("end")
         self._due = Script("due")
         self._history = Script("history")
+        self._publish = Script("publish")
 
     # --- start and end ---------------------------------------------------------------------------
 
@@ -163,6 +164,10 @@ class RedisBroker(Broker):
         states = await self._ask("MGET", *(self._state_key(session_id) for session_id in session_ids))
         return list(states)
 
+    async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
+        state, record = await self._ask("MGET", self._state_key(session_id), self._done_key(key))
+        return state, record
+
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         calls = (
             self._ask("GETRANGE", self._state_key(session_id), 0, messages.BEGINNING_BYTES - 1)
@@ -185,7 +190,7 @@ class RedisBroker(Broker):
         try:
             reply = await self._commit(
                 self._link,
-                self._keys(commit.session_id),
+                [*self._keys(commit.session_id), *self._done_keys(commit.once)],
                 commit.session_id,
                 commit.expected,
                 commit.beginning,
@@ -200,6 +205,7 @@ class RedisBroker(Broker):
                 int(is_retry),
                 LAPSE_GRACE_MS,
                 KEPT_EVENTS,
+                *_record(commit.once),
                 *commit.events,
             )
         except LinkDown as down:
@@ -207,7 +213,9 @@ class RedisBroker(Broker):
                 return None
             raise BrokerUnavailable("not_applied") from None
         outcome, *instant = _checked(reply)
-        self._sample(sent_at_s, instant)
+        self._sample(sent_at_s, instant[:2])
+        if outcome == b"done":
+            raise AlreadyDone(instant[2])
         return None if outcome == b"unknown" else Outcome(outcome.decode())
 
     async def delete(self, session_id: str) -> bool:
@@ -227,11 +235,16 @@ class RedisBroker(Broker):
             raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
         return bool(_checked(reply))
 
-    async def publish(self, session_id: str, message: bytes) -> None:
+    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
+        keys = [self._state_key(session_id), *self._done_keys(once)]
+        channel = self._routing.message_channel(session_id)
         try:
-            await self._link.call("PUBLISH", self._routing.message_channel(session_id), message)
+            reply = _checked(await self._publish(self._link, keys, channel, message, *_record(once)))
         except LinkDown as down:
             raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
+        if isinstance(reply, bytes):
+            raise AlreadyDone(reply)
+        return bool(reply)
 
     async def history(self, session_id: str) -> History | None:
         state_key, events_key, *_ = self._keys(session_id)
@@ -289,6 +302,12 @@ class RedisBroker(Broker):
     def _state_key(self, session_id: str) -> str:
         return f"{self._prefix}session:{session_id}"
 
+    def _done_key(self, key: str) -> str:
+        return f"{self._prefix}idempotency:{key}"
+
+    def _done_keys(self, once: Once | None) -> list[str]:
+        return [] if once is None else [self._done_key(once.key)]
+
     def _keys(self, session_id: str) -> list[str]:
         prefix = self._prefix
         return [
@@ -313,6 +332,10 @@ class RedisBroker(Broker):
                 return await ask()
         except LinkDown:
             raise BrokerUnavailable from None
+
+
+def _record(once: Once | None) -> tuple[bytes, int]:
+    return (b"", 0) if once is None else (once.record, once.kept_ms)
 
 
 def _checked(reply: Any) -> Any:

@@ -174,15 +174,18 @@ class ApiHandler(HTTPMessageDelegate):
 
     async def _answer(self) -> None:
         try:
-            act = getattr(self, self.method.lower(), None) if self.method in METHODS else None
-            if act is None:
-                raise MethodNotAllowed(f"{self.method} is not allowed here")
-            await act(*self._arguments)
+            await self._act()
         except LockstepError as error:
             self._reply_error(error)
         except Exception:
             log.exception("a request failed", extra={"request_id": self.request_id})
             self._reply_error(LockstepError("Internal server error"))
+
+    async def _act(self) -> None:
+        act = getattr(self, self.method.lower(), None) if self.method in METHODS else None
+        if act is None:
+            raise MethodNotAllowed(f"{self.method} is not allowed here")
+        await act(*self._arguments)
 
     async def options(self, *arguments: str) -> None:
         methods = ", ".join(self._allowed_methods())
@@ -272,8 +275,8 @@ class ApiHandler(HTTPMessageDelegate):
 class UnknownRoute(ApiHandler):
     """Whatever no route takes."""
 
-    async def _answer(self) -> None:
-        self._reply_error(RouteNotFound(f"No such route: {self.path[:200]}"))
+    async def _act(self) -> None:
+        raise RouteNotFound(f"No such route: {self.path[:200]}")
 
 
 def _unquoted(text: str) -> str:

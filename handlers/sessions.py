@@ -7,8 +7,9 @@ from handlers.api import ApiHandler
 from handlers.origins import Origins
 from lockstep import engine, messages, validation
 from lockstep.engine import Rule, Step
-from lockstep.sessions import Origin, Sessions
-from lockstep.state import dumps, iso, participants_to_list, to_json
+from lockstep.idempotency import Idempotent, Replay
+from lockstep.sessions import Answer, Origin, Sessions, answer_state
+from lockstep.state import dumps, iso, participants_to_list
 from lockstep.validation import Complaints
 
 DEFAULT_PAGE = 50
@@ -21,9 +22,28 @@ class SessionsApi(ApiHandler):
         super().initialize(origins)
         self.sessions = sessions
 
-    @property
     def origin(self) -> Origin:
-        return Origin(request_id=self.request_id)
+        """Who asks, and by what the request is known again, if it names itself. Raises ValidationError."""
+        key = self.headers.get("Idempotency-Key")
+        once = None
+        if key is not None:
+            kept_s = validation.idempotency(key, self.headers.get("Idempotency-TTL"))
+            once = Idempotent.of(self.method, self.path, "", key, self.read_body(), kept_s * 1000)
+        return Origin(request_id=self.request_id, once=once)
+
+    async def _act(self) -> None:
+        try:
+            await super()._act()
+        except Replay as replay:
+            self.set_header("Idempotent-Replayed", "true")
+            if replay.tag:
+                self.set_header("ETag", replay.tag)
+            if replay.status == 201:
+                self.set_header("Location", f"/v1/sessions/{replay.session_id}")
+            answer = replay.answer
+            if answer is None:
+                answer = await self.sessions.read(replay.session_id)
+            self.reply(answer, replay.status)
 
     def query(self, complaints: Complaints, **fields: Callable[[str], Any]) -> dict[str, Any]:
         return validation.query(self.query_arguments(), fields, complaints)
@@ -33,10 +53,11 @@ class CollectionHandler(SessionsApi):
     """/v1/sessions"""
 
     async def post(self) -> None:
-        session = await self.sessions.create(validation.spec(self.read_json()), self.origin)
-        self.set_header("ETag", session.tag)
-        self.set_header("Location", f"/v1/sessions/{session.session_id}")
-        self.reply(to_json(session), 201)
+        answer = _Once(answer_state)
+        step = await self.sessions.create(validation.spec(self.read_json()), self.origin(), answer)
+        self.set_header("ETag", step.session.tag)
+        self.set_header("Location", f"/v1/sessions/{step.session.session_id}")
+        self.reply(answer(step), 201)
 
     async def get(self) -> None:
         complaints = Complaints()
@@ -87,9 +108,10 @@ class CommandHandler(SessionsApi):
         version = arguments.pop("expected_version")
         tags = validation.tags(self.headers.get("If-Match"))
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
-        step = await self.sessions.apply(session_id, rule, self.origin)
+        answer = _Once(_switched if command == "switch" else answer_state)
+        step = await self.sessions.apply(session_id, rule, self.origin(), answer)
         self.set_header("ETag", step.session.tag)
-        self.reply(_switched(step) if command == "switch" else to_json(step.session))
+        self.reply(answer(step))
 
 
 class MessagesHandler(SessionsApi):
@@ -102,8 +124,9 @@ class MessagesHandler(SessionsApi):
         session_id = validation.session_id_in_path(session_id, complaints)
         validation.message(body, complaints)
         complaints.raise_if_any()
-        await self.sessions.publish(session_id, raw)
-        self.reply(dumps({"session_id": session_id}), 202)
+        answer = dumps({"session_id": session_id})
+        await self.sessions.publish(session_id, raw, self.origin(), answer)
+        self.reply(answer, 202)
 
 
 class EventsHandler(SessionsApi):
@@ -117,6 +140,20 @@ class EventsHandler(SessionsApi):
         complaints.raise_if_any()
         epoch, events = await self.sessions.events(session_id, query["since"], query["epoch"])
         self.reply(b'{"epoch":"' + epoch.encode() + b'","events":[' + b",".join(events) + b"]}")
+
+
+class _Once:
+    """Encodes an answer once, whether or not it is also kept for a request that comes again."""
+
+    def __init__(self, encode: Answer) -> None:
+        self._encode = encode
+        self._step: Step | None = None
+        self._encoded = b""
+
+    def __call__(self, step: Step) -> bytes:
+        if step is not self._step:
+            self._step, self._encoded = step, self._encode(step)
+        return self._encoded
 
 
 def _valid(session_id: str) -> str:

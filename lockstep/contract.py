@@ -17,6 +17,23 @@ class Kind(Enum):
     """A state that answers or repairs: in place of an unsent one, but itself not to be replaced."""
 
 
+class AlreadyDone(Exception):
+    """A request was done before: nothing was changed. `record` is what was kept of it then."""
+
+    def __init__(self, record: bytes) -> None:
+        super().__init__("the request was done before")
+        self.record = record
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A request that shall be done once: under `key` its `record` is kept for `kept_ms`."""
+
+    key: str
+    record: bytes
+    kept_ms: int
+
+
 class Batch:
     """What one turn of the loop brought for a room: its frames in order, and all of them in one piece."""
 
@@ -70,6 +87,7 @@ class Commit:
     `commit`; empty for a creation, which an existing session refuses. `due_ms` is the deadline of the
     last expiry in it, if any. The session lapses at `lapses_at_ms`, or, unless the commit
     `prolongs`, when it would have lapsed without it, if that is earlier.
+    With `once` its record is stored together with the change, and a change whose key is known is not made.
     """
 
     session_id: str
@@ -83,6 +101,7 @@ class Commit:
     due_ms: int | None
     lapses_at_ms: int
     prolongs: bool
+    once: Once | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +156,10 @@ class Broker(abc.ABC):
         """The stored states, None where there is none, in the order asked for."""
 
     @abc.abstractmethod
+    async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
+        """The stored state, and what is kept under the key of a request that is done once."""
+
+    @abc.abstractmethod
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         """The same, but only the first bytes of each, enough for ``messages.read_head``."""
 
@@ -144,7 +167,8 @@ class Broker(abc.ABC):
     async def commit(self, commit: Commit) -> Outcome:
         """Store and publish ``commit`` if what it expects is still what is stored; else change nothing.
 
-        Applied once at most, however often the request reaches the store.
+        Applied once at most, however often the request reaches the store. Raises AlreadyDone where
+        another commit with the same ``once`` was applied before.
         """
 
     @abc.abstractmethod
@@ -152,8 +176,11 @@ class Broker(abc.ABC):
         """Remove the session and publish that; False, and no publication, if there was none."""
 
     @abc.abstractmethod
-    async def publish(self, session_id: str, message: bytes) -> None:
-        """Send a message to every client of the session, on whichever process."""
+    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
+        """Send a message to every client of the session, on whichever process; False if there is no session.
+
+        Raises AlreadyDone where one with the same ``once`` was sent before.
+        """
 
     @abc.abstractmethod
     async def history(self, session_id: str) -> History | None:

@@ -151,6 +151,14 @@ class ShuttingDown(LockstepError):
         super().__init__("Server shutting down")
 
 
+class IdempotencyKeyReused(LockstepError):
+    code = "IDEMPOTENCY_KEY_REUSED"
+    status = 422
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key was used for another request: a new request needs a new key")
+
+
 # Close codes (RFC 6455 7.4; 4000-4499: come back, 4500-4999: don't).
 NORMAL_CLOSURE = 1000
 GOING_AWAY = 1001

@@ -6,12 +6,13 @@ import random
 import string
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from lockstep import engine, messages, state
-from lockstep.contract import Broker, Commit, Outcome
+from lockstep.contract import AlreadyDone, Broker, Commit, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.errors import (
     Conflict,
@@ -22,6 +23,7 @@ from lockstep.errors import (
     SessionNotFound,
     StateCorrupt,
 )
+from lockstep.idempotency import Idempotent
 from lockstep.state import TERMINAL, Session, Status
 from lockstep.turns import Turns
 
@@ -59,13 +61,24 @@ class Lifetimes:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asked for a change, and in which request; kept in its events."""
+    """Who asked for a change, and in which request; kept in its events.
+
+    `once` is given where the request shall be done once, however often it comes.
+    """
 
     actor: str | None = None
     request_id: str | None = None
+    once: Idempotent | None = None
 
 
 NOBODY = Origin()
+
+Answer = Callable[[Step], bytes]
+"""What a request that makes this step is answered."""
+
+
+def answer_state(step: Step) -> bytes:
+    return state.to_json(step.session)
 
 
 class Sessions:
@@ -77,18 +90,18 @@ class Sessions:
         self._turns = Turns()
         self._corrupt: set[str] = set()
 
-    async def create(self, spec: Spec, origin: Origin = NOBODY) -> Session:
-        """Raises SessionExists, and leaves what is there untouched."""
+    async def create(self, spec: Spec, origin: Origin = NOBODY, answer: Answer = answer_state) -> Step:
+        """Raises SessionExists, and leaves what is there untouched; Replay where it was done before."""
         spec = replace(spec, session_id=spec.session_id or str(uuid.uuid4()))
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
         while asyncio.get_running_loop().time() < give_up_at:
             now_ms = self._broker.now_ms()
             outcome, step = await self._commit(
-                None, engine.create(spec, new_epoch(now_ms), now_ms), 0, now_ms, origin
+                None, engine.create(spec, new_epoch(now_ms), now_ms), 0, now_ms, origin, answer
             )
             if outcome is Outcome.APPLIED:
                 log.info("created", extra={"session_id": spec.session_id})
-                return step.session
+                return step
             if outcome is Outcome.CONFLICT:
                 raise SessionExists(spec.session_id)
             await asyncio.sleep(WRONG_TIME_PAUSE_S)
@@ -108,27 +121,29 @@ class Sessions:
         """Apply what has fallen due, if anything has."""
         return await self.apply(session_id, engine.settle)
 
-    async def apply(self, session_id: str, rule: Rule, origin: Origin = NOBODY) -> Step:
+    async def apply(
+        self, session_id: str, rule: Rule, origin: Origin = NOBODY, answer: Answer = answer_state
+    ) -> Step:
         """Decide by `rule` on the stored state and commit; on a conflict, decide again.
 
         What was due before is committed also when the rule refuses. Raises what the rule raises
         (a Conflict carries the current state), SessionNotFound, SessionBusy after two seconds of
-        losing to other processes, StateCorrupt and BrokerUnavailable.
+        losing to other processes, StateCorrupt and BrokerUnavailable; Replay where it was done before.
         """
         try:
             await self._turns.take(session_id, GIVE_UP_S)
         except TimeoutError:
             raise SessionBusy(session_id) from None
         try:
-            return await self._apply(session_id, rule, origin)
+            return await self._apply(session_id, rule, origin, answer)
         finally:
             self._turns.give(session_id)
 
-    async def _apply(self, session_id: str, rule: Rule, origin: Origin) -> Step:
+    async def _apply(self, session_id: str, rule: Rule, origin: Origin, answer: Answer) -> Step:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GIVE_UP_S
         while loop.time() < give_up_at:
-            raw = await self._load(session_id)
+            raw = await self._load(session_id, origin.once)
             session = self._decode(session_id, raw)
             now_ms = max(self._broker.now_ms(), session.updated_at_ms)
             step = engine.settle(session, now_ms)
@@ -141,7 +156,7 @@ class Sessions:
                 except LockstepError as error:
                     refusal = error
             if step.transitions:
-                outcome, step = await self._commit(session, step, settled, now_ms, origin)
+                outcome, step = await self._commit(session, step, settled, now_ms, origin, answer)
                 if outcome is Outcome.WRONG_TIME:
                     # The clock was just measured anew; what is not due yet will be within moments.
                     await asyncio.sleep(WRONG_TIME_PAUSE_S)
@@ -164,12 +179,18 @@ class Sessions:
         if await self._broker.delete(session_id):
             log.info("deleted", extra={"session_id": session_id})
 
-    async def publish(self, session_id: str, message: bytes) -> None:
-        """Send a message to every client of an existing session."""
-        (found,) = await self._broker.beginnings([session_id])
-        if found is None:
-            raise SessionNotFound(session_id)
-        await self._broker.publish(session_id, message)
+    async def publish(
+        self, session_id: str, message: bytes, origin: Origin = NOBODY, answer: bytes = b""
+    ) -> None:
+        """Send a message to every client of an existing session. Raises Replay where it was sent before."""
+        once = origin.once
+        done = once.done(202, session_id, "", "", answer) if once else None
+        try:
+            if not await self._broker.publish(session_id, message, done):
+                raise SessionNotFound(session_id)
+        except AlreadyDone as already:
+            assert once is not None
+            raise once.replay(already.record) from None
 
     async def events(self, session_id: str, since: int | None, epoch: str | None) -> tuple[str, list[bytes]]:
         """The epoch, and the events after version `since` (None: all that are kept).
@@ -217,7 +238,13 @@ class Sessions:
             return False  # whoever asks for it alone is told that it is corrupt
 
     async def _commit(
-        self, before: Session | None, step: Step, settled: int, now_ms: int, origin: Origin
+        self,
+        before: Session | None,
+        step: Step,
+        settled: int,
+        now_ms: int,
+        origin: Origin,
+        answer: Answer,
     ) -> tuple[Outcome, Step]:
         """Offer the step; the first `settled` of its transitions happened by themselves."""
         session = replace(step.session, commit=new_commit())
@@ -225,6 +252,12 @@ class Sessions:
         transitions = (*step.transitions[:-1], last)
         by_themselves, decided = transitions[:settled], transitions[settled:]
         between = by_themselves[-1].session if by_themselves else before
+        offered = Step(session, transitions)
+        once = origin.once if decided else None
+        done = None
+        if once is not None:
+            status = 200 if before else 201
+            done = once.done(status, session.session_id, session.tag, session.commit, answer(offered))
         commit = Commit(
             session_id=session.session_id,
             expected=messages.beginning(before) if before else b"",
@@ -241,11 +274,22 @@ class Sessions:
             lapses_at_ms=self._lifetimes.lapses_at_ms(session, now_ms),
             # Firing prolongs nothing, so that an abandoned session ends.
             prolongs=bool(decided),
+            once=done,
         )
-        return await self._broker.commit(commit), Step(session, transitions)
+        try:
+            return await self._broker.commit(commit), offered
+        except AlreadyDone as already:
+            assert once is not None
+            raise once.replay(already.record) from None
 
-    async def _load(self, session_id: str) -> bytes:
-        (raw,) = await self._broker.load([session_id])
+    async def _load(self, session_id: str, once: Idempotent | None = None) -> bytes:
+        """The stored state. Raises Replay where the request was done before."""
+        if once is None:
+            (raw,) = await self._broker.load([session_id])
+        else:
+            raw, record = await self._broker.recall(session_id, once.key)
+            if record is not None:
+                raise once.replay(record)
         if raw is None:
             raise SessionNotFound(session_id)
         return raw

@@ -15,6 +15,9 @@ MIN_TIME_MS = 1000
 MAX_INCREMENT_MS = 60_000
 MAX_PARTICIPANTS = 1000
 MAX_METADATA_BYTES = 4096
+# For Idempotency-Key.
+MAX_KEY_LENGTH = 255
+MAX_KEPT_S = 86_400
 MAX_PAGE = 100
 MAX_INT = 2**53 - 1
 
@@ -342,6 +345,23 @@ def cursor(text: str) -> tuple[int, str]:
     if found is None:
         raise ValueError("must be the next_cursor of another page")
     return int(found[1]), found[2]
+
+
+def idempotency(key: str, ttl: str | None) -> int:
+    """How long, in s, the outcome of a request with this Idempotency-Key is kept."""
+    complaints = Complaints()
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or not (key.isascii() and key.isprintable()):
+        complaints.add(
+            "Idempotency-Key", f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters", "format"
+        )
+    kept_s = MAX_KEPT_S
+    if ttl is not None:
+        if ttl.isdecimal() and ttl.isascii() and 1 <= int(ttl[:10]) <= MAX_KEPT_S:
+            kept_s = int(ttl)
+        else:
+            complaints.add("Idempotency-TTL", f"must be 1 to {MAX_KEPT_S} seconds", "range")
+    complaints.raise_if_any()
+    return kept_s
 
 
 def tags(header: str | None) -> frozenset[str] | None:

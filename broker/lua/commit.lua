@@ -1,10 +1,12 @@
 -- Store and publish one decided change, if what it was decided on is still what is stored.
 --
--- KEYS  session, events, deadlines, sessions
+-- KEYS  session, events, deadlines, sessions, [what is kept of the request]
 -- ARGV  1 id, 2 expected beginning ('' for a creation), 3 own beginning, 4 state, 5 now_ms, 6 due_ms or '',
 --       7 deadline_ms or '', 8 lapses_at_ms, 9 '1' if it prolongs, 10 first version, 11 channel,
---       12 '1' if an earlier attempt may have come through, 13 kept after the lapse in ms, 14 events kept, 15.. events
+--       12 '1' if an earlier attempt may have come through, 13 kept after the lapse in ms, 14 events kept,
+--       15 record of the request or '', 16 that is kept for so many ms, 17.. events
 -- Returns {outcome, seconds, microseconds}: 'applied', 'conflict', 'wrong_time' or 'unknown'; and TIME.
+--       Of a request that was done before {'done', seconds, microseconds, record}.
 
 local session, events, deadlines, sessions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, expected, own, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -19,6 +21,14 @@ end
 if redis.call('GETRANGE', session, 0, #own - 1) == own then
   return answer('applied')
 end
+if KEYS[5] then
+  local done = redis.call('GET', KEYS[5])
+  if done == ARGV[15] then
+    return answer('applied') -- it was ourselves
+  elseif done then
+    return { 'done', time[1], time[2], done }
+  end
+end
 local matches
 if expected == '' then
   matches = redis.call('EXISTS', session) == 0
@@ -26,7 +36,7 @@ else
   matches = redis.call('GETRANGE', session, 0, #expected - 1) == expected
 end
 local first = tonumber(ARGV[10])
-local last = first + #ARGV - 15
+local last = first + #ARGV - 17
 if not matches then
   if ARGV[12] == '1' then
     -- Was the earlier attempt applied, and others on top of it? Then its last event tells.
@@ -54,8 +64,8 @@ end
 if expected == '' then
   redis.call('DEL', events)
 end
-for i = 15, #ARGV do
-  local entry = { 'XADD', events, 'MAXLEN', ARGV[14], (first + i - 15) .. '-0', 'event', ARGV[i] }
+for i = 17, #ARGV do
+  local entry = { 'XADD', events, 'MAXLEN', ARGV[14], (first + i - 17) .. '-0', 'event', ARGV[i] }
   if redis.pcall(unpack(entry)).err then
     -- Leftovers of another history (somebody restored a key by hand) give way to this one.
     redis.call('DEL', events)
@@ -64,6 +74,9 @@ for i = 15, #ARGV do
 end
 local expire_at = string.format('%.0f', lapse + tonumber(ARGV[13]))
 redis.call('SET', session, state, 'PXAT', expire_at)
+if KEYS[5] then
+  redis.call('SET', KEYS[5], ARGV[15], 'PX', ARGV[16])
+end
 redis.call('PEXPIREAT', events, expire_at)
 redis.call('ZADD', sessions, string.format('%.0f', lapse), id)
 if ARGV[7] == '' then
