@@ -318,7 +318,8 @@ def up(stack: Stack) -> None:
 def wait_until_ready(running: Running, supervisord: "subprocess.Popen[bytes]") -> None:
     stack, end_s = running.stack, time.monotonic() + START_WITHIN_S
     waiting = {f"lockstep-{port}": f"127.0.0.1:{port}" for port in stack.ports} | {"nginx": stack.listen}
-    while waiting:
+    is_starting = True
+    while waiting or is_starting:
         if supervisord.poll() is not None:
             # What it says of itself comes first, its usage after it.
             said = (stack.folder / "supervisord.out").read_text().strip()
@@ -326,7 +327,10 @@ def wait_until_ready(running: Running, supervisord: "subprocess.Popen[bytes]") -
                 f"supervisord does not start: {said.partition(chr(10))[0] or 'see supervisord.log'}"
             )
         with contextlib.suppress(OSError, http.client.HTTPException):
-            for each in running.supervisor.getAllProcessInfo():
+            infos = running.supervisor.getAllProcessInfo()
+            # Not before it counts as started: roll and ctl find it as they expect it.
+            is_starting = any(each["statename"] == "STARTING" for each in infos)
+            for each in infos:
                 if each["statename"] in ("BACKOFF", "FATAL", "EXITED"):
                     raise Failure(f"{each['name']} does not start: {last_words(stack.folder, each['name'])}")
         for name, address in list(waiting.items()):
