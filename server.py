@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 LISTEN_BACKLOG = 1024
 GC_THRESHOLD = 10_000
+# So long a new process takes nobody in, to have its broker first.
+CONNECT_FIRST_S = 1.0
 # A stopping process sends its clients away at this pace: they come back to processes that have work to do.
 CLOSES_PER_S = 500
 # For so long at least requests are answered that a proxy had sent before it knew.
@@ -65,8 +67,15 @@ class Server:
         """Listen, and return when the broker is there. Raises ValueError if it cannot be used."""
         self.heartbeat.start()
         self._listeners = sockets
-        self.http.add_sockets(sockets)
-        await self.broker.start(self.hub)
+        connecting = asyncio.create_task(self.broker.start(self.hub))
+        try:
+            # Who asks a process that has just come waits these milliseconds. Where there is no broker it
+            # listens all the same, and says so.
+            await asyncio.wait((connecting,), timeout=CONNECT_FIRST_S)
+            self.http.add_sockets(sockets)
+            await connecting
+        finally:
+            connecting.cancel()
         self.hub.start()
         self.deadlines.start()
 

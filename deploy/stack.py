@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 START_WITHIN_S = 30.0
 # supervisord gives Redis the longest, to write what it has.
 STOP_WITHIN_S = 90.0
-# So long nginx passes over a process after a refusal: fail_timeout, in whole seconds that must have passed.
-PASSED_OVER_S = 2.2
+# Clients who were sent away are back by then, before the next ones go.
+SETTLE_S = 1.0
 MAX_SOCKET_PATH = 100
 
 
@@ -93,13 +93,17 @@ class Stack:
         return dict(os.environ) | ours
 
     def nginx_conf(self) -> str:
-        servers = [f"        server 127.0.0.1:{port} max_fails={{}} fail_timeout=1s;" for port in self.ports]
+
+        def servers(how: str) -> str:
+            return "\n".join(f"        server 127.0.0.1:{port} {how};" for port in self.ports)
+
         words = {
             # Without it the workers of a root's nginx are somebody who may not read the folder.
             "user": "user root;" if os.getuid() == 0 else "",
             "fds": str(self.descriptors),
-            "servers": "\n".join(servers).replace("{}", "1"),
-            "socket_servers": "\n".join(servers).replace("{}", "0"),
+            "servers": servers("max_fails=1 fail_timeout=1s"),
+            "backups": servers("max_fails=0 backup"),
+            "socket_servers": servers("max_fails=0"),
             "listen": f"{self.listen} backlog=1024" + (" ssl" if self.certificate else ""),
             "tls": "",
         }
@@ -314,7 +318,8 @@ def up(stack: Stack) -> None:
 def wait_until_ready(running: Running, supervisord: "subprocess.Popen[bytes]") -> None:
     stack, end_s = running.stack, time.monotonic() + START_WITHIN_S
     waiting = {f"lockstep-{port}": f"127.0.0.1:{port}" for port in stack.ports} | {"nginx": stack.listen}
-    while waiting:
+    is_starting = True
+    while waiting or is_starting:
         if supervisord.poll() is not None:
             # What it says of itself comes first, its usage after it.
             said = (stack.folder / "supervisord.out").read_text().strip()
@@ -322,7 +327,10 @@ def wait_until_ready(running: Running, supervisord: "subprocess.Popen[bytes]") -
                 f"supervisord does not start: {said.partition(chr(10))[0] or 'see supervisord.log'}"
             )
         with contextlib.suppress(OSError, http.client.HTTPException):
-            for each in running.supervisor.getAllProcessInfo():
+            infos = running.supervisor.getAllProcessInfo()
+            # Not before it counts as started: roll and ctl find it as they expect it.
+            is_starting = any(each["statename"] == "STARTING" for each in infos)
+            for each in infos:
                 if each["statename"] in ("BACKOFF", "FATAL", "EXITED"):
                     raise Failure(f"{each['name']} does not start: {last_words(stack.folder, each['name'])}")
         for name, address in list(waiting.items()):
@@ -359,7 +367,7 @@ def roll(running: Running) -> None:
             time.sleep(0.05)
         print(f"lockstep-{port}: {before} -> {info['pid']} in {time.monotonic() - began_s:.1f} s", flush=True)
         if port != running.stack.ports[-1]:
-            time.sleep(PASSED_OVER_S)
+            time.sleep(SETTLE_S)
 
 
 def reload(running: Running) -> None:

@@ -162,5 +162,5 @@ async def test_only_websockets_are_upgraded(tmp_path: Path) -> None:
 
 def test_the_number_of_processes_and_their_ports_are_said_once(tmp_path: Path) -> None:
     text = Stack(str(tmp_path), "127.0.0.1:1", 5, 9001, 100, "", "").nginx_conf()
-    assert [text.count(f"server 127.0.0.1:{port} ") for port in range(9000, 9007)] == [0, 2, 2, 2, 2, 2, 0]
+    assert [text.count(f"server 127.0.0.1:{port} ") for port in range(9000, 9007)] == [0, 3, 3, 3, 3, 3, 0]
     assert not re.search(r"@\w+@", text)
