@@ -22,7 +22,9 @@ from lockstep.config import Settings, SettingsError, read_settings, usage
 from lockstep.deadlines import Deadlines
 from lockstep.errors import GOING_AWAY
 from lockstep.hub import Hub
+from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
+from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +43,14 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.broker = open_broker(settings)
-        self.sessions = Sessions(self.broker, settings.lifetimes)
+        self.metrics = metrics = Metrics()
+        metrics.watch(metrics.ready, lambda: not self.not_ready())
+        self.broker = open_broker(settings, metrics)
+        self.sessions = Sessions(self.broker, settings.lifetimes, metrics)
         self.deadlines = Deadlines(self.broker, self.sessions)
-        self.hub = Hub(self.broker, self.sessions, self.deadlines)
+        self.hub = Hub(self.broker, self.sessions, self.deadlines, metrics)
         self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
+        self._tasks = Tasks()
         self._is_draining = False
         self._listeners: list[socket.socket] = []
         self.front = front(
@@ -56,6 +61,7 @@ class Server:
             origins=Origins(settings.allowed_origins),
             max_message_bytes=settings.max_message_bytes,
             not_ready=self.not_ready,
+            metrics=metrics,
             is_draining=lambda: self._is_draining,
         )
         self.http = HTTPServer(self.front, chunk_size=4096)
@@ -78,6 +84,7 @@ class Server:
             connecting.cancel()
         self.hub.start()
         self.deadlines.start()
+        self._tasks.spawn(self.metrics.measure_lag())
 
     async def stop(self) -> None:
         """Finish what is in flight, tell the clients, leave; never longer than the drain time."""
@@ -91,6 +98,7 @@ class Server:
         except TimeoutError:
             log.warning("the drain time is over, clients are cut off")
         self.heartbeat.close()
+        await self._tasks.close()
         await self.deadlines.close()
         await self.hub.close()
         await self.broker.close()

@@ -4,10 +4,11 @@ from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep.config import Settings
 from lockstep.contract import Broker
+from lockstep.metrics import Metrics
 
 
-def open_broker(settings: Settings) -> Broker:
+def open_broker(settings: Settings, metrics: Metrics) -> Broker:
     """memory:// for one process by itself, else Redis. Raises ValueError, naming what it cannot use."""
     if settings.broker == "memory://":
         return MemoryBroker()
-    return RedisBroker(settings.broker, settings.prefix, settings.routing, settings.allow_eviction)
+    return RedisBroker(settings.broker, settings.prefix, settings.routing, settings.allow_eviction, metrics)

@@ -7,6 +7,7 @@ starve the event loop when a link goes silent. So this speaks RESP2 over hiredis
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -15,6 +16,7 @@ from typing import Any, cast
 import hiredis
 
 from broker.endpoint import Endpoint
+from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class _Batch:
     def __init__(self, token: bytes, sent_at_s: float) -> None:
         self.token = token
         self.sent_at_s = sent_at_s
+        self.began_s = time.monotonic()  # exact, which the loop's own time need not be
         self.futures: list[asyncio.Future[Any]] = []
         self.replies: list[Any] = []
 
@@ -69,6 +72,7 @@ class Wire(asyncio.Protocol):
     def __init__(self) -> None:
         self.on_push: Callable[[list[Any]], None] | None = None
         self.on_lost: Callable[[], None] | None = None
+        self.on_answered: Callable[[float], None] | None = None  # told how long a round trip took, in s
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.heard_at_s = asyncio.get_running_loop().time()
         # Before it is greeted, a Redis may answer whatever we say with the same complaint.
@@ -104,6 +108,8 @@ class Wire(asyncio.Protocol):
             self.abort()
             return
         self._batches.popleft()
+        if self.on_answered is not None:
+            self.on_answered(time.monotonic() - batch.began_s)
         for future, each in zip(batch.futures, batch.replies, strict=True):
             if not future.done():
                 future.set_result(each)
@@ -183,7 +189,10 @@ class Link:
     `on_up` prepares each new connection before anybody else can use it; it may raise Refused.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str, on_up: Callable[[Wire], Awaitable[None]]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, name: str, on_up: Callable[[Wire], Awaitable[None]], metrics: Metrics
+    ) -> None:
+        self._metrics = metrics
         self._endpoint = endpoint
         self._name = name
         self._on_up = on_up
@@ -226,7 +235,13 @@ class Link:
         if not self._up.is_set():
             await self._back_soon()
         assert self._wire is not None
-        reply = await self._wire.call(*arguments)
+        try:
+            reply = await self._wire.call(*arguments)
+        except LinkDown:
+            self._metrics.redis_errors.labels("no answer").inc()
+            raise
+        if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("NOSCRIPT"):
+            self._metrics.redis_errors.labels("refused").inc()
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(PASSING_ERRORS):
             if str(reply).startswith("READONLY"):
                 self.reset("it is not a master any more")
@@ -285,6 +300,7 @@ class Link:
         if wire.lost.done():
             raise LinkDown(sent=False, why="connection lost")
         wire.is_greeted = True
+        wire.on_answered = self._metrics.redis.observe
         # At once, not when the keeper's turn comes: calls in between shall wait for the next one.
         wire.on_lost = lambda: self._mark_down() if self._wire is wire else None
         self._has_been_up = True

@@ -19,6 +19,7 @@ from broker.subscriber import Routing, Subscriber
 from lockstep import messages
 from lockstep.contract import AlreadyDone, Broker, Commit, History, Listener, Once, Outcome
 from lockstep.errors import BrokerUnavailable
+from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,11 @@ class RedisBroker(Broker):
     that hears. Neither is ever waited for longer than its timeout.
     """
 
-    def __init__(self, url: str, prefix: str, routing: str, allow_eviction: bool) -> None:
+    def __init__(
+        self, url: str, prefix: str, routing: str, allow_eviction: bool, metrics: Metrics | None = None
+    ) -> None:
+        self._metrics = metrics = metrics or Metrics()
+        metrics.watch(metrics.probe_age, self._probe_age_s)
         endpoint = parse(url)
         self._prefix = prefix
         self._routing = Routing(routing, prefix)
@@ -64,8 +69,8 @@ class RedisBroker(Broker):
         self._life_sign = f"{prefix}process:{process}"
         self._has_life_sign = False
         self._listener: Listener | None = None
-        self._link = Link(endpoint, "commands", self._prepare)
-        self._subscriber = Subscriber(endpoint, self._routing, self._probe_channel)
+        self._link = Link(endpoint, "commands", self._prepare, metrics)
+        self._subscriber = Subscriber(endpoint, self._routing, self._probe_channel, metrics)
         self._tasks = Tasks()
         self._commit = Script("commit")
         self._end = Script("end")

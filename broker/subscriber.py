@@ -11,6 +11,7 @@ import hiredis
 from broker.endpoint import Endpoint
 from broker.link import Link, LinkDown, Wire
 from lockstep.contract import Listener
+from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ class Routing:
 class Subscriber:
     """This process's ears. It hands on what it hears and never asks Redis for anything else."""
 
-    def __init__(self, endpoint: Endpoint, routing: Routing, probe_channel: str) -> None:
+    def __init__(self, endpoint: Endpoint, routing: Routing, probe_channel: str, metrics: Metrics) -> None:
         self._routing = routing
         self._probe_channel = probe_channel
-        self._link = Link(endpoint, "subscriber", self._subscribe_all)
+        self._link = Link(endpoint, "subscriber", self._subscribe_all, metrics)
         self._listener: Listener | None = None
         self._confirmations: dict[str, asyncio.Future[None]] = {}
         # Sessions whose channels we are on, or shall be: in targeted routing.

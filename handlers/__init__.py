@@ -9,7 +9,7 @@ from handlers import page
 from handlers.api import Front, Route
 from handlers.base import log_request
 from handlers.heartbeat import Heartbeat
-from handlers.ops import HealthHandler, ReadyHandler, TimeHandler, only_forward
+from handlers.ops import HealthHandler, MetricsHandler, ReadyHandler, TimeHandler, only_forward
 from handlers.origins import Origins
 from handlers.page import PageHandler
 from handlers.sessions import (
@@ -22,6 +22,7 @@ from handlers.sessions import (
 from handlers.socket import Clients, SocketHandler
 from lockstep.contract import Broker
 from lockstep.hub import Hub
+from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.validation import COMMANDS
 
@@ -34,6 +35,7 @@ def front(
     origins: Origins,
     max_message_bytes: int,
     not_ready: Callable[[], list[str]],
+    metrics: Metrics,
     **settings: Any,
 ) -> Front:
     """Every route, and what its handler needs; `settings` are those of Tornado's application."""
@@ -48,8 +50,9 @@ def front(
         (r"/v1/time", TimeHandler, api | {"now_ms": only_forward(broker.now_ms)}),
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
+        (r"/metrics", MetricsHandler, api | {"metrics": metrics}),
     ]
-    clients = Clients(hub, broker, heartbeat, max_message_bytes)
+    clients = Clients(hub, broker, heartbeat, max_message_bytes, metrics)
     application = Application(
         [
             (r"/ws", SocketHandler, api | {"clients": clients}),
@@ -58,7 +61,8 @@ def front(
             (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
         ],
         log_function=log_request,
+        metrics=metrics,
         **settings,
     )
     paths = {"/ws", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
-    return Front(routes, application, frozenset(paths))
+    return Front(routes, application, frozenset(paths), metrics)

@@ -36,6 +36,7 @@ from lockstep.errors import (
     RouteNotFound,
     UnsupportedMediaType,
 )
+from lockstep.metrics import Metrics
 from lockstep.state import dumps
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,11 @@ Route = tuple[str, "type[ApiHandler]", dict[str, Any]]
 class Front(HTTPServerConnectionDelegate):
     """The first to see a request: it finds who answers. REST and what nobody knows is answered here."""
 
-    def __init__(self, routes: list[Route], application: Application, paths: frozenset[str]) -> None:
+    def __init__(
+        self, routes: list[Route], application: Application, paths: frozenset[str], metrics: Metrics
+    ) -> None:
         """`paths` are those that `application` answers."""
+        self.metrics = metrics
         self.in_flight: set[ApiHandler] = set()
         self._routes = [(re.compile(pattern), handler, services) for pattern, handler, services in routes]
         self._application = application
@@ -76,9 +80,7 @@ class Front(HTTPServerConnectionDelegate):
             raise HTTPInputError("A request has one Host")  # RFC 9112 3.2
         assert isinstance(connection, HTTP1Connection)
         handler, services, arguments = self._route(path)
-        return handler(
-            self.in_flight, connection, start_line.method, path, query, headers, arguments, services
-        )
+        return handler(self, connection, start_line.method, path, query, headers, arguments, services)
 
     def _route(self, path: str) -> tuple["type[ApiHandler]", dict[str, Any], list[str]]:
         for pattern, handler, services in self._routes:
@@ -114,7 +116,7 @@ class ApiHandler(HTTPMessageDelegate):
 
     def __init__(
         self,
-        in_flight: "set[ApiHandler]",
+        front: Front,
         connection: HTTP1Connection,
         method: str,
         path: str,
@@ -129,7 +131,8 @@ class ApiHandler(HTTPMessageDelegate):
         self.request_id = request_id_of(headers)
         self._query = query
         self._arguments = arguments
-        self._in_flight = in_flight
+        self._front = front
+        self._in_flight = front.in_flight
         self._connection = connection
         self._began_s = time.monotonic()
         self._body = bytearray()
@@ -235,8 +238,16 @@ class ApiHandler(HTTPMessageDelegate):
     def reply_bare(self, answer: Any, status: int = 200) -> None:
         self._send(status, dumps(answer))
 
+    def reply_text(self, text: bytes, content_type: str) -> None:
+        self._send(200, text, content_type)
+
     def reply_empty(self, status: int) -> None:
         self._send(status, b"")
+
+    @property
+    def route(self) -> str:
+        """The pattern of this request's path, for figures: never what the path itself says."""
+        return self.path
 
     def _reply_error(self, error: LockstepError) -> None:
         if error.status == 405:
@@ -244,7 +255,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._reply_headers.update(error_headers(error))
         self._send(error.status, error_body(error))
 
-    def _send(self, status: int, body: bytes) -> None:
+    def _send(self, status: int, body: bytes, content_type: str = "application/json") -> None:
         if self._is_answered:
             log.error("a request was answered twice", extra={"request_id": self.request_id})
             return
@@ -253,7 +264,7 @@ class ApiHandler(HTTPMessageDelegate):
         headers["Date"] = http_date()
         headers["X-Request-ID"] = self.request_id
         if status not in (204, 304):
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = content_type
             headers["Content-Length"] = str(len(body))
         for name, value in self._origins.headers(self.headers.get("Origin")).items():
             headers[name] = value
@@ -265,7 +276,11 @@ class ApiHandler(HTTPMessageDelegate):
         # Not before it is on its way is a request done with, however large and slow its answer.
         sent.add_done_callback(self._on_sent)
         self._connection.finish()
-        log_answer(self.request_id, self.method, self.path, status, time.monotonic() - self._began_s)
+        duration_s = time.monotonic() - self._began_s
+        self._front.metrics.answered(
+            self.method if self.method in METHODS else "other", self.route, status, duration_s
+        )
+        log_answer(self.request_id, self.method, self.path, status, duration_s)
 
     def _on_sent(self, sent: "asyncio.Future[None]") -> None:
         sent.exception()  # who has gone does not mind
@@ -274,6 +289,8 @@ class ApiHandler(HTTPMessageDelegate):
 
 class UnknownRoute(ApiHandler):
     """Whatever no route takes."""
+
+    route = "unknown"
 
     async def _act(self) -> None:
         raise RouteNotFound(f"No such route: {self.path[:200]}")

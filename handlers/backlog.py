@@ -26,14 +26,16 @@ class Backlog:
         self.waiting_bytes = 0
         """Of all that waits but the state, which has a place of its own however big it is."""
 
-    def put(self, kind: Kind, frame: bytes) -> None:
+    def put(self, kind: Kind, frame: bytes) -> bool:
+        """True where the frame took the place of an unsent state."""
         if kind is Kind.STATE:
             if self._state is not None:
                 self._state[1] = frame
-            else:
-                self._state = [True, frame]
-                self._waiting.append(self._state)
-            return
+                return True
+            self._state = [True, frame]
+            self._waiting.append(self._state)
+            return False
+        is_replacing = kind is Kind.SYNC and self._state is not None
         if kind is Kind.SYNC and self._state is not None:
             # In place of the unsent state, and no more to be replaced: what was asked for is answered.
             self._state[:] = [False, frame]
@@ -41,6 +43,7 @@ class Backlog:
         else:
             self._waiting.append([False, frame])
         self.waiting_bytes += len(frame)
+        return is_replacing
 
     def put_urgent(self, frame: bytes) -> None:
         self._urgent.append(frame)

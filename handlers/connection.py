@@ -29,6 +29,7 @@ from lockstep.frames import (
     encode_close,
     encode_frame,
 )
+from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Service(Protocol):
 
     heartbeat: Heartbeat
     max_message_bytes: int
+    metrics: Metrics
 
     def on_message(self, connection: "Connection", payload: bytes, is_binary: bool) -> None:
         """A whole message, its bytes as they came."""
@@ -163,9 +165,11 @@ class Connection:
     def _queue_all(self, frames: list[tuple[Kind, bytes]]) -> None:
         assert self._backlog is not None
         for kind, frame in frames:
-            self._backlog.put(kind, frame)
+            if self._backlog.put(kind, frame):
+                self._service.metrics.conflated.inc()
         if self._backlog.waiting_bytes > MAX_UNSENT_BYTES:
             self._backlog.drop_waiting()
+            self._service.metrics.slow_closes.inc()
             self.close(TOO_SLOW, "Too slow")
 
     def _on_writable(self) -> None:

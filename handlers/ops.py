@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from handlers.api import ApiHandler
 from handlers.origins import Origins
-from lockstep import __version__
+from lockstep import __version__, metrics
+from lockstep.metrics import Metrics
 
 DRIFT_TOLERANCE_MS = 50
 
@@ -41,6 +42,17 @@ class ReadyHandler(ApiHandler):
             self.reply_bare({"status": "not_ready", "reasons": reasons}, 503)
         else:
             self.reply_bare({"status": "ready"})
+
+
+class MetricsHandler(ApiHandler):
+    """GET /metrics, for Prometheus."""
+
+    def initialize(self, origins: Origins, metrics: Metrics) -> None:  # type: ignore[override]
+        super().initialize(origins)
+        self._metrics = metrics
+
+    async def get(self) -> None:
+        self.reply_text(self._metrics.text(), metrics.CONTENT_TYPE)
 
 
 class TimeHandler(ApiHandler):

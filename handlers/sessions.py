@@ -18,6 +18,10 @@ DEFAULT_PAGE = 50
 class SessionsApi(ApiHandler):
     """What the handlers of /v1/sessions share."""
 
+    @property
+    def route(self) -> str:
+        return "/v1/sessions" if not self._arguments else "/v1/sessions/ID"
+
     def initialize(self, origins: Origins, sessions: Sessions) -> None:  # type: ignore[override]
         super().initialize(origins)
         self.sessions = sessions
@@ -99,6 +103,10 @@ class SessionHandler(SessionsApi):
 class CommandHandler(SessionsApi):
     """POST /v1/sessions/ID/switch and its siblings."""
 
+    @property
+    def route(self) -> str:
+        return f"/v1/sessions/ID/{self._arguments[1]}"
+
     async def post(self, session_id: str, command: str) -> None:
         body = self.read_json()
         complaints = Complaints()
@@ -117,6 +125,8 @@ class CommandHandler(SessionsApi):
 class MessagesHandler(SessionsApi):
     """POST /v1/sessions/ID/messages"""
 
+    route = "/v1/sessions/ID/messages"
+
     async def post(self, session_id: str) -> None:
         raw = self.read_body(messages.MAX_RELAYED_BYTES)
         body = messages.loads(raw) if raw else None
@@ -131,6 +141,8 @@ class MessagesHandler(SessionsApi):
 
 class EventsHandler(SessionsApi):
     """GET /v1/sessions/ID/events"""
+
+    route = "/v1/sessions/ID/events"
 
     async def get(self, session_id: str) -> None:
         complaints = Complaints()

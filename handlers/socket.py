@@ -26,6 +26,7 @@ from lockstep.errors import (
 )
 from lockstep.frames import encode_text_frame
 from lockstep.hub import Hub
+from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,10 @@ class Clients:
     They hear of changes through the hub, never from here.
     """
 
-    def __init__(self, hub: Hub, broker: Broker, heartbeat: Heartbeat, max_message_bytes: int) -> None:
+    def __init__(
+        self, hub: Hub, broker: Broker, heartbeat: Heartbeat, max_message_bytes: int, metrics: Metrics
+    ) -> None:
+        self.metrics = metrics
         self.heartbeat = heartbeat
         self.max_message_bytes = max_message_bytes
         self._hub = hub
@@ -49,6 +53,7 @@ class Clients:
         self._tasks = Tasks()
 
     async def welcome(self, connection: Connection) -> None:
+        """Let a client into its room."""
         assert connection.session_id is not None
         try:
             await self._hub.join(connection.session_id, connection)
@@ -64,9 +69,12 @@ class Clients:
             if not isinstance(message, dict) or not isinstance(message.get("type"), str):
                 raise MalformedJson("A message is a JSON object with a type")
         except MalformedJson as error:
+            self.metrics.heard(None)
             self._refuse(connection, "INVALID_MESSAGE", error.message)
             return
+        self.metrics.heard(message["type"])
         if message["type"] == "PING":
+            self.metrics.told("PONG")
             connection.send(encode_text_frame(messages.pong(self._broker.now_ms(), message)))
         elif message["type"] == "RECONNECT":
             # What the client says next waits, so that answers come in the order of the questions.
@@ -76,6 +84,7 @@ class Clients:
             self._refuse(connection, "UNKNOWN_TYPE", f"Unknown message type {message['type'][:50]!r}")
 
     def on_end(self, connection: Connection) -> None:
+        self.metrics.closed(connection.close_code)
         if connection.session_id is not None:
             self._hub.leave(connection.session_id, connection)
         extra = {"session_id": connection.session_id, "close_code": connection.close_code}
@@ -86,6 +95,7 @@ class Clients:
         try:
             await self._hub.sync(connection.session_id, connection)
         except LockstepError as error:
+            self.metrics.told("ERROR")
             connection.send(encode_text_frame(messages.error(error.code, error.message)))
         except Exception:
             log.exception("a client could not be answered", extra={"session_id": connection.session_id})
@@ -94,6 +104,7 @@ class Clients:
 
     def _refuse(self, connection: Connection, code: str, message: str) -> None:
         """Say so, and close on a client that goes on like this."""
+        self.metrics.told("ERROR")
         connection.send(encode_text_frame(messages.error(code, message)))
         now_s = asyncio.get_running_loop().time()
         if connection.refused_at_s is None:
@@ -152,6 +163,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         session_id, complaint = self._asked_for()
         kind = EncryptedConnection if isinstance(sock, ssl.SSLSocket) else Connection
         connection = kind(sock, self._clients, session_id)
+        self._clients.metrics.opened.inc()
         if complaint is not None:
             connection.close(POLICY_VIOLATION, complaint)
         else:

@@ -13,6 +13,7 @@ from lockstep.deadlines import Deadlines
 from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound
 from lockstep.frames import encode_text_frame
 from lockstep.messages import Deletion, Update
+from lockstep.metrics import Metrics
 from lockstep.room import Room
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
@@ -33,7 +34,12 @@ class Hub:
     waits for a peer.
     """
 
-    def __init__(self, broker: Broker, sessions: Sessions, deadlines: Deadlines) -> None:
+    def __init__(
+        self, broker: Broker, sessions: Sessions, deadlines: Deadlines, metrics: Metrics | None = None
+    ) -> None:
+        self._metrics = metrics = metrics or Metrics()
+        metrics.watch(metrics.rooms, lambda: len(self._rooms))
+        metrics.watch(metrics.connections, lambda: sum(len(room.peers) for room in self._rooms.values()))
         self._broker = broker
         self._sessions = sessions
         self._deadlines = deadlines
@@ -74,6 +80,7 @@ class Hub:
             if self._reader is None:
                 self._reader = self._tasks.spawn(self._read_new_rooms())
         room.enter(peer)
+        self._metrics.told("CONNECTED")
         room.owes_sync |= not heard
         peer.send(encode_text_frame(messages.connected(session_id, self._broker.now_ms())))
 
@@ -106,6 +113,7 @@ class Hub:
             room.catch_up(peer)
         sync = messages.state_sync(session_id, self._broker.now_ms(), state)
         peer.send(encode_text_frame(sync), Kind.SYNC)
+        self._metrics.told("STATE_SYNC")
 
     async def _read(self, session_id: str) -> bytes:
         """The state; however many ask within a turn of the loop, it is read once."""
@@ -135,6 +143,11 @@ class Hub:
             room = self._waiting.popleft()
             try:
                 is_done = room.serve(is_over)
+                if is_done and room.committed_ms:
+                    now_ms = self._broker.now_ms()
+                    for committed_ms in room.committed_ms:
+                        self._metrics.broadcast.observe(max(0, now_ms - committed_ms) / 1000)
+                    room.committed_ms = []
             except Exception:
                 log.exception("a peer could not be served")
                 is_done = False
@@ -169,8 +182,10 @@ class Hub:
             return
         self._attend(room)
         room.put(message)
+        self._metrics.told("RELAYED", len(room.peers))
 
     def on_gap(self) -> None:
+        self._metrics.gaps.inc()
         self._suspect(self._rooms)
 
     def _deliver(self, update: Update) -> None:
@@ -187,6 +202,8 @@ class Hub:
             self._deadlines.arm(update.session_id, update.head.deadline_ms)
         self._attend(room)
         room.put_state(update.message, Kind.STATE, update.head, update.state)
+        room.committed_ms.append(update.timestamp_ms)
+        self._metrics.told("STATE_UPDATE", len(room.peers))
 
     def _delete(self, deletion: Deletion) -> None:
         room = self._rooms.get(deletion.session_id)
@@ -200,6 +217,7 @@ class Hub:
     def _end_room(self, session_id: str, room: Room, message: bytes | None, epoch: str) -> None:
         self._drop_room(session_id)
         self._attend(room)
+        self._metrics.told("SESSION_DELETED", len(room.peers))
         room.end(message or messages.session_deleted(session_id, self._broker.now_ms(), epoch))
 
     def _drop_room(self, session_id: str) -> None:
@@ -210,6 +228,7 @@ class Hub:
 
     def _discard(self, channel: str, payload: bytes) -> None:
         self.junk += 1
+        self._metrics.junk.inc()
         now_s = asyncio.get_running_loop().time()
         if now_s - self._junk_logged_at >= 1:
             self._junk_logged_at = now_s
@@ -277,6 +296,8 @@ class Hub:
                 self._attend(room)
                 sync = messages.state_sync(session_id, self._broker.now_ms(), state)
                 room.put_state(sync, Kind.SYNC, head, state)
+                self._metrics.resyncs.inc()
+                self._metrics.told("STATE_SYNC", len(room.peers))
 
     def _check_pause_s(self) -> float:
         slices = max(1, -(-len(self._rooms) // REPAIR_SLICE))

@@ -45,6 +45,7 @@ _DELETED = re.compile(
 _UPDATE_ID = slice(
     len('{"type":"STATE_UPDATE","sessionId":"'), len('{"type":"STATE_UPDATE","sessionId":"') + 36
 )
+_TIMESTAMP = slice(_UPDATE_ID.stop + len('","timestamp":'), _UPDATE_ID.stop + len('","timestamp":') + 13)
 _STATE_AT = len('{"type":"STATE_UPDATE","sessionId":"","timestamp":,"state":') + 36 + 13
 BEGINNING_BYTES = 200
 """No beginning is longer; this much of a stored state is enough for `read_head`."""
@@ -150,6 +151,10 @@ class Update:
     @property
     def state(self) -> bytes:
         return self.message[_STATE_AT:-1]
+
+    @property
+    def timestamp_ms(self) -> int:
+        return int(self.message[_TIMESTAMP])
 
 
 @dataclass(frozen=True, slots=True)

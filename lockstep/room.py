@@ -23,6 +23,7 @@ class Room:
         "_batch",
         "_pending",
         "_unserved",
+        "committed_ms",
         "is_ended",
         "known",
         "moved",
@@ -44,6 +45,8 @@ class Room:
         # Somebody came while the store was away, and was promised the state for when it is back.
         self.owes_sync = False
         self.is_ended = False
+        # When the changes were committed that not all peers have been sent yet.
+        self.committed_ms: list[int] = []
         # The next round, the one in progress, and who is still to have it.
         self._pending: list[tuple[Kind, bytes]] = []
         self._batch: Batch | None = None

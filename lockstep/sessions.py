@@ -24,6 +24,7 @@ from lockstep.errors import (
     StateCorrupt,
 )
 from lockstep.idempotency import Idempotent
+from lockstep.metrics import Metrics
 from lockstep.state import TERMINAL, Session, Status
 from lockstep.turns import Turns
 
@@ -84,7 +85,8 @@ def answer_state(step: Step) -> bytes:
 class Sessions:
     """What can be done with sessions. It tells nobody of a change: the broker does."""
 
-    def __init__(self, broker: Broker, lifetimes: Lifetimes) -> None:
+    def __init__(self, broker: Broker, lifetimes: Lifetimes, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._broker = broker
         self._lifetimes = lifetimes
         self._turns = Turns()
@@ -277,7 +279,11 @@ class Sessions:
             once=done,
         )
         try:
-            return await self._broker.commit(commit), offered
+            outcome = await self._broker.commit(commit)
+            if outcome is Outcome.APPLIED:
+                for transition in by_themselves:
+                    self._metrics.expiry_lateness.observe(max(0, now_ms - transition.at_ms) / 1000)
+            return outcome, offered
         except AlreadyDone as already:
             assert once is not None
             raise once.replay(already.record) from None

@@ -19,7 +19,7 @@ from msgspec import structs
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep import engine, messages, state
-from lockstep.contract import Broker, Commit, Outcome
+from lockstep.contract import AlreadyDone, Broker, Commit, Once, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.sessions import new_epoch
 from lockstep.state import Mode, OnTimeout, Participant, Session
@@ -438,10 +438,10 @@ async def test_deleting_what_is_not_there_is_false_and_publishes_nothing(broker:
         await created(broker, session_id)
         assert await broker.delete(session_id) is True
         assert await broker.delete(session_id) is False
-        await broker.publish(session_id, b'{"type":"LAST"}')
-        await ears.until(lambda ears: ears.relayed and len(ears.published) >= 2)
+        await created(broker, session_id)
+        await ears.until(lambda ears: len(ears.published) >= 3)
         types = [json.loads(payload)["type"] for payload in ears.published]
-        assert types == ["STATE_UPDATE", "SESSION_DELETED"]
+        assert types == ["STATE_UPDATE", "SESSION_DELETED", "STATE_UPDATE"]
 
 
 async def test_of_many_deletions_at_once_one_is_true(broker: Broker) -> None:
@@ -450,9 +450,9 @@ async def test_of_many_deletions_at_once_one_is_true(broker: Broker) -> None:
         await created(broker, session_id)
         outcomes = await asyncio.gather(*(broker.delete(session_id) for _ in range(10)))
         assert outcomes.count(True) == 1
-        await broker.publish(session_id, b'{"type":"LAST"}')
-        await ears.until(lambda ears: ears.relayed and len(ears.published) >= 2)
-        assert len(ears.published) == 2
+        await created(broker, session_id)
+        await ears.until(lambda ears: len(ears.published) >= 3)
+        assert len(ears.published) == 3
 
 
 # --- publications --------------------------------------------------------------------------------
@@ -514,12 +514,69 @@ async def test_a_message_reaches_the_listener_as_it_was_given(broker: Broker) ->
         b'{"type":"' + b"L" * 60_000 + b'"}',
     ]
     async with started(broker, session_id, other_id) as ears:
+        for each in (session_id, other_id):
+            await created(broker, each)
         for message in given:
-            await broker.publish(session_id, message)
-        await broker.publish(other_id, b'{"type":"LAST"}')
+            assert await broker.publish(session_id, message)
+        assert await broker.publish(other_id, b'{"type":"LAST"}')
         await ears.until(lambda ears: len(ears.relayed) >= 4)
         assert ears.relayed == [*((session_id, message) for message in given), (other_id, b'{"type":"LAST"}')]
-        assert ears.published == []
+        assert len(ears.published) == 2
+
+
+async def test_a_message_to_a_session_that_is_not_there_reaches_nobody(broker: Broker) -> None:
+    session_id, other_id = new_id(), new_id()
+    async with started(broker, session_id, other_id) as ears:
+        await created(broker, other_id)
+        assert not await broker.publish(session_id, b'{"type":"LOST"}')
+        assert await broker.publish(other_id, b'{"type":"LAST"}')
+        await ears.until(lambda ears: ears.relayed)
+        assert ears.relayed == [(other_id, b'{"type":"LAST"}')]
+
+
+# --- requests that are done once -----------------------------------------------------------------
+
+
+async def test_a_commit_with_a_known_key_is_not_made_and_its_record_is_told(broker: Broker) -> None:
+    session_id, once = new_id(), Once(uuid4().hex, b"first", 60_000)
+    async with started(broker, session_id):
+        session = await created(broker, session_id)
+        assert (await broker.recall(session_id, once.key))[1] is None
+        starting, running = commit_of(broker, session, engine.start(session, broker.now_ms()))
+        assert await broker.commit(replace(starting, once=once)) is Outcome.APPLIED
+        before = await broker.recall(session_id, once.key)
+        assert before == (await stored(broker, session_id), b"first")
+        assert await broker.commit(replace(starting, once=once)) is Outcome.APPLIED, "it is ourselves"
+        for stale in (session, running):  # also where it would be a conflict anyway
+            rule = engine.start if stale is session else engine.switch
+            again, _ = commit_of(broker, stale, rule(stale, broker.now_ms()))
+            with pytest.raises(AlreadyDone) as caught:
+                await broker.commit(replace(again, once=replace(once, record=b"second")))
+            assert caught.value.record == b"first"
+        assert await broker.recall(session_id, once.key) == before
+
+
+async def test_a_commit_that_is_refused_leaves_its_key_unused(broker: Broker) -> None:
+    session_id, once = new_id(), Once(uuid4().hex, b"first", 60_000)
+    async with started(broker, session_id):
+        await created(broker, session_id)
+        second, _ = creation(broker, session_id)
+        assert await broker.commit(replace(second, once=once)) is Outcome.CONFLICT
+        assert (await broker.recall(session_id, once.key))[1] is None
+
+
+async def test_a_message_with_a_known_key_is_not_sent_again(broker: Broker) -> None:
+    session_id, once = new_id(), Once(uuid4().hex, b"first", 60_000)
+    async with started(broker, session_id) as ears:
+        assert not await broker.publish(session_id, b'{"type":"LOST"}', once)
+        await created(broker, session_id)
+        assert await broker.publish(session_id, b'{"type":"NOTE"}', once)
+        with pytest.raises(AlreadyDone) as caught:
+            await broker.publish(session_id, b'{"type":"NOTE"}', once)
+        assert caught.value.record == b"first"
+        await broker.publish(session_id, b'{"type":"LAST"}')
+        await ears.until(lambda ears: len(ears.relayed) >= 2)
+        assert [message for _, message in ears.relayed] == [b'{"type":"NOTE"}', b'{"type":"LAST"}']
 
 
 async def test_hearing_again_after_leaving_is_hearing(broker: Broker) -> None:

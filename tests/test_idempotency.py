@@ -30,7 +30,7 @@ def urls(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     yield [server.url for server in servers]
     for server in servers:
         server.stop()
-    redis.stop()
+    redis.close()
 
 
 async def post(url: str, path: str, body: Any = None, key: str | None = None, **headers: str) -> Answer:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 KNOWS = {
-    "lockstep": {"ujson", "msgspec"},
+    "lockstep": {"ujson", "msgspec", "prometheus_client"},
     "handlers": {"lockstep", "tornado"},
     "broker": {"lockstep", "redis", "hiredis"},
 }

@@ -65,7 +65,7 @@ def spec(mode: str = "per_participant", seats: int = 2, **fields: Any) -> engine
 
 
 async def running(service: Sessions, mode: str = "per_participant", **fields: Any) -> Session:
-    session = await service.create(spec(mode, **fields))
+    session = (await service.create(spec(mode, **fields))).session
     return (await service.apply(session.session_id, engine.start)).session
 
 
@@ -132,7 +132,7 @@ async def test_of_ten_creations_at_once_one_wins() -> None:
     async with service() as sessions_:
         body = spec()
         outcomes = await asyncio.gather(*(sessions_.create(body) for _ in range(10)), return_exceptions=True)
-        won = [each for each in outcomes if isinstance(each, Session)]
+        won = [each.session for each in outcomes if isinstance(each, Step)]
         assert len(won) == 1
         assert sum(isinstance(each, SessionExists) for each in outcomes) == 9
         assert await sessions_.read(body.session_id) == state.to_json(won[0])
@@ -148,10 +148,10 @@ async def test_a_second_create_leaves_the_first_untouched() -> None:
 
 async def test_a_later_creation_of_an_id_has_a_greater_epoch() -> None:
     async with service() as sessions_:
-        first = await sessions_.create(spec())
+        first = (await sessions_.create(spec())).session
         await asyncio.sleep(0.002)
         await sessions_.delete(first.session_id)
-        second = await sessions_.create(spec(session_id=first.session_id))
+        second = (await sessions_.create(spec(session_id=first.session_id))).session
         assert second.epoch > first.epoch
         assert len(second.epoch) == 13
         assert int(second.epoch[:9], 36) == second.created_at_ms
@@ -385,7 +385,7 @@ async def test_the_wrong_time_is_tried_again() -> None:
             return Outcome.WRONG_TIME if self.doubts >= 0 else await super().commit(commit)
 
     async with service(broker := Doubting()) as sessions_:
-        session = await sessions_.create(spec())
+        session = (await sessions_.create(spec())).session
         broker.doubts = 3
         assert (await sessions_.apply(session.session_id, engine.start)).session.version == 2
 
@@ -519,13 +519,13 @@ async def test_a_state_that_cannot_be_read_can_be_deleted_and_created_anew() -> 
     async with service(broker := YieldingBroker()) as sessions_:
         session_id = await spoiled(broker, "garbage")
         await sessions_.delete(session_id)
-        session = await sessions_.create(spec(session_id=session_id))
+        session = (await sessions_.create(spec(session_id=session_id))).session
         assert await sessions_.read(session_id) == state.to_json(session)
 
 
 async def test_a_state_that_cannot_be_read_does_not_spoil_the_list() -> None:
     async with service(broker := YieldingBroker()) as sessions_:
-        good = await sessions_.create(spec())
+        good = (await sessions_.create(spec())).session
         await spoiled(broker, "garbage")
         listed, _ = await sessions_.list(None, 10, (0, ""))
         assert [json.loads(each)["session_id"] for each in listed] == [good.session_id]
@@ -612,7 +612,7 @@ async def test_events_of_another_epoch_are_gone() -> None:
     async with service() as sessions_:
         first = await running(sessions_)
         await sessions_.delete(first.session_id)
-        second = await sessions_.create(spec(session_id=first.session_id))
+        second = (await sessions_.create(spec(session_id=first.session_id))).session
         with pytest.raises(EventsGone) as gone:
             await sessions_.events(first.session_id, 0, first.epoch)
         assert gone.value.status == 410
@@ -622,7 +622,7 @@ async def test_events_of_another_epoch_are_gone() -> None:
 
 async def test_an_event_tells_who_and_in_which_request_where_known() -> None:
     async with service() as sessions_:
-        session = await sessions_.create(spec(), Origin("anna", "r-1"))
+        session = (await sessions_.create(spec(), Origin("anna", "r-1"))).session
         await sessions_.apply(session.session_id, engine.start)
         created, started = await told(sessions_, session.session_id)
         assert (created["actor"], created["request_id"]) == ("anna", "r-1")
@@ -660,7 +660,7 @@ async def test_the_list_goes_through_all_sessions_of_a_status_once(limit: int) -
     async with service() as sessions_:
         pending, in_progress = set(), set()
         for place in range(7):
-            session = await sessions_.create(spec())
+            session = (await sessions_.create(spec())).session
             if place % 2:
                 await sessions_.apply(session.session_id, engine.start)
                 in_progress.add(session.session_id)
@@ -697,7 +697,7 @@ async def test_a_session_is_kept_as_long_as_its_status_says() -> None:
             await sessions_.apply(session.session_id, rule)
             return broker.offered[-1].lapses_at_ms - broker.offered[-1].now_ms
 
-        session = await sessions_.create(spec())
+        session = (await sessions_.create(spec())).session
         assert broker.offered[-1].lapses_at_ms - broker.offered[-1].now_ms == 24 * HOUR_MS
         await sessions_.apply(session.session_id, engine.start)
         commit = broker.offered[-1]
@@ -705,10 +705,10 @@ async def test_a_session_is_kept_as_long_as_its_status_says() -> None:
         assert commit.lapses_at_ms == commit.deadline_ms + 24 * HOUR_MS
         assert await kept_ms(engine.pause, session) == 7 * 24 * HOUR_MS
         assert await kept_ms(engine.complete, session) == HOUR_MS
-        without_deadline = await sessions_.create(spec("count_up"))
+        without_deadline = (await sessions_.create(spec("count_up"))).session
         assert await kept_ms(engine.start, without_deadline) == 48 * HOUR_MS
         assert await kept_ms(engine.switch, without_deadline) == 48 * HOUR_MS
-        cancelled = await sessions_.create(spec())
+        cancelled = (await sessions_.create(spec())).session
         assert await kept_ms(engine.cancel, cancelled) == HOUR_MS
 
 

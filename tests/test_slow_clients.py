@@ -21,6 +21,7 @@ from handlers.heartbeat import Heartbeat
 from lockstep.config import Settings
 from lockstep.contract import Kind
 from lockstep.frames import encode_text_frame
+from lockstep.metrics import Metrics
 from server import Server
 from tests.processes import ServerProcess, wait_until
 from tests.ws_client import PING, PONG, TEXT, Closed, WsClient, encode
@@ -232,6 +233,7 @@ class FakeService:
     def __init__(self) -> None:
         self.heartbeat = Heartbeat(5.0, 4.0)
         self.max_message_bytes = 16_384
+        self.metrics = Metrics()
         self.messages: list[bytes] = []
         self.ended: asyncio.Future[int | None] = asyncio.Future()
 

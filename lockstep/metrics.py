@@ -1,0 +1,120 @@
+"""What operators see at /metrics: every figure of a process is named here, with bounded labels."""
+
+import asyncio
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from lockstep import __version__
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+LAG_INTERVAL_S = 0.1
+_QUICK_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1006, 1007, 1008, 1009, 1011, *range(4000, 4010)})
+disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the text, for what nobody looks at
+_ASKED = frozenset({"PING", "RECONNECT"})
+
+
+class Metrics:
+    """One registry per process. Counting is cheap enough for every message; nothing here waits or raises."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        Gauge("lockstep_info", "The version that runs.", ["version"], registry=registry).labels(
+            __version__
+        ).set(1)
+
+        def counter(name: str, help_: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(name, help_, labels, registry=registry)
+
+        def gauge(name: str, help_: str) -> Gauge:
+            return Gauge(name, help_, registry=registry)
+
+        def histogram(name: str, help_: str, labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(name, help_, labels, buckets=_QUICK_S, registry=registry)
+
+        self.connections = gauge("lockstep_connections", "WebSocket clients in their rooms.")
+        self.rooms = gauge("lockstep_rooms", "Sessions with clients at this process.")
+        self.max_connections = gauge("lockstep_max_connections", "How many clients are let in; 0: no limit.")
+        self.ready = gauge("lockstep_ready", "1 while /ready says so.")
+        self.probe_age = gauge(
+            "lockstep_probe_age_seconds", "Since a publication of its own came back to this process."
+        )
+        self.opened = counter("lockstep_connections_opened_total", "WebSockets whose handshake was done.")
+        self._closed = counter("lockstep_connections_closed_total", "WebSockets that ended.", ("code",))
+        self._messages = counter(
+            "lockstep_messages_total", "Messages of and to WebSocket clients.", ("direction", "type")
+        )
+        self.conflated = counter(
+            "lockstep_conflated_states_total",
+            "States that a newer one replaced before they were sent.",
+        )
+        self.slow_closes = counter("lockstep_slow_closes_total", "Clients closed for taking too little.")
+        self.broadcast = histogram("lockstep_broadcast_seconds", "From a commit to the sockets of a room.")
+        self.expiry_lateness = histogram(
+            "lockstep_expiry_lateness_seconds", "From a deadline to the commit of its expiry."
+        )
+        self.gaps = counter("lockstep_gaps_total", "Times that publications may have been lost.")
+        self.resyncs = counter("lockstep_resyncs_total", "Rooms that were sent the state after a loss.")
+        self.junk = counter("lockstep_junk_total", "Publications that were not understood, and dropped.")
+        self.redis = histogram("lockstep_redis_seconds", "Round trips to Redis, of all that went together.")
+        self.redis_errors = counter(
+            "lockstep_redis_errors_total", "Calls that Redis refused or did not answer.", ("kind",)
+        )
+        self.loop_lag = histogram("lockstep_loop_lag_seconds", "How late the loop comes to what is due.")
+        self._requests = histogram(
+            "lockstep_request_seconds", "REST requests, by route and status.", ("method", "route", "code")
+        )
+        self._known_requests: dict[tuple[str, str, int], Histogram] = {}
+        self._known_messages: dict[tuple[str, str], Counter] = {}
+
+    def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
+        """The gauge shows what `value` says when somebody looks."""
+        gauge.set_function(value)
+
+    def closed(self, code: int | None) -> None:
+        known = code in _CLOSE_CODES or (code is not None and 4500 <= code < 4510)
+        self._closed.labels(str(code) if known else "none" if code is None else "other").inc()
+
+    def heard(self, type_: str | None) -> None:
+        """A client's message; None where it was not understood."""
+        known = "invalid" if type_ is None else type_ if type_ in _ASKED else "unknown"
+        self._count("in", known, 1)
+
+    def told(self, type_: str, clients: int = 1) -> None:
+        self._count("out", type_, clients)
+
+    def _count(self, direction: str, type_: str, clients: int) -> None:
+        key = (direction, type_)
+        child = self._known_messages.get(key)
+        if child is None:
+            child = self._known_messages[key] = self._messages.labels(*key)
+        child.inc(clients)
+
+    def answered(self, method: str, route: str, code: int, duration_s: float) -> None:
+        """A request; `route` is a pattern, never a path."""
+        key = (method, route, code)
+        child = self._known_requests.get(key)
+        if child is None:
+            child = self._known_requests[key] = self._requests.labels(method, route, str(code))
+        child.observe(duration_s)
+
+    async def measure_lag(self) -> None:
+        """For ever: how much later than asked for does the loop come back?"""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
+            self.loop_lag.observe(max(0.0, loop.time() - due_s))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
