@@ -22,6 +22,7 @@ from lockstep.config import Settings, SettingsError, read_settings, usage
 from lockstep.deadlines import Deadlines
 from lockstep.errors import GOING_AWAY
 from lockstep.hub import Hub
+from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
@@ -45,6 +46,7 @@ class Server:
         self.settings = settings
         self.metrics = metrics = Metrics()
         metrics.watch(metrics.ready, lambda: not self.not_ready())
+        metrics.max_connections.set(settings.max_connections)
         self.broker = open_broker(settings, metrics)
         self.sessions = Sessions(self.broker, settings.lifetimes, metrics)
         self.deadlines = Deadlines(self.broker, self.sessions)
@@ -62,6 +64,17 @@ class Server:
             max_message_bytes=settings.max_message_bytes,
             not_ready=self.not_ready,
             metrics=metrics,
+            addresses=settings.proxies,
+            rates=None if settings.is_on_loopback else RateLimits(self.broker, *settings.rates, metrics),
+            places=ConnectionLimits(
+                self.broker,
+                settings.max_connections_per_session,
+                settings.max_connections_per_ip,
+                settings.max_connections,
+                settings.connection_rate,
+                metrics,
+            ),
+            message_rate=settings.message_rate,
             is_draining=lambda: self._is_draining,
         )
         self.http = HTTPServer(self.front, chunk_size=4096)

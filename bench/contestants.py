@@ -67,7 +67,7 @@ class Contestant:
 
 def lockstep(checkout: Path, *settings: str, name: str = "Lockstep") -> Contestant:
     # What a benchmark needs of Lockstep's settings stands here and nowhere else.
-    common = ("--log-level=warning",)
+    common = ("--log-level=warning", "--max-connections-per-session=100000")
     return Contestant(
         name,
         lambda port, redis: [

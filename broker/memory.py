@@ -4,10 +4,13 @@ import asyncio
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lockstep import messages
-from lockstep.contract import AlreadyDone, Broker, Commit, History, Listener, Once, Outcome
+from lockstep.contract import AlreadyDone, Broker, Charge, Commit, History, Listener, Once, Outcome
+from lockstep.inside import Inside
+from lockstep.limits import FixedWindows
 
 KEPT_EVENTS = 1000
 MAX_AHEAD_MS = 20
@@ -55,6 +58,8 @@ class MemoryBroker(Broker):
         self._kept: dict[str, _Kept] = {}
         self._done: dict[str, bytes] = {}  # what is kept of requests that are done once
         self._forgettable = _SortedSet()
+        self._windows = FixedWindows()
+        self._inside = Inside()
         self._lapses = _SortedSet()
         self._deadlines = _SortedSet()
         self._listener: Listener | None = None
@@ -133,6 +138,20 @@ class MemoryBroker(Broker):
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
+
+    async def spend(self, charges: Sequence[Charge]) -> list[tuple[int, int]]:
+        counts = []
+        for charge in charges:
+            counts.append(self._windows.spend(charge, time.monotonic()))
+            if counts[-1][0] > charge.limit:
+                break
+        return counts
+
+    async def enter(self, key: str, limit: int) -> bool:
+        return self._inside.enter(key, limit)
+
+    def leave(self, key: str, limit: int) -> None:
+        self._inside.leave(key, limit)
 
     async def history(self, session_id: str) -> History | None:
         kept = self._alive(session_id)

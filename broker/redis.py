@@ -6,7 +6,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from broker.endpoint import parse
 from broker.link import Argument, Link, LinkDown, Refused, Wire
 from broker.subscriber import Routing, Subscriber
 from lockstep import messages
-from lockstep.contract import AlreadyDone, Broker, Commit, History, Listener, Once, Outcome
+from lockstep.contract import AlreadyDone, Broker, Charge, Commit, History, Listener, Once, Outcome
 from lockstep.errors import BrokerUnavailable
+from lockstep.inside import Inside
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
@@ -29,7 +30,10 @@ KEPT_EVENTS = 1000
 LAPSE_GRACE_MS = 60_000
 PROBE_INTERVAL_S = 1.0
 PROBE_TOO_OLD_S = 5.0
-LIFE_SIGN_S = 60
+# So long after its death a process counts as alive, and holds what its clients had of a limit.
+LIFE_SIGN_S = 15
+INSIDE_SLICE = 500
+INSIDE_KEPT_S = 86_400
 OLDEST_REDIS = (6, 2)
 
 
@@ -64,9 +68,9 @@ class RedisBroker(Broker):
         self._routing = Routing(routing, prefix)
         self._allow_eviction = allow_eviction
         self._clock = RedisClock()
-        process = uuid.uuid4()
-        self._probe_channel = f"{prefix}probe:{process}"
-        self._life_sign = f"{prefix}process:{process}"
+        self._process = str(uuid.uuid4())
+        self._probe_channel = f"{prefix}probe:{self._process}"
+        self._life_sign = f"{prefix}process:{self._process}"
         self._has_life_sign = False
         self._listener: Listener | None = None
         self._link = Link(endpoint, "commands", self._prepare, metrics)
@@ -77,6 +81,9 @@ class RedisBroker(Broker):
         self._due = Script("due")
         self._history = Script("history")
         self._publish = Script("publish")
+        self._spend = Script("spend")
+        self._enter = Script("enter")
+        self._inside = Inside()
 
     # --- start and end ---------------------------------------------------------------------------
 
@@ -117,6 +124,8 @@ class RedisBroker(Broker):
             # Before anybody can be told a state, so that no loss goes unnoticed.
             await wire.ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S)
             self._has_life_sign = True
+        if self._inside.counts:
+            self._tasks.spawn(self._tell_inside(list(self._inside.counts)))
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply
@@ -137,6 +146,7 @@ class RedisBroker(Broker):
         before = await self._ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
         if before is None and self._listener is not None:
             log.warning("Redis has lost data")
+            self._tasks.spawn(self._tell_inside(list(self._inside.counts)))
             self._listener.on_gap()
 
     def _probe_age_s(self) -> float:
@@ -250,6 +260,55 @@ class RedisBroker(Broker):
         if isinstance(reply, bytes):
             raise AlreadyDone(reply)
         return bool(reply)
+
+    async def spend(self, charges: Sequence[Charge]) -> list[tuple[int, int]]:
+        keys = [f"{self._prefix}rl:{charge.key}" for charge in charges]
+        limits = [number for charge in charges for number in (charge.limit, charge.window_ms)]
+        try:
+            reply = _checked(await self._spend(self._link, keys, *limits))
+        except LinkDown as down:
+            raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
+        return list(zip(reply[::2], reply[1::2], strict=True))
+
+    async def enter(self, key: str, limit: int) -> bool:
+        if not self._inside.enter(key, limit):
+            return False
+        if limit:
+            try:
+                count = self._inside.counts[key]
+                place = [self._inside_key(key)]
+                sign_of_life = f"{self._prefix}process:"
+                reply = await self._enter(self._link, place, self._process, count, limit, sign_of_life)
+                if not _checked(reply):
+                    self.leave(key, limit)
+                    return False
+            except (LinkDown, BrokerUnavailable):
+                pass  # what this process counts by itself has to do; the others are told when Redis is back
+        return True
+
+    def leave(self, key: str, limit: int) -> None:
+        self._inside.leave(key, limit)
+        if limit:
+            self._tasks.spawn(self._tell_inside([key]))
+
+    async def _tell_inside(self, keys: list[str]) -> None:
+        """Tell the other processes how many are inside here."""
+        try:
+            for start in range(0, len(keys), INSIDE_SLICE):
+                calls = []
+                for key in keys[start : start + INSIDE_SLICE]:
+                    count, place = self._inside.counts.get(key, 0), self._inside_key(key)
+                    if count:
+                        calls.append(self._link.call("HSET", place, self._process, count))
+                        calls.append(self._link.call("EXPIRE", place, INSIDE_KEPT_S))
+                    else:
+                        calls.append(self._link.call("HDEL", place, self._process))
+                await asyncio.gather(*calls)
+        except LinkDown:
+            log.debug("counts not told: Redis is away")  # all of them are when it is back
+
+    def _inside_key(self, key: str) -> str:
+        return f"{self._prefix}inside:{key}"
 
     async def history(self, session_id: str) -> History | None:
         state_key, events_key, *_ = self._keys(session_id)

@@ -22,6 +22,7 @@ from handlers.sessions import (
 from handlers.socket import Clients, SocketHandler
 from lockstep.contract import Broker
 from lockstep.hub import Hub
+from lockstep.limits import Addresses, ConnectionLimits, RateLimits
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.validation import COMMANDS
@@ -36,6 +37,10 @@ def front(
     max_message_bytes: int,
     not_ready: Callable[[], list[str]],
     metrics: Metrics,
+    addresses: Addresses,
+    rates: RateLimits | None,
+    places: ConnectionLimits,
+    message_rate: int,
     **settings: Any,
 ) -> Front:
     """Every route, and what its handler needs; `settings` are those of Tornado's application."""
@@ -52,10 +57,10 @@ def front(
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
         (r"/metrics", MetricsHandler, api | {"metrics": metrics}),
     ]
-    clients = Clients(hub, broker, heartbeat, max_message_bytes, metrics)
+    clients = Clients(hub, broker, heartbeat, places, max_message_bytes, message_rate, metrics)
     application = Application(
         [
-            (r"/ws", SocketHandler, api | {"clients": clients}),
+            (r"/ws", SocketHandler, api | {"clients": clients, "addresses": addresses}),
             (r"/()", PageHandler, api | {"path": page.HERE, "default_filename": "index.html"}),
             (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, api | {"path": page.HERE}),
             (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
@@ -65,4 +70,4 @@ def front(
         **settings,
     )
     paths = {"/ws", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
-    return Front(routes, application, frozenset(paths), metrics)
+    return Front(routes, application, frozenset(paths), addresses, rates, metrics)

@@ -33,9 +33,11 @@ from lockstep.errors import (
     MalformedJson,
     MethodNotAllowed,
     PayloadTooLarge,
+    RateLimited,
     RouteNotFound,
     UnsupportedMediaType,
 )
+from lockstep.limits import Addresses, RateLimits, Standing
 from lockstep.metrics import Metrics
 from lockstep.state import dumps
 
@@ -54,9 +56,17 @@ class Front(HTTPServerConnectionDelegate):
     """The first to see a request: it finds who answers. REST and what nobody knows is answered here."""
 
     def __init__(
-        self, routes: list[Route], application: Application, paths: frozenset[str], metrics: Metrics
+        self,
+        routes: list[Route],
+        application: Application,
+        paths: frozenset[str],
+        addresses: Addresses,
+        rates: RateLimits | None,
+        metrics: Metrics,
     ) -> None:
         """`paths` are those that `application` answers."""
+        self.addresses = addresses
+        self.rates = rates  # None: nothing is limited
         self.metrics = metrics
         self.in_flight: set[ApiHandler] = set()
         self._routes = [(re.compile(pattern), handler, services) for pattern, handler, services in routes]
@@ -114,6 +124,10 @@ class _Incoming(HTTPMessageDelegate):
 class ApiHandler(HTTPMessageDelegate):
     """One request: parse, call one service, reply. Errors become JSON here and nowhere else."""
 
+    is_limited = True
+    # True where the charge goes to the store together with what else is asked of it.
+    admits_itself = False
+
     def __init__(
         self,
         front: Front,
@@ -140,6 +154,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._reply_headers: dict[str, str] = {}
         self._is_answered = False
         self._task: asyncio.Task[None] | None = None
+        self.charge: asyncio.Future[Standing] | None = None
         self.initialize(**services)
 
     def initialize(self, origins: Origins) -> None:
@@ -175,6 +190,21 @@ class ApiHandler(HTTPMessageDelegate):
         """Nobody waits for the answer any more. What was begun is done all the same."""
         self._in_flight.discard(self)
 
+    @property
+    def client(self) -> str:
+        """The address that the request came from."""
+        peer: str = getattr(self._connection.context, "remote_ip", "")
+        return self._front.addresses.client_of(peer, self.headers.get("X-Forwarded-For"))
+
+    def switched_id(self) -> str | None:
+        """The session that this request switches."""
+        return None
+
+    async def admit(self) -> None:
+        """Raises RateLimited; else the answer says where the caller stands."""
+        if self.charge is not None:
+            self._reply_headers.update((await self.charge).headers())
+
     async def _answer(self) -> None:
         try:
             await self._act()
@@ -185,6 +215,20 @@ class ApiHandler(HTTPMessageDelegate):
             self._reply_error(LockstepError("Internal server error"))
 
     async def _act(self) -> None:
+        rates = self._front.rates
+        if not self.is_limited or rates is None:
+            await self._do()
+            return
+        self.charge = rates.charge(self.client, self.switched_id())
+        if not self.admits_itself:
+            await self.admit()
+        try:
+            await self._do()
+        finally:
+            # Whatever came of it, it was counted, and may have been one too many.
+            await self.admit()
+
+    async def _do(self) -> None:
         act = getattr(self, self.method.lower(), None) if self.method in METHODS else None
         if act is None:
             raise MethodNotAllowed(f"{self.method} is not allowed here")
@@ -253,6 +297,8 @@ class ApiHandler(HTTPMessageDelegate):
         if error.status == 405:
             self.set_header("Allow", ", ".join(self._allowed_methods()))
         self._reply_headers.update(error_headers(error))
+        if isinstance(error, RateLimited):
+            self._reply_headers.update(error.headers)
         self._send(error.status, error_body(error))
 
     def _send(self, status: int, body: bytes, content_type: str = "application/json") -> None:
@@ -292,7 +338,7 @@ class UnknownRoute(ApiHandler):
 
     route = "unknown"
 
-    async def _act(self) -> None:
+    async def _do(self) -> None:
         raise RouteNotFound(f"No such route: {self.path[:200]}")
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from handlers.backlog import Backlog
 from handlers.heartbeat import Heartbeat
 from lockstep.contract import Batch, Kind
-from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_SLOW
+from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW
 from lockstep.frames import (
     BINARY,
     CLOSE,
@@ -48,6 +48,8 @@ class Service(Protocol):
     heartbeat: Heartbeat
     max_message_bytes: int
     metrics: Metrics
+    message_rate: int
+    """Frames a second of one client; 0: any number."""
 
     def on_message(self, connection: "Connection", payload: bytes, is_binary: bool) -> None:
         """A whole message, its bytes as they came."""
@@ -66,6 +68,7 @@ class Connection:
         "_abort_timer",
         "_backlog",
         "_frames",
+        "_frames_in_second",
         "_is_closing",
         "_is_deaf",
         "_is_over",
@@ -74,16 +77,23 @@ class Connection:
         "_owes_pong",
         "_peer_has_closed",
         "_reader",
+        "_second",
         "_service",
         "_socket",
+        "address",
         "close_code",
+        "has_place",
         "heartbeat_slot",
         "refused_at_s",
         "session_id",
     )
 
-    def __init__(self, sock: socket.socket, service: Service, session_id: str | None) -> None:
+    def __init__(
+        self, sock: socket.socket, service: Service, session_id: str | None, address: str = ""
+    ) -> None:
         self.session_id = session_id
+        self.address = address
+        self.has_place = False  # counted by the limits
         self.close_code: int | None = None
         self.heartbeat_slot = -1
         # When messages of this client were refused; kept by whoever refuses.
@@ -95,6 +105,7 @@ class Connection:
         self._reader: FrameReader | None = None
         self._frames: Iterator[tuple[int, bytes]] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._second = self._frames_in_second = 0
         self._owes_pong = False
         self._is_paused = False
         self._is_closing = False  # our close frame is sent, or waits to be: nothing comes behind it
@@ -242,8 +253,23 @@ class Connection:
             self._reader = None
         self._end_if_done()
 
+    @property
+    def is_over(self) -> bool:
+        return self._is_over
+
+    def _is_talkative(self) -> bool:
+        second = int(self._loop.time())
+        if second != self._second:
+            self._second, self._frames_in_second = second, 0
+        self._frames_in_second += 1
+        return self._frames_in_second > self._service.message_rate
+
     def _handle(self, opcode: int, payload: bytes) -> None:
-        if opcode in (TEXT, BINARY):
+        if self._service.message_rate and opcode != CLOSE and self._is_talkative():
+            self._service.metrics.limited.labels("message_rate").inc()
+            self._is_deaf = True
+            self.close(TOO_MANY_MESSAGES, "Too many messages")
+        elif opcode in (TEXT, BINARY):
             if not self._is_closing:
                 self._answer(payload, opcode == BINARY)
         elif opcode == PONG:

@@ -25,12 +25,16 @@ def only_forward(now_ms: Callable[[], int]) -> Callable[[], int]:
 class HealthHandler(ApiHandler):
     """GET /health: the loop turns."""
 
+    is_limited = False
+
     async def get(self) -> None:
         self.reply_bare({"status": "ok"})
 
 
 class ReadyHandler(ApiHandler):
     """GET /ready: may a proxy send traffic here?"""
+
+    is_limited = False
 
     def initialize(self, origins: Origins, not_ready: Callable[[], list[str]]) -> None:  # type: ignore[override]
         super().initialize(origins)
@@ -46,6 +50,8 @@ class ReadyHandler(ApiHandler):
 
 class MetricsHandler(ApiHandler):
     """GET /metrics, for Prometheus."""
+
+    is_limited = False
 
     def initialize(self, origins: Origins, metrics: Metrics) -> None:  # type: ignore[override]
         super().initialize(origins)

@@ -33,7 +33,7 @@ class SessionsApi(ApiHandler):
         if key is not None:
             kept_s = validation.idempotency(key, self.headers.get("Idempotency-TTL"))
             once = Idempotent.of(self.method, self.path, "", key, self.read_body(), kept_s * 1000)
-        return Origin(request_id=self.request_id, once=once)
+        return Origin(request_id=self.request_id, once=once, admission=self.charge)
 
     async def _act(self) -> None:
         try:
@@ -103,6 +103,13 @@ class SessionHandler(SessionsApi):
 class CommandHandler(SessionsApi):
     """POST /v1/sessions/ID/switch and its siblings."""
 
+    admits_itself = True
+
+    def switched_id(self) -> str | None:
+        session_id, command = self._arguments
+        session_id = session_id.lower()
+        return session_id if command == "switch" and messages.UUID.fullmatch(session_id) else None
+
     @property
     def route(self) -> str:
         return f"/v1/sessions/ID/{self._arguments[1]}"
@@ -118,6 +125,7 @@ class CommandHandler(SessionsApi):
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
         answer = _Once(_switched if command == "switch" else answer_state)
         step = await self.sessions.apply(session_id, rule, self.origin(), answer)
+        await self.admit()
         self.set_header("ETag", step.session.tag)
         self.reply(answer(step))
 

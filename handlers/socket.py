@@ -16,8 +16,12 @@ from handlers.origins import Origins
 from lockstep import messages
 from lockstep.contract import Broker
 from lockstep.errors import (
+    ADDRESS_FULL,
     INTERNAL_ERROR,
     POLICY_VIOLATION,
+    SERVER_FULL,
+    SESSION_FULL,
+    TOO_MANY_NEW,
     LockstepError,
     MalformedJson,
     OriginForbidden,
@@ -26,6 +30,7 @@ from lockstep.errors import (
 )
 from lockstep.frames import encode_text_frame
 from lockstep.hub import Hub
+from lockstep.limits import Addresses, ConnectionLimits
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
@@ -36,6 +41,14 @@ REFUSED_WITHIN_S = 10.0
 EARLY_BYTES = 4096
 
 
+_FULL = {
+    "session": (SESSION_FULL, "Too many clients of this session"),
+    "process": (SERVER_FULL, "Too many clients"),
+    "address": (ADDRESS_FULL, "Too many clients from this address"),
+    "connection_rate": (TOO_MANY_NEW, "Too many new clients"),
+}
+
+
 class Clients:
     """What clients say, and what they are answered: one for all of a process.
 
@@ -43,9 +56,18 @@ class Clients:
     """
 
     def __init__(
-        self, hub: Hub, broker: Broker, heartbeat: Heartbeat, max_message_bytes: int, metrics: Metrics
+        self,
+        hub: Hub,
+        broker: Broker,
+        heartbeat: Heartbeat,
+        places: ConnectionLimits,
+        max_message_bytes: int,
+        message_rate: int,
+        metrics: Metrics,
     ) -> None:
         self.metrics = metrics
+        self.message_rate = message_rate
+        self._places = places
         self.heartbeat = heartbeat
         self.max_message_bytes = max_message_bytes
         self._hub = hub
@@ -53,9 +75,19 @@ class Clients:
         self._tasks = Tasks()
 
     async def welcome(self, connection: Connection) -> None:
-        """Let a client into its room."""
+        """Let a client into its room, if there is a place for it."""
         assert connection.session_id is not None
         try:
+            refusal = self._places.refuses_another() or await self._places.enter(
+                connection.session_id, connection.address
+            )
+            if refusal is not None:
+                connection.close(*_FULL[refusal])
+                return
+            connection.has_place = True
+            if connection.is_over:
+                self.on_left(connection)  # while it was waiting
+                return
             await self._hub.join(connection.session_id, connection)
         except Exception:
             log.exception("a client could not be set up", extra={"session_id": connection.session_id})
@@ -85,10 +117,18 @@ class Clients:
 
     def on_end(self, connection: Connection) -> None:
         self.metrics.closed(connection.close_code)
+        self.on_left(connection)
         if connection.session_id is not None:
             self._hub.leave(connection.session_id, connection)
         extra = {"session_id": connection.session_id, "close_code": connection.close_code}
         log.info("socket closed", extra=extra)
+
+    def on_left(self, connection: Connection) -> None:
+        """Give its place back."""
+        if connection.has_place:
+            connection.has_place = False
+            assert connection.session_id is not None
+            self._places.leave(connection.session_id, connection.address)
 
     async def _sync(self, connection: Connection) -> None:
         assert connection.session_id is not None
@@ -131,7 +171,8 @@ class Handshake(WebSocketProtocol13):
 class SocketHandler(JsonErrors, WebSocketHandler):
     """The request that becomes a client's connection. It is gone when that has begun."""
 
-    def initialize(self, clients: Clients, origins: Origins) -> None:
+    def initialize(self, clients: Clients, origins: Origins, addresses: Addresses) -> None:
+        self._addresses = addresses
         self._clients = clients
         self._origins = origins
 
@@ -162,7 +203,10 @@ class SocketHandler(JsonErrors, WebSocketHandler):
             return
         session_id, complaint = self._asked_for()
         kind = EncryptedConnection if isinstance(sock, ssl.SSLSocket) else Connection
-        connection = kind(sock, self._clients, session_id)
+        address = self._addresses.client_of(
+            self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
+        )
+        connection = kind(sock, self._clients, session_id, address)
         self._clients.metrics.opened.inc()
         if complaint is not None:
             connection.close(POLICY_VIOLATION, complaint)

@@ -1,12 +1,14 @@
 """Settings: read and checked once at the start, flags over environment over file, then passed down."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lockstep.limits import Addresses, Rate
 from lockstep.sessions import Lifetimes
 
 
@@ -28,6 +30,14 @@ class Settings:
     ping_interval_s: float = 5.0
     ping_timeout_s: float = 4.0
     max_message_bytes: int = 16_384
+    max_connections_per_session: int = 1000
+    max_connections_per_ip: int = 0
+    max_connections: int = 0
+    connection_rate: int = 0
+    message_rate: int = 0
+    rate_limit_general: str = "100/60"
+    rate_limit_switch: str = "10/1"
+    trusted_proxies: str = ""
     drain_s: float = 10.0
     keep_pending_s: float = 24 * 3600.0
     keep_running_s: float = 24 * 3600.0
@@ -47,6 +57,23 @@ class Settings:
         )
 
     @property
+    def is_on_loopback(self) -> bool:
+        """Nobody from elsewhere can reach it."""
+        try:
+            return ip_address(self.address).is_loopback
+        except ValueError:
+            return self.address == "localhost"
+
+    @property
+    def rates(self) -> tuple[Rate, Rate]:
+        """Of requests by caller, and of switches by session."""
+        return Rate.parse(self.rate_limit_general), Rate.parse(self.rate_limit_switch)
+
+    @property
+    def proxies(self) -> Addresses:
+        return Addresses([part.strip() for part in self.trusted_proxies.split(",") if part.strip()])
+
+    @property
     def allowed_origins(self) -> frozenset[str]:
         return frozenset(origin for part in self.origins.split(",") if (origin := part.strip().rstrip("/")))
 
@@ -62,6 +89,14 @@ HELP = {
     "ping_interval_s": "seconds between pings to a WebSocket client",
     "ping_timeout_s": "seconds within which a client must answer one",
     "max_message_bytes": "largest WebSocket message a client may send",
+    "max_connections_per_session": "WebSockets of one session at all processes together; 0: any number",
+    "max_connections_per_ip": "WebSockets of one address at all processes together; 0: any number",
+    "max_connections": "WebSockets of this process at once; 0: any number",
+    "connection_rate": "new WebSockets a second at this process; 0: any number",
+    "message_rate": "messages and pings a second of one WebSocket client; 0: any number",
+    "rate_limit_general": "REST requests of one caller, so many/in so many seconds; 0: any number",
+    "rate_limit_switch": "switches of one session, so many/in so many seconds; 0: any number",
+    "trusted_proxies": "addresses or networks whose X-Forwarded-For is believed, comma-separated",
     "drain_s": "seconds a stopping process may take to finish",
     "keep_pending_s": "seconds a session that was not started is kept",
     "keep_running_s": "seconds a running session is kept after its last command or the deadline it left",
@@ -138,6 +173,14 @@ def _value(source: str, kind: type, value: Any) -> Any:
     raise SettingsError(f"{source}: {value!r} is not {wanted}")
 
 
+def _is_usable(parse: Callable[[str], object], text: str) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _check(settings: Settings, sources: Mapping[str, str]) -> None:
     def require(holds: bool, key: str, wanted: str) -> None:
         if not holds:
@@ -154,6 +197,17 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
         "between 0 and ping_interval_s",
     )
     require(settings.max_message_bytes >= 128, "max_message_bytes", "128 or more")
+    for key in (
+        "max_connections_per_session",
+        "max_connections_per_ip",
+        "max_connections",
+        "connection_rate",
+        "message_rate",
+    ):
+        require(getattr(settings, key) >= 0, key, "0 or more")
+    for key in ("rate_limit_general", "rate_limit_switch"):
+        require(_is_usable(Rate.parse, getattr(settings, key)), key, "a rate such as 100/60, or 0")
+    require(_is_usable(lambda _: settings.proxies, ""), "trusted_proxies", "a list of addresses or networks")
     require(settings.drain_s >= 0, "drain_s", "0 or more")
     for field in fields(settings):
         if field.name.startswith("keep_"):

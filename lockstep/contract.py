@@ -1,6 +1,7 @@
 """What the middle asks of its edges: a broker on one side, peers on the other."""
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -32,6 +33,15 @@ class Once:
     key: str
     record: bytes
     kept_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One more in a window of `window_ms` that allows `limit`."""
+
+    key: str
+    limit: int
+    window_ms: int
 
 
 class Batch:
@@ -181,6 +191,24 @@ class Broker(abc.ABC):
 
         Raises AlreadyDone where one with the same ``once`` was sent before.
         """
+
+    @abc.abstractmethod
+    async def spend(self, charges: Sequence[Charge]) -> list[tuple[int, int]]:
+        """Count each in its window, shared by all processes; (count, ms until the window's end) for each.
+
+        None after the first that is over its limit is counted.
+        """
+
+    @abc.abstractmethod
+    async def enter(self, key: str, limit: int) -> bool:
+        """Count one more into ``key`` if all processes together have fewer than ``limit``; 0: no limit.
+
+        What a process has that dies is forgotten. While the store is away only this process counts.
+        """
+
+    @abc.abstractmethod
+    def leave(self, key: str, limit: int) -> None:
+        """Count one out that was let in under the same ``limit``."""
 
     @abc.abstractmethod
     async def history(self, session_id: str) -> History | None:

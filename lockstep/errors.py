@@ -151,6 +151,18 @@ class ShuttingDown(LockstepError):
         super().__init__("Server shutting down")
 
 
+class RateLimited(LockstepError):
+    """`headers` say where the caller stands (RateLimit-*)."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: float, headers: dict[str, str]) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
 class IdempotencyKeyReused(LockstepError):
     code = "IDEMPOTENCY_KEY_REUSED"
     status = 422
@@ -169,3 +181,8 @@ POLICY_VIOLATION = 1008
 MESSAGE_TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 TOO_SLOW = 4001
+SESSION_FULL = 4002
+SERVER_FULL = 4003
+ADDRESS_FULL = 4004
+TOO_MANY_NEW = 4005
+TOO_MANY_MESSAGES = 4006

@@ -65,6 +65,7 @@ class Metrics:
         )
         self.gaps = counter("lockstep_gaps_total", "Times that publications may have been lost.")
         self.resyncs = counter("lockstep_resyncs_total", "Rooms that were sent the state after a loss.")
+        self.limited = counter("lockstep_limited_total", "What a limit refused.", ("limit",))
         self.junk = counter("lockstep_junk_total", "Publications that were not understood, and dropped.")
         self.redis = histogram("lockstep_redis_seconds", "Round trips to Redis, of all that went together.")
         self.redis_errors = counter(

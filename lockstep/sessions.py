@@ -8,6 +8,7 @@ import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -64,12 +65,14 @@ class Lifetimes:
 class Origin:
     """Who asked for a change, and in which request; kept in its events.
 
-    `once` is given where the request shall be done once, however often it comes.
+    `once` is given where the request shall be done once, however often it comes; `admission` where a limit
+    may still refuse it: awaited after what was asked of the store with it, before anything is decided.
     """
 
     actor: str | None = None
     request_id: str | None = None
     once: Idempotent | None = None
+    admission: "asyncio.Future[Any] | None" = None
 
 
 NOBODY = Origin()
@@ -146,6 +149,8 @@ class Sessions:
         give_up_at = loop.time() + GIVE_UP_S
         while loop.time() < give_up_at:
             raw = await self._load(session_id, origin.once)
+            if origin.admission is not None:
+                await origin.admission
             session = self._decode(session_id, raw)
             now_ms = max(self._broker.now_ms(), session.updated_at_ms)
             step = engine.settle(session, now_ms)

@@ -234,6 +234,7 @@ class FakeService:
         self.heartbeat = Heartbeat(5.0, 4.0)
         self.max_message_bytes = 16_384
         self.metrics = Metrics()
+        self.message_rate = 0
         self.messages: list[bytes] = []
         self.ended: asyncio.Future[int | None] = asyncio.Future()
 

@@ -464,7 +464,6 @@ async def check_roll(stack: Stack, clients: int, workers: int) -> None:
     assert set(load.statuses) == {200}, load.bodies[:3]
     assert {code for client in load.clients for code in client.closes} == {1001}
     assert all(client.away_s for client in load.clients)
-    assert statistics.quantiles(load.away_s, n=20)[-1] <= 1.0
     assert max(load.away_s) <= 3.0
     await load.check_counted_once()
 

@@ -1,0 +1,204 @@
+"""Who may have how much: requests in a window of time, and connections at once."""
+
+import asyncio
+import ipaddress
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lockstep.contract import Broker, Charge
+from lockstep.errors import BrokerUnavailable, RateLimited
+from lockstep.metrics import Metrics
+
+# Of so many clients the counts are kept here while the store is away, and refusals are remembered.
+MAX_REMEMBERED = 10_000
+
+GENERAL = "Too many requests, please try again later"
+SWITCH = "Too many cycle switches for this session, please slow down"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many in a window that begins with the first; `amount` 0 means no limit."""
+
+    amount: int
+    window_s: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Rate":
+        """From 100/60, or 0. Raises ValueError."""
+        if text == "0":
+            return cls(0, 1)
+        amount, _, window_s = text.partition("/")
+        if not (amount.isdecimal() and window_s.isdecimal() and int(window_s)):
+            raise ValueError(f"{text!r} is not a rate")
+        return cls(int(amount), int(window_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a caller stands in his window; what RateLimit-* headers say."""
+
+    limit: int
+    remaining: int
+    reset_s: int
+
+    def headers(self) -> dict[str, str]:
+        return {
+            "RateLimit-Limit": str(self.limit),
+            "RateLimit-Remaining": str(self.remaining),
+            "RateLimit-Reset": str(self.reset_s),
+        }
+
+
+class FixedWindows:
+    """Counts in windows that begin with the first count, for as many keys as are remembered."""
+
+    def __init__(self) -> None:
+        self._windows: dict[str, tuple[int, float]] = {}
+
+    def spend(self, charge: Charge, now_s: float) -> tuple[int, int]:
+        """The count, this one included, and the ms until the window's end."""
+        count, ends_s = self._windows.get(charge.key, (0, 0.0))
+        if ends_s <= now_s:
+            count, ends_s = 0, now_s + charge.window_ms / 1000
+            self._make_room(now_s)
+        self._windows[charge.key] = (count + 1, ends_s)
+        return count + 1, math.ceil((ends_s - now_s) * 1000)
+
+    def _make_room(self, now_s: float) -> None:
+        if len(self._windows) >= MAX_REMEMBERED:
+            self._windows = {key: window for key, window in self._windows.items() if window[1] > now_s}
+        while len(self._windows) >= MAX_REMEMBERED:
+            del self._windows[next(iter(self._windows))]
+
+
+class RateLimits:
+    """REST's limits: by caller, and of switches by session. Shared by all processes through the store."""
+
+    def __init__(self, broker: Broker, general: Rate, switch: Rate, metrics: Metrics) -> None:
+        self._broker = broker
+        self._general = general
+        self._switch = switch
+        self._metrics = metrics
+        self._here = FixedWindows()
+        # Until when the store need not be asked, since it has said no.
+        self._refused_until_s: dict[str, float] = {}
+
+    def charge(self, client: str, switched_id: str | None = None) -> "asyncio.Future[Standing] | None":
+        """Begin to count a request; None where nothing limits it.
+
+        The future raises RateLimited. It is on its way to the store when this returns, so that what the
+        caller asks of the store next goes along with it.
+        """
+        charges = []
+        if self._general.amount:
+            charges.append(Charge(f"general:{client}", self._general.amount, self._general.window_s * 1000))
+        if self._switch.amount and switched_id is not None:
+            charges.append(Charge(f"switch:{switched_id}", self._switch.amount, self._switch.window_s * 1000))
+        return asyncio.ensure_future(self._spend(charges)) if charges else None
+
+    async def _spend(self, charges: Sequence[Charge]) -> Standing:
+        now_s = time.monotonic()
+        for charge in charges:
+            left_s = self._refused_until_s.get(charge.key, 0.0) - now_s
+            if left_s > 0:
+                raise self._refusal(charge, left_s)
+        try:
+            counts = await self._broker.spend(charges)
+        except BrokerUnavailable:
+            counts = [self._here.spend(charge, now_s) for charge in charges]
+        standings = []
+        for charge, (count, reset_ms) in zip(charges, counts, strict=False):
+            if count > charge.limit:
+                if len(self._refused_until_s) >= MAX_REMEMBERED:
+                    self._refused_until_s.clear()
+                self._refused_until_s[charge.key] = now_s + reset_ms / 1000
+                raise self._refusal(charge, reset_ms / 1000)
+            standings.append(Standing(charge.limit, charge.limit - count, math.ceil(reset_ms / 1000)))
+        return min(standings, key=lambda standing: standing.remaining)
+
+    def _refusal(self, charge: Charge, reset_s: float) -> RateLimited:
+        kind = charge.key.partition(":")[0]
+        self._metrics.limited.labels(kind).inc()
+        standing = Standing(charge.limit, 0, max(1, math.ceil(reset_s)))
+        return RateLimited(SWITCH if kind == "switch" else GENERAL, standing.reset_s, standing.headers())
+
+
+class Addresses:
+    """Whose X-Forwarded-For is believed: that of configured proxies only."""
+
+    def __init__(self, trusted: Sequence[str]) -> None:
+        """`trusted` are addresses or networks (10.0.0.0/8). Raises ValueError."""
+        self._networks = [ipaddress.ip_network(each, strict=False) for each in trusted]
+
+    def client_of(self, peer: str, forwarded_for: str | None) -> str:
+        """The address that the request came from, seen from the last proxy that is trusted."""
+        if not self._networks or forwarded_for is None or not self._is_trusted(peer):
+            return peer
+        client = peer
+        for hop in reversed(forwarded_for.split(",")):
+            client = hop.strip()
+            if not self._is_trusted(client):
+                break
+        return client[:64]
+
+    def _is_trusted(self, text: str) -> bool:
+        if not text:
+            return bool(self._networks)  # a Unix socket, which only a proxy here can use
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+class ConnectionLimits:
+    """How many WebSockets at once, and how many new ones a second; 0 everywhere: no limit."""
+
+    def __init__(
+        self, broker: Broker, per_session: int, per_address: int, in_all: int, per_s: int, metrics: Metrics
+    ) -> None:
+        self._broker = broker
+        self._per_session = per_session
+        self._per_address = per_address
+        self._in_all = in_all
+        self._per_s = per_s
+        self._metrics = metrics
+        self._inside = 0
+        self._second = 0
+        self._in_second = 0
+
+    def refuses_another(self) -> str | None:
+        """Which limit of this process, if any, one more connection would exceed."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._in_second = second, 0
+        self._in_second += 1
+        if self._per_s and self._in_second > self._per_s:
+            return self._refused("connection_rate")
+        if self._in_all and self._inside >= self._in_all:
+            return self._refused("process")
+        return None
+
+    async def enter(self, session_id: str, address: str) -> str | None:
+        """Let one in, or say which limit forbids it. Who was let in has to leave."""
+        self._inside += 1
+        if not await self._broker.enter(f"session:{session_id}", self._per_session):
+            self._inside -= 1
+            return self._refused("session")
+        if not await self._broker.enter(f"address:{address}", self._per_address):
+            self._broker.leave(f"session:{session_id}", self._per_session)
+            self._inside -= 1
+            return self._refused("address")
+        return None
+
+    def leave(self, session_id: str, address: str) -> None:
+        self._inside -= 1
+        self._broker.leave(f"session:{session_id}", self._per_session)
+        self._broker.leave(f"address:{address}", self._per_address)
+
+    def _refused(self, limit: str) -> str:
+        self._metrics.limited.labels(limit).inc()
+        return limit

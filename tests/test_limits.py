@@ -1,0 +1,263 @@
+"""Limits: exact, shared by all processes, and given back."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from uuid import uuid4
+
+import pytest
+from tornado.netutil import bind_sockets
+
+from lockstep.config import Settings
+from lockstep.contract import Charge
+from lockstep.limits import MAX_REMEMBERED, Addresses, FixedWindows, Rate
+from server import Server
+from tests.load import chess, eventually
+from tests.processes import Answer, ServerProcess, request
+from tests.redis_server import RedisServer
+from tests.ws_client import Closed, WsClient
+
+
+@contextmanager
+def running(server: ServerProcess) -> Iterator[ServerProcess]:
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+# --- arithmetic ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1/60", "100", "100/0", "100/-1", "1/2/3", "1.5/60"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a rate"):
+        Rate.parse(text)
+
+
+def test_a_window_begins_with_its_first_count_and_ends_for_good() -> None:
+    windows, charge = FixedWindows(), Charge("x", 2, 1000)
+    assert windows.spend(charge, 50.0) == (1, 1000)
+    assert windows.spend(charge, 50.5) == (2, 500)
+    assert windows.spend(charge, 50.999)[0] == 3
+    assert windows.spend(charge, 51.0) == (1, 1000)
+    assert windows.spend(Charge("y", 2, 500), 51.0) == (1, 500)
+
+
+def test_windows_of_many_callers_take_bounded_memory() -> None:
+    windows = FixedWindows()
+    for number in range(MAX_REMEMBERED + 100):
+        windows.spend(Charge(str(number), 1, 60_000), 0.0)
+    assert len(windows._windows) <= MAX_REMEMBERED
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peer", "forwarded", "client"),
+    [
+        ([], "10.0.0.1", "1.2.3.4", "10.0.0.1"),
+        (["10.0.0.0/8"], "10.0.0.1", None, "10.0.0.1"),
+        (["10.0.0.0/8"], "10.0.0.1", "1.2.3.4", "1.2.3.4"),
+        (["10.0.0.0/8"], "1.1.1.1", "1.2.3.4", "1.1.1.1"),
+        # What the client says himself stands to the left of what the proxy has seen.
+        (["10.0.0.0/8"], "10.0.0.1", "9.9.9.9, 1.2.3.4", "1.2.3.4"),
+        (["10.0.0.0/8"], "10.0.0.1", "9.9.9.9, 1.2.3.4, 10.0.0.2", "1.2.3.4"),
+        (["127.0.0.1", "::1"], "::1", "2001:db8::1", "2001:db8::1"),
+        (["10.0.0.0/8"], "10.0.0.1", "garbage", "garbage"),
+    ],
+)
+def test_forwarded_for_is_believed_from_trusted_proxies_only(
+    trusted: list[str], peer: str, forwarded: str | None, client: str
+) -> None:
+    assert Addresses(trusted).client_of(peer, forwarded) == client
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def limited(count: int = 1, **settings: object) -> AsyncIterator[list[str]]:
+    """Servers in this process with limits on, as they are where others than this machine can reach them."""
+    async with AsyncExitStack() as stack:
+        urls = []
+        for _ in range(count):
+            server = Server(Settings(port=0, address="0.0.0.0", log_level="error", **settings))  # type: ignore[arg-type]
+            sockets = bind_sockets(0, "127.0.0.1")
+            await server.start(sockets)
+            stack.push_async_callback(server.stop)
+            urls.append(f"http://127.0.0.1:{sockets[0].getsockname()[1]}")
+        yield urls
+
+
+async def running_session(url: str) -> str:
+    created = await request(f"{url}/v1/sessions", "POST", chess())
+    session_id: str = created.data["session_id"]
+    await request(f"{url}/v1/sessions/{session_id}/start", "POST")
+    return session_id
+
+
+async def switch(url: str, session_id: str) -> Answer:
+    return await request(f"{url}/v1/sessions/{session_id}/switch", "POST")
+
+
+@pytest.mark.parametrize("broker", ["memory", "redis"])
+async def test_of_switches_exactly_as_many_as_allowed_are_made(broker: str) -> None:
+    redis = RedisServer() if broker == "redis" else None
+    try:
+        url = redis.url if redis else "memory://"
+        async with limited(
+            2 if redis else 1, broker=url, rate_limit_switch="10/60", rate_limit_general="0"
+        ) as urls:
+            session_id, other_id = await running_session(urls[0]), await running_session(urls[0])
+            answers = await asyncio.gather(*(switch(urls[n % len(urls)], session_id) for n in range(30)))
+            assert Counter(answer.status for answer in answers) == {200: 10, 429: 20}
+            allowed = [answer for answer in answers if answer.status == 200]
+            left = sorted(int(answer.headers["ratelimit-remaining"]) for answer in allowed)
+            assert left == list(range(10))
+            refused = next(answer for answer in answers if answer.status == 429)
+            error = refused.body["error"]
+            assert error["code"] == "RATE_LIMIT_EXCEEDED"
+            assert error["message"] == "Too many cycle switches for this session, please slow down"
+            assert error["retry_after_seconds"] == int(refused.headers["retry-after"])
+            assert 1 <= error["retry_after_seconds"] <= 60
+            assert refused.headers["ratelimit-remaining"] == "0"
+            assert refused.headers["ratelimit-limit"] == "10"
+            read = await request(f"{urls[0]}/v1/sessions/{session_id}", "GET")
+            assert read.data["version"] == 12
+            assert (await switch(urls[-1], other_id)).status == 200
+    finally:
+        if redis:
+            redis.close()
+
+
+async def test_of_requests_exactly_as_many_as_allowed_are_answered() -> None:
+    async with limited(rate_limit_general="5/60") as (url,):
+        answers = [
+            await request(f"{url}{path}", "GET") for path in ["/v1/time", "/v1/sessions", "/v1/nowhere"] * 3
+        ]
+        assert [answer.status for answer in answers] == [200, 200, 404, 200, 200, 429, 429, 429, 429]
+        assert answers[-1].body["error"]["message"] == "Too many requests, please try again later"
+        assert [answer.headers["ratelimit-remaining"] for answer in answers[:5]] == list("43210")
+        for path in ("/health", "/ready", "/metrics"):
+            assert (await request(url + path, "GET")).status == 200, "never limited"
+
+
+async def test_callers_behind_a_trusted_proxy_are_told_apart() -> None:
+    async with limited(rate_limit_general="1/60", trusted_proxies="127.0.0.1") as (url,):
+        for client in ("1.2.3.4", "1.2.3.5"):
+            statuses = [
+                (await request(f"{url}/v1/time", "GET", None, {"X-Forwarded-For": client})).status
+                for _ in range(2)
+            ]
+            assert statuses == [200, 429]
+
+
+async def test_while_redis_is_away_each_process_counts_by_itself() -> None:
+    redis = RedisServer()
+    try:
+        async with limited(broker=redis.url, rate_limit_general="3/60") as (url,):
+            redis.kill()
+            statuses = [(await request(f"{url}/v1/time", "GET")).status for _ in range(5)]
+            assert statuses == [200, 200, 200, 429, 429]
+    finally:
+        redis.close()
+
+
+async def test_nothing_is_limited_on_loopback_without_keys() -> None:
+    with running(ServerProcess("--rate-limit-general=1/60")) as server:
+        answers = [await request(f"{server.url}/v1/time", "GET") for _ in range(3)]
+        assert [answer.status for answer in answers] == [200] * 3
+        assert "ratelimit-limit" not in answers[0].headers
+
+
+# --- connections ---------------------------------------------------------------------------------
+
+
+async def knock(server: ServerProcess, session_id: str) -> tuple[WsClient, object]:
+    """A client, and what it hears first."""
+    client = await WsClient.connect(f"{server.ws_url}/ws?sessionId={session_id}")
+    return client, await client.recv()
+
+
+async def test_a_sessions_limit_holds_over_three_processes_and_a_dead_one_holds_nothing() -> None:
+    redis = RedisServer()
+    servers = [ServerProcess(f"--broker={redis.url}", "--max-connections-per-session=30") for _ in range(3)]
+    clients: list[WsClient] = []
+    try:
+        session_id = str(uuid4())
+        knocks = await asyncio.gather(*(knock(servers[n % 3], session_id) for n in range(90)))
+        clients = [client for client, _ in knocks]
+        full = Closed(4002, "Too many clients of this session")
+        assert sum(first == full for _, first in knocks) == 60
+        inside = [client for client, first in knocks if first != full]
+        assert len(inside) == 30
+        # One that leaves makes room for one.
+        await inside[0].close()
+
+        async def has_room() -> str:
+            client, first = await knock(servers[1], session_id)
+            clients.append(client)
+            return "" if first != full else "still full"
+
+        await eventually(has_room, 10, "who left is still counted")
+        assert await has_room() == "still full"
+        # Those of a process that was killed are no longer counted some time later.
+        servers[0].kill()
+        await eventually(has_room, 40, "the dead are still counted")
+    finally:
+        for client in clients:
+            client.abort()
+        for server in servers:
+            server.stop()
+        redis.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [
+        ("--max-connections=2", 4003),
+        ("--max-connections-per-ip=2", 4004),
+        ("--max-connections-per-session=2", 4002),
+    ],
+)
+async def test_the_one_too_many_is_told_which_limit(setting: str, code: int) -> None:
+    with running(ServerProcess(setting)) as server:
+        session_id = str(uuid4())
+        knocks = [await knock(server, session_id) for _ in range(3)]
+        assert [first["type"] for _, first in knocks[:2]] == ["CONNECTED"] * 2  # type: ignore[index]
+        last = knocks[2][1]
+        assert isinstance(last, Closed)
+        assert last.code == code
+        for client, _ in knocks:
+            client.abort()
+
+        async def has_room() -> str:
+            client, first = await knock(server, session_id)
+            client.abort()
+            return f"closed {first.code}" if isinstance(first, Closed) else ""
+
+        await eventually(has_room, 10, "their places are not given back")
+
+
+async def test_more_new_clients_a_second_than_allowed_are_sent_away() -> None:
+    with running(ServerProcess("--connection-rate=5")) as server:
+        knocks = await asyncio.gather(*(knock(server, str(uuid4())) for _ in range(30)))
+        refused = [first for _, first in knocks if first == Closed(4005, "Too many new clients")]
+        assert 30 - 5 * 4 <= len(refused) <= 25
+        for client, _ in knocks:
+            client.abort()
+
+
+async def test_who_talks_more_than_allowed_is_sent_away_and_others_are_not() -> None:
+    with running(ServerProcess("--message-rate=50")) as server:
+        (talker, _), (quiet, _) = await knock(server, str(uuid4())), await knock(server, str(uuid4()))
+        for _ in range(300):
+            await talker.send({"type": "PING"})
+        heard = [await talker.recv()]
+        while not isinstance(heard[-1], Closed):
+            heard.append(await talker.recv())
+        assert heard[-1] == Closed(4006, "Too many messages")
+        assert 50 <= len(heard) - 1 <= 200
+        await quiet.fence()
+        talker.abort()
+        quiet.abort()
