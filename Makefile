@@ -42,7 +42,7 @@ check: lint test  ## what CI runs
 lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(CODE) server.py deploy/stack.py
+	$(BIN)/mypy $(CODE) server.py commands.py deploy/stack.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

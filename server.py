@@ -14,9 +14,11 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from broker import open_broker
+from commands import COMMANDS
 from handlers import front
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
+from handlers.tokens import Keys, Tokens
 from lockstep import logs
 from lockstep.config import Settings, SettingsError, read_settings, usage
 from lockstep.deadlines import Deadlines
@@ -44,6 +46,8 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        keys = Keys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
+        is_limited = keys is not None or not settings.is_on_loopback
         self.metrics = metrics = Metrics()
         metrics.watch(metrics.ready, lambda: not self.not_ready())
         metrics.max_connections.set(settings.max_connections)
@@ -65,7 +69,8 @@ class Server:
             not_ready=self.not_ready,
             metrics=metrics,
             addresses=settings.proxies,
-            rates=None if settings.is_on_loopback else RateLimits(self.broker, *settings.rates, metrics),
+            rates=RateLimits(self.broker, *settings.rates, metrics) if is_limited else None,
+            tokens=Tokens(keys, settings.jwt_audience),
             places=ConnectionLimits(
                 self.broker,
                 settings.max_connections_per_session,
@@ -189,8 +194,11 @@ def main(args: Sequence[str] | None = None) -> None:
         print(usage())
         return
     try:
+        if args and args[0] in COMMANDS:
+            COMMANDS[args[0]](args[1:])
+            return
         settings = read_settings(args, os.environ)
-    except SettingsError as error:
+    except (SettingsError, ValueError) as error:
         sys.exit(f"lockstep: {error}")
     logs.configure(settings.log_level)
     try:

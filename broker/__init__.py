@@ -1,10 +1,13 @@
 """The edge to other processes: a broker by its URL."""
 
+from broker.doctor import examine
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep.config import Settings
 from lockstep.contract import Broker
 from lockstep.metrics import Metrics
+
+__all__ = ["examine", "open_broker"]
 
 
 def open_broker(settings: Settings, metrics: Metrics) -> Broker:

@@ -20,6 +20,7 @@ from handlers.sessions import (
     SessionHandler,
 )
 from handlers.socket import Clients, SocketHandler
+from handlers.tokens import Tokens
 from lockstep.contract import Broker
 from lockstep.hub import Hub
 from lockstep.limits import Addresses, ConnectionLimits, RateLimits
@@ -41,6 +42,7 @@ def front(
     rates: RateLimits | None,
     places: ConnectionLimits,
     message_rate: int,
+    tokens: Tokens,
     **settings: Any,
 ) -> Front:
     """Every route, and what its handler needs; `settings` are those of Tornado's application."""
@@ -60,7 +62,7 @@ def front(
     clients = Clients(hub, broker, heartbeat, places, max_message_bytes, message_rate, metrics)
     application = Application(
         [
-            (r"/ws", SocketHandler, api | {"clients": clients, "addresses": addresses}),
+            (r"/ws", SocketHandler, api | {"clients": clients, "addresses": addresses, "tokens": tokens}),
             (r"/()", PageHandler, api | {"path": page.HERE, "default_filename": "index.html"}),
             (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, api | {"path": page.HERE}),
             (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
@@ -70,4 +72,4 @@ def front(
         **settings,
     )
     paths = {"/ws", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
-    return Front(routes, application, frozenset(paths), addresses, rates, metrics)
+    return Front(routes, application, frozenset(paths), addresses, rates, tokens, metrics)

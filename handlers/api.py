@@ -27,14 +27,16 @@ from tornado.web import Application
 
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
 from handlers.origins import Origins
+from handlers.tokens import Tokens
 from lockstep import messages
+from lockstep.access import OPEN, Scope
 from lockstep.errors import (
     LockstepError,
     MalformedJson,
     MethodNotAllowed,
     PayloadTooLarge,
-    RateLimited,
     RouteNotFound,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from lockstep.limits import Addresses, RateLimits, Standing
@@ -62,10 +64,12 @@ class Front(HTTPServerConnectionDelegate):
         paths: frozenset[str],
         addresses: Addresses,
         rates: RateLimits | None,
+        tokens: Tokens,
         metrics: Metrics,
     ) -> None:
         """`paths` are those that `application` answers."""
         self.addresses = addresses
+        self.tokens = tokens
         self.rates = rates  # None: nothing is limited
         self.metrics = metrics
         self.in_flight: set[ApiHandler] = set()
@@ -125,6 +129,7 @@ class ApiHandler(HTTPMessageDelegate):
     """One request: parse, call one service, reply. Errors become JSON here and nowhere else."""
 
     is_limited = True
+    needs_token = False
     # True where the charge goes to the store together with what else is asked of it.
     admits_itself = False
 
@@ -155,6 +160,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._is_answered = False
         self._task: asyncio.Task[None] | None = None
         self.charge: asyncio.Future[Standing] | None = None
+        self.access = OPEN
         self.initialize(**services)
 
     def initialize(self, origins: Origins) -> None:
@@ -196,6 +202,9 @@ class ApiHandler(HTTPMessageDelegate):
         peer: str = getattr(self._connection.context, "remote_ip", "")
         return self._front.addresses.client_of(peer, self.headers.get("X-Forwarded-For"))
 
+    def _token_in_query(self) -> str | None:
+        return self.query_arguments().get("token", [None])[0] if "token=" in self._query else None
+
     def switched_id(self) -> str | None:
         """The session that this request switches."""
         return None
@@ -216,12 +225,23 @@ class ApiHandler(HTTPMessageDelegate):
 
     async def _act(self) -> None:
         rates = self._front.rates
-        if not self.is_limited or rates is None:
+        refusal = None
+        if self.needs_token and self.method != "OPTIONS":
+            try:
+                self.access = self._front.tokens.access(self.headers, self._token_in_query())
+            except Unauthorized as error:
+                refusal = error  # but it counts
+        is_trusted = self.access.is_by_token and self.access.scope is Scope.ADMIN
+        if not self.is_limited or rates is None or is_trusted:
+            if refusal is not None:
+                raise refusal
             await self._do()
             return
         self.charge = rates.charge(self.client, self.switched_id())
-        if not self.admits_itself:
+        if not self.admits_itself or refusal is not None:
             await self.admit()
+        if refusal is not None:
+            raise refusal
         try:
             await self._do()
         finally:
@@ -297,8 +317,7 @@ class ApiHandler(HTTPMessageDelegate):
         if error.status == 405:
             self.set_header("Allow", ", ".join(self._allowed_methods()))
         self._reply_headers.update(error_headers(error))
-        if isinstance(error, RateLimited):
-            self._reply_headers.update(error.headers)
+        self._reply_headers.update(error.headers)
         self._send(error.status, error_body(error))
 
     def _send(self, status: int, body: bytes, content_type: str = "application/json") -> None:

@@ -36,7 +36,7 @@ class JsonErrors(RequestHandler):
             error = LockstepError("Internal server error")
         if error.status == 405:
             self.set_header("Allow", "GET")
-        for name, value in error_headers(error).items():
+        for name, value in (error_headers(error) | dict(error.headers)).items():
             self.set_header(name, value)
         self.set_status(error.status)
         self.set_header("Content-Type", "application/json")

@@ -67,6 +67,7 @@ class Connection:
     __slots__ = (
         "_abort_timer",
         "_backlog",
+        "_expiry_timer",
         "_frames",
         "_frames_in_second",
         "_is_closing",
@@ -105,6 +106,7 @@ class Connection:
         self._reader: FrameReader | None = None
         self._frames: Iterator[tuple[int, bytes]] | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
+        self._expiry_timer: asyncio.TimerHandle | None = None
         self._second = self._frames_in_second = 0
         self._owes_pong = False
         self._is_paused = False
@@ -324,6 +326,10 @@ class Connection:
             self._abort_timer = self._loop.call_later(timeout_s, self._abort)
             self._end_if_done()
 
+    def close_in(self, delay_s: float, code: int, reason: str) -> None:
+        """Close then, if the connection lasts so long."""
+        self._expiry_timer = self._loop.call_later(max(0.0, delay_s), self.close, code, reason)
+
     def _end_if_done(self) -> None:
         """The connection ends when both have closed and all is sent."""
         if self._is_over or not self._is_closing or not self._is_deaf or self._backlog is not None:
@@ -346,6 +352,9 @@ class Connection:
         if self._abort_timer is not None:
             self._abort_timer.cancel()
             self._abort_timer = None
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+            self._expiry_timer = None
         descriptor = self._socket.fileno()
         self._loop.remove_reader(descriptor)
         self._loop.remove_writer(descriptor)

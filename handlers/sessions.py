@@ -18,6 +18,8 @@ DEFAULT_PAGE = 50
 class SessionsApi(ApiHandler):
     """What the handlers of /v1/sessions share."""
 
+    needs_token = True
+
     @property
     def route(self) -> str:
         return "/v1/sessions" if not self._arguments else "/v1/sessions/ID"
@@ -32,8 +34,10 @@ class SessionsApi(ApiHandler):
         once = None
         if key is not None:
             kept_s = validation.idempotency(key, self.headers.get("Idempotency-TTL"))
-            once = Idempotent.of(self.method, self.path, "", key, self.read_body(), kept_s * 1000)
-        return Origin(request_id=self.request_id, once=once, admission=self.charge)
+            once = Idempotent.of(
+                self.method, self.path, self.access.subject or "", key, self.read_body(), kept_s * 1000
+            )
+        return Origin(self.access.subject, self.request_id, once=once, admission=self.charge)
 
     async def _act(self) -> None:
         try:
@@ -58,12 +62,16 @@ class CollectionHandler(SessionsApi):
 
     async def post(self) -> None:
         answer = _Once(answer_state)
-        step = await self.sessions.create(validation.spec(self.read_json()), self.origin(), answer)
+        self.access.require_admin_of_any()
+        spec = validation.spec(self.read_json())
+        self.access.require_admin(spec.session_id or None)
+        step = await self.sessions.create(spec, self.origin(), answer)
         self.set_header("ETag", step.session.tag)
         self.set_header("Location", f"/v1/sessions/{step.session.session_id}")
         self.reply(answer(step), 201)
 
     async def get(self) -> None:
+        self.access.require_admin(None)
         complaints = Complaints()
         query = self.query(
             complaints,
@@ -83,7 +91,9 @@ class SessionHandler(SessionsApi):
     """/v1/sessions/ID"""
 
     async def get(self, session_id: str) -> None:
-        state = await self.sessions.read(_valid(session_id))
+        session_id = _valid(session_id)
+        self.access.require_view(session_id)
+        state = await self.sessions.read(session_id)
         head = messages.read_head(state)
         assert head is not None
         tag = head.tag
@@ -96,7 +106,9 @@ class SessionHandler(SessionsApi):
             self.reply(state)
 
     async def delete(self, session_id: str) -> None:
-        await self.sessions.delete(_valid(session_id))
+        session_id = _valid(session_id)
+        self.access.require_admin(session_id)
+        await self.sessions.delete(session_id)
         self.reply_empty(204)
 
 
@@ -123,6 +135,7 @@ class CommandHandler(SessionsApi):
         version = arguments.pop("expected_version")
         tags = validation.tags(self.headers.get("If-Match"))
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
+        rule = self.access.rule_for(command, session_id, rule)
         answer = _Once(_switched if command == "switch" else answer_state)
         step = await self.sessions.apply(session_id, rule, self.origin(), answer)
         await self.admit()
@@ -142,6 +155,7 @@ class MessagesHandler(SessionsApi):
         session_id = validation.session_id_in_path(session_id, complaints)
         validation.message(body, complaints)
         complaints.raise_if_any()
+        self.access.require_admin(session_id)
         answer = dumps({"session_id": session_id})
         await self.sessions.publish(session_id, raw, self.origin(), answer)
         self.reply(answer, 202)
@@ -158,6 +172,7 @@ class EventsHandler(SessionsApi):
         since = validation.whole_number(0, validation.MAX_INT)
         query = self.query(complaints, since=since, epoch=validation.epoch)
         complaints.raise_if_any()
+        self.access.require_view(session_id)
         epoch, events = await self.sessions.events(session_id, query["since"], query["epoch"])
         self.reply(b'{"epoch":"' + epoch.encode() + b'","events":[' + b",".join(events) + b"]}")
 

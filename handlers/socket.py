@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from collections import deque
 
 from tornado.iostream import StreamClosedError
@@ -13,6 +14,7 @@ from handlers.base import JsonErrors
 from handlers.connection import Connection, EncryptedConnection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
+from handlers.tokens import SUBPROTOCOL, Tokens
 from lockstep import messages
 from lockstep.contract import Broker
 from lockstep.errors import (
@@ -21,11 +23,15 @@ from lockstep.errors import (
     POLICY_VIOLATION,
     SERVER_FULL,
     SESSION_FULL,
+    TOKEN_FORBIDDEN,
+    TOKEN_REFUSED,
     TOO_MANY_NEW,
+    Forbidden,
     LockstepError,
     MalformedJson,
     OriginForbidden,
     ShuttingDown,
+    Unauthorized,
     UpgradeRequired,
 )
 from lockstep.frames import encode_text_frame
@@ -171,7 +177,8 @@ class Handshake(WebSocketProtocol13):
 class SocketHandler(JsonErrors, WebSocketHandler):
     """The request that becomes a client's connection. It is gone when that has begun."""
 
-    def initialize(self, clients: Clients, origins: Origins, addresses: Addresses) -> None:
+    def initialize(self, clients: Clients, origins: Origins, addresses: Addresses, tokens: Tokens) -> None:
+        self._tokens = tokens
         self._addresses = addresses
         self._clients = clients
         self._origins = origins
@@ -208,13 +215,32 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         )
         connection = kind(sock, self._clients, session_id, address)
         self._clients.metrics.opened.inc()
-        if complaint is not None:
-            connection.close(POLICY_VIOLATION, complaint)
+        if session_id is None:
+            connection.close(POLICY_VIOLATION, complaint or "")
         else:
-            await self._clients.welcome(connection)
+            await self._admit(connection, session_id)
         connection.start(early)
         # The connection does not need the request any more; nor its reference cycles, which wait for this.
         self.on_connection_close()
+
+    async def _admit(self, connection: Connection, session_id: str) -> None:
+        try:
+            in_query = self.get_query_argument("token", None)
+            access = self._tokens.access(self.request.headers, in_query)
+            access.require_view(session_id)
+        except Unauthorized as error:
+            connection.close(TOKEN_REFUSED, error.message)
+        except Forbidden as error:
+            connection.close(TOKEN_FORBIDDEN, error.message)
+        else:
+            if access.expires_at_s is not None:
+                connection.close_in(
+                    access.expires_at_s - time.time(), TOKEN_REFUSED, "This token has expired"
+                )
+            await self._clients.welcome(connection)
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
 
     async def _take_socket(self) -> tuple[socket.socket, bytes]:
         """Tornado's stream lets go of the socket, once its answer is written; and what it has read of it."""

@@ -38,6 +38,10 @@ class Settings:
     rate_limit_general: str = "100/60"
     rate_limit_switch: str = "10/1"
     trusted_proxies: str = ""
+    jwt_secret_file: str = ""
+    jwt_public_key_file: str = ""
+    jwt_audience: str = ""
+    insecure: bool = False
     drain_s: float = 10.0
     keep_pending_s: float = 24 * 3600.0
     keep_running_s: float = 24 * 3600.0
@@ -63,6 +67,11 @@ class Settings:
             return ip_address(self.address).is_loopback
         except ValueError:
             return self.address == "localhost"
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers need tokens."""
+        return bool(self.jwt_secret_file or self.jwt_public_key_file)
 
     @property
     def rates(self) -> tuple[Rate, Rate]:
@@ -97,6 +106,10 @@ HELP = {
     "rate_limit_general": "REST requests of one caller, so many/in so many seconds; 0: any number",
     "rate_limit_switch": "switches of one session, so many/in so many seconds; 0: any number",
     "trusted_proxies": "addresses or networks whose X-Forwarded-For is believed, comma-separated",
+    "jwt_secret_file": "file with the secret of tokens that are signed with HS256",
+    "jwt_public_key_file": "file with public keys (PEM, or JWKS with kid) of tokens: RS256, ES256, EdDSA",
+    "jwt_audience": "what a token must name as its audience (aud)",
+    "insecure": "yes: without keys, too, listen where others can reach it",
     "drain_s": "seconds a stopping process may take to finish",
     "keep_pending_s": "seconds a session that was not started is kept",
     "keep_running_s": "seconds a running session is kept after its last command or the deadline it left",
@@ -133,7 +146,11 @@ def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def usage() -> str:
-    lines = ["usage: lockstep [--SETTING=VALUE ...] [--config=FILE]", ""]
+    lines = [
+        "usage: lockstep [check-config | doctor] [--SETTING=VALUE ...] [--config=FILE]",
+        "       lockstep token --sid=ID --scope=view|control|admin --jwt-secret-file=FILE [--ttl=S]",
+        "",
+    ]
     for field in fields(Settings):
         flag = f"--{field.name.replace('_', '-')}={field.default}"
         lines.append(f"  {flag:<44} {HELP[field.name]}")
@@ -189,6 +206,12 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
 
     require(0 <= settings.port <= 65_535, "port", "a port (0 to 65535)")
     require(bool(settings.address), "address", "an address")
+    require(
+        settings.is_on_loopback or settings.has_keys or settings.insecure,
+        "address",
+        "an address of this machine only: others need --jwt-secret-file or --jwt-public-key-file "
+        "(or --insecure=yes)",
+    )
     require(settings.routing in ("all", "targeted"), "routing", "all or targeted")
     require(settings.ping_interval_s > 0, "ping_interval_s", "more than 0")
     require(

@@ -139,7 +139,7 @@ def create(spec: Spec, epoch: str, now_ms: int) -> Step:
 
 def start(session: Session, now_ms: int, *, participant_id: str | None = None) -> Step:
     """Begin the first turn: of the given participant, or of the first by participant_index."""
-    step, now_ms = _settled(session, now_ms)
+    step, now_ms = settled(session, now_ms)
     session = step.session
     _require(session, {Status.PENDING}, "cannot be started")
     first: int | None
@@ -166,7 +166,7 @@ def switch(
     The turn passes to the named participant, or to the next with time left; when nobody has any,
     the session expires. Raises Conflict if somebody else than `expected_participant_id` is active.
     """
-    step, now_ms = _settled(session, now_ms)
+    step, now_ms = settled(session, now_ms)
     session = step.session
     _require(session, {Status.RUNNING}, "not running")
     ending = session.active_participant
@@ -196,14 +196,14 @@ def switch(
 
 def pause(session: Session, now_ms: int) -> Step:
     """Stand still; the same turn goes on at resume."""
-    step, now_ms = _settled(session, now_ms)
+    step, now_ms = settled(session, now_ms)
     _require(step.session, {Status.RUNNING}, "cannot be paused")
     charged = charge(step.session, now_ms)
     return step.then(replace(charged, status=Status.PAUSED, cycle_started_at_ms=None), "paused", now_ms)
 
 
 def resume(session: Session, now_ms: int) -> Step:
-    step, now_ms = _settled(session, now_ms)
+    step, now_ms = settled(session, now_ms)
     _require(step.session, {Status.PAUSED}, "cannot be resumed")
     return step.then(
         replace(step.session, status=Status.RUNNING, cycle_started_at_ms=now_ms), "resumed", now_ms
@@ -212,7 +212,7 @@ def resume(session: Session, now_ms: int) -> Step:
 
 def adjust(session: Session, now_ms: int, *, delta_ms: int, target: str | None = None) -> Step:
     """Give or take time: of a bank (`target`: whose), or of the one clock of the session (no target)."""
-    step, now_ms = _settled(session, now_ms)
+    step, now_ms = settled(session, now_ms)
     session = step.session
     _require(session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be adjusted")
     if session.mode is Mode.COUNT_UP:
@@ -235,7 +235,7 @@ def adjust(session: Session, now_ms: int, *, delta_ms: int, target: str | None =
 
 def complete(session: Session, now_ms: int) -> Step:
     """End the session; a completed one stays as it is and nothing is refused."""
-    step, now_ms = _settled(session, now_ms)
+    step, now_ms = settled(session, now_ms)
     if step.session.status is Status.COMPLETED:
         return step
     _require(step.session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be completed")
@@ -243,7 +243,7 @@ def complete(session: Session, now_ms: int) -> Step:
 
 
 def cancel(session: Session, now_ms: int) -> Step:
-    step, now_ms = _settled(session, now_ms)
+    step, now_ms = settled(session, now_ms)
     _require(step.session, {Status.PENDING}, "cannot be cancelled")
     return step.then(_end(step.session, Status.CANCELLED, now_ms), "cancelled", now_ms)
 
@@ -255,7 +255,7 @@ def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | 
     """
 
     def guarded(session: Session, now_ms: int) -> Step:
-        step, now_ms = _settled(session, now_ms)
+        step, now_ms = settled(session, now_ms)
         session = step.session
         if tags is not None and "*" not in tags and session.tag not in tags:
             raise PreconditionFailed(
@@ -268,7 +268,7 @@ def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | 
     return guarded
 
 
-def _settled(session: Session, now_ms: int) -> tuple[Step, int]:
+def settled(session: Session, now_ms: int) -> tuple[Step, int]:
     """All that fell due, and the instant to go on from: never before what has already happened."""
     now_ms = max(now_ms, session.updated_at_ms)
     step = settle(session, now_ms)

@@ -1,6 +1,8 @@
 """What a client can be told, and nothing else: one class per code of the contract."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -22,6 +24,8 @@ class LockstepError(Exception):
     code: ClassVar[str] = "INTERNAL_ERROR"
     status: int = 500
     retry_after_s: float | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+    """What the answer carries besides."""
 
     def __init__(self, message: str, details: Any = None) -> None:
         super().__init__(message)
@@ -151,6 +155,19 @@ class ShuttingDown(LockstepError):
         super().__init__("Server shutting down")
 
 
+class Unauthorized(LockstepError):
+    """No token, or one that is not believed. `message` never quotes it."""
+
+    code = "UNAUTHORIZED"
+    status = 401
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(LockstepError):
+    code = "FORBIDDEN"
+    status = 403
+
+
 class RateLimited(LockstepError):
     """`headers` say where the caller stands (RateLimit-*)."""
 
@@ -186,3 +203,5 @@ SERVER_FULL = 4003
 ADDRESS_FULL = 4004
 TOO_MANY_NEW = 4005
 TOO_MANY_MESSAGES = 4006
+TOKEN_REFUSED = 4501
+TOKEN_FORBIDDEN = 4503

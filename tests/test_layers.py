@@ -9,10 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 KNOWS = {
     "lockstep": {"ujson", "msgspec", "prometheus_client"},
-    "handlers": {"lockstep", "tornado"},
+    "handlers": {"lockstep", "tornado", "jwt", "cryptography"},
     "broker": {"lockstep", "redis", "hiredis"},
 }
-PURE = {"state", "engine", "modes", "validation", "messages", "errors", "frames"}
+PURE = {"state", "engine", "modes", "validation", "messages", "errors", "frames", "access"}
 # Clocks, chance, the system and its loop: what gives another answer tomorrow.
 IMPURE = {
     "asyncio",

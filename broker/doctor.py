@@ -1,0 +1,149 @@
+"""A look at the Redis that production needs: each finding is ok, or says what to do."""
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+from broker.endpoint import parse
+from broker.link import Link, LinkDown, Refused, Wire
+from broker.redis import OLDEST_REDIS
+from lockstep.config import Settings
+from lockstep.metrics import Metrics
+
+Finding = tuple[bool, str]
+ROUND_TRIPS = 100
+SLOW_MS = 2.0
+MAX_CLOCK_OFFSET_MS = 1000
+START_TIMEOUT_S = 3.0
+PROBE_TIMEOUT_S = 2.0
+# What a subscriber that is behind may have waiting at Redis before it is cut off; the default for pubsub.
+MIN_BUFFER_BYTES = 32 * 1_048_576
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Look at the broker that the settings name."""
+    if settings.broker == "memory://":
+        return [(True, "broker: memory://, one process by itself; its state dies with it")]
+
+    async def nothing(wire: Wire) -> None:
+        pass
+
+    link = Link(parse(settings.broker), "doctor", nothing, Metrics())
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await link.start()
+        return [
+            await _version(link),
+            await _eviction(link, settings),
+            await _buffers(link),
+            await _persistence(link),
+            await _round_trip(link),
+            await _clock(link),
+            await _probe(link, settings),
+        ]
+    except TimeoutError:
+        return [(False, "Redis: nobody answers; is it running, and is the address right?")]
+    except (Refused, LinkDown) as error:
+        return [(False, f"Redis: {error}; is it running, and are address and password right?")]
+    finally:
+        await link.close()
+
+
+async def _info(link: Link, section: str) -> dict[str, str]:
+    reply = await link.call("INFO", section)
+    lines = reply.decode().splitlines() if isinstance(reply, bytes) else []
+    return {name: value for name, _, value in (line.partition(":") for line in lines)}
+
+
+async def _config(link: Link, name: str) -> str | None:
+    reply = await link.call("CONFIG", "GET", name)
+    return reply[1].decode() if isinstance(reply, list) and len(reply) == 2 else None
+
+
+async def _version(link: Link) -> Finding:
+    version = (await _info(link, "server")).get("redis_version", "unknown")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers >= OLDEST_REDIS:
+        return True, f"Redis version: {version}"
+    return False, f"Redis version: {version}; 6.2 or newer is needed"
+
+
+async def _eviction(link: Link, settings: Settings) -> Finding:
+    policy = (await _info(link, "memory")).get("maxmemory_policy", "noeviction")
+    if policy == "noeviction" or settings.allow_eviction:
+        return True, f"eviction: {policy}"
+    return False, f"eviction: {policy}; sessions could vanish: CONFIG SET maxmemory-policy noeviction"
+
+
+async def _buffers(link: Link) -> Finding:
+    limits = await _config(link, "client-output-buffer-limit")
+    if limits is None:
+        return True, "output buffers: not shown by this Redis"
+    words = limits.split()
+    hard = int(words[words.index("pubsub") + 1]) if "pubsub" in words else 0
+    if not hard or hard >= MIN_BUFFER_BYTES:
+        return True, f"output buffers: pubsub may have {hard or 'any number of'} bytes waiting"
+    return False, (
+        f"output buffers: pubsub is cut off at {hard} bytes: "
+        "CONFIG SET client-output-buffer-limit 'pubsub 33554432 8388608 60'"
+    )
+
+
+async def _persistence(link: Link) -> Finding:
+    if (await _info(link, "persistence")).get("aof_enabled") == "1":
+        return True, "persistence: append-only file"
+    return False, "persistence: no append-only file; a restart loses changes: CONFIG SET appendonly yes"
+
+
+async def _round_trip(link: Link) -> Finding:
+    times = []
+    for _ in range(ROUND_TRIPS):
+        began_s = time.perf_counter()
+        await link.call("PING")
+        times.append((time.perf_counter() - began_s) * 1000)
+    median = sorted(times)[ROUND_TRIPS // 2]
+    text = f"round trip: {median:.2f} ms in the median, {max(times):.2f} ms at most"
+    if median < SLOW_MS:
+        return True, text
+    return False, f"{text}; put Redis nearer, or find what slows it"
+
+
+async def _clock(link: Link) -> Finding:
+    reply: Any = await link.call("TIME")
+    offset_ms = (int(reply[0]) + int(reply[1]) / 1e6 - time.time()) * 1000
+    text = f"clock: Redis's differs from this machine's by {offset_ms:.0f} ms"
+    if abs(offset_ms) <= MAX_CLOCK_OFFSET_MS:
+        return True, text
+    return False, f"{text}; sessions follow Redis's: let NTP set both"
+
+
+async def _probe(link: Link, settings: Settings) -> Finding:
+    """Does a publication come back?"""
+    channel = f"{settings.prefix}probe:{uuid.uuid4()}"
+    loop = asyncio.get_running_loop()
+    subscribed, heard = loop.create_future(), loop.create_future()
+
+    def on_push(push: list[Any]) -> None:
+        arrived = heard if push[0] == b"message" else subscribed
+        if not arrived.done():
+            arrived.set_result(None)
+
+    async def subscribe(wire: Wire) -> None:
+        wire.on_push = on_push
+        wire.send("SUBSCRIBE", channel)
+
+    ears = Link(parse(settings.broker), "doctor's ears", subscribe, Metrics())
+    try:
+        await ears.start()
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await subscribed
+            began_s = time.perf_counter()
+            await link.call("PUBLISH", channel, "")
+            await heard
+        took_ms = (time.perf_counter() - began_s) * 1000
+        return True, f"Pub/Sub: a publication came back after {took_ms:.2f} ms"
+    except TimeoutError:
+        return False, "Pub/Sub: a publication did not come back; may this user SUBSCRIBE and PUBLISH (ACL)?"
+    finally:
+        await ears.close()
