@@ -17,6 +17,7 @@ from broker import open_broker
 from handlers import front
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
+from handlers.patience import IDLE_TIMEOUT_S
 from lockstep import logs
 from lockstep.config import Settings, SettingsError, read_settings, usage
 from lockstep.deadlines import Deadlines
@@ -58,7 +59,7 @@ class Server:
             not_ready=self.not_ready,
             is_draining=lambda: self._is_draining,
         )
-        self.http = HTTPServer(self.front, chunk_size=4096)
+        self.http = HTTPServer(self.front, chunk_size=4096, idle_connection_timeout=IDLE_TIMEOUT_S)
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()
