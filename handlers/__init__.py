@@ -9,7 +9,7 @@ from handlers import page
 from handlers.api import Front, Route
 from handlers.base import log_request
 from handlers.heartbeat import Heartbeat
-from handlers.ops import HealthHandler, ReadyHandler, TimeHandler, only_forward
+from handlers.ops import HealthHandler, OpenApiHandler, ReadyHandler, TimeHandler, only_forward
 from handlers.origins import Origins
 from handlers.page import PageHandler
 from handlers.sessions import (
@@ -20,9 +20,11 @@ from handlers.sessions import (
     SessionHandler,
 )
 from handlers.socket import Clients, SocketHandler
+from lockstep import openapi
 from lockstep.contract import Broker
 from lockstep.hub import Hub
 from lockstep.sessions import Sessions
+from lockstep.state import dumps
 from lockstep.validation import COMMANDS
 
 
@@ -48,6 +50,7 @@ def front(
         (r"/v1/time", TimeHandler, api | {"now_ms": only_forward(broker.now_ms)}),
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
+        (r"/openapi\.json", OpenApiHandler, api | {"document": dumps(openapi.document())}),
     ]
     clients = Clients(hub, broker, heartbeat, max_message_bytes)
     application = Application(

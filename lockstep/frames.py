@@ -75,7 +75,7 @@ class FrameReader:
     def __init__(self, max_message_bytes: int) -> None:
         self._max_bytes = max_message_bytes
         self._buffer = b""  # the beginning of a header or of a control frame
-        # The message that has begun, and its frame that has: whether it is the last, and what is still to come.
+        # The message that has begun, and the frame of it: is that the last, and how much is to come.
         self._message: bytearray | None = None
         self._opcode = 0
         self._is_last = False
@@ -126,7 +126,7 @@ class FrameReader:
                 yield self._finish()
 
     def _header_at(self, data: bytes, start: int) -> tuple[bool, int, int, int] | None:
-        """Whether the frame is the message's last, its opcode, where its payload begins and how long it is."""
+        """Is the frame the last of its message, its opcode, where its payload begins, how long it is."""
         if len(data) - start < 2:
             return None
         first, second = data[start], data[start + 1]
