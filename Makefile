@@ -1,5 +1,6 @@
 # make run starts the server, make test shows that it works. The rest: see each target.
 PYTHON ?= python3
+PYTHON2 ?= python2.7
 BIN = .venv/bin
 CODE = lockstep handlers broker
 PEERS = bench/peers/node_modules/.package-lock.json
@@ -8,7 +9,7 @@ SYSTEM = chromium=chromium redis-server=redis-server faketime=faketime openssl=o
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run install test test-long check lint bench up roll down
+.PHONY: run install test test-long fuzz conformance check lint bench up roll down
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
@@ -29,6 +30,13 @@ test: .venv/.tested  ## everything but what takes minutes
 
 test-long: .venv/.tested  ## long faults, soak and fuzzing
 	$(BIN)/python -m pytest -m long
+
+fuzz: .venv/.tested  ## as many generated requests, frames and payloads as FUZZ says, instead of some
+	FUZZ=$${FUZZ:-2000} $(BIN)/python -m pytest -n 2 tests/test_fuzz_rest.py tests/test_fuzz_socket.py \
+		tests/test_fuzz_bus.py tests/test_frames.py
+
+conformance: .venv/.tested  ## the Autobahn test suite against the WebSocket; needs a Python 2.7
+	$(BIN)/python -m tests.autobahn $(PYTHON2)
 
 bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machine that does nothing else
 	$(BIN)/python -m bench.engine

@@ -18,6 +18,7 @@ from commands import COMMANDS
 from handlers import front
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
+from handlers.patience import IDLE_TIMEOUT_S
 from handlers.tokens import Keys, Tokens
 from lockstep import logs
 from lockstep.config import Settings, SettingsError, read_settings, usage
@@ -82,7 +83,7 @@ class Server:
             message_rate=settings.message_rate,
             is_draining=lambda: self._is_draining,
         )
-        self.http = HTTPServer(self.front, chunk_size=4096)
+        self.http = HTTPServer(self.front, chunk_size=4096, idle_connection_timeout=IDLE_TIMEOUT_S)
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()

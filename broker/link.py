@@ -26,7 +26,7 @@ SILENCE_S = 3.0
 CALL_TIMEOUT_S = 1.25
 GREETING_TIMEOUT_S = 1.5
 # A connection that was just lost is mostly back at once; a call waits for that, and no longer.
-BACK_SOON_S = 0.3
+BACK_SOON_S = 0.5
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 0.25
 COMPLAIN_EVERY_S = 5.0

@@ -9,7 +9,14 @@ from handlers import page
 from handlers.api import Front, Route
 from handlers.base import log_request
 from handlers.heartbeat import Heartbeat
-from handlers.ops import HealthHandler, MetricsHandler, ReadyHandler, TimeHandler, only_forward
+from handlers.ops import (
+    HealthHandler,
+    MetricsHandler,
+    OpenApiHandler,
+    ReadyHandler,
+    TimeHandler,
+    only_forward,
+)
 from handlers.origins import Origins
 from handlers.page import PageHandler
 from handlers.sessions import (
@@ -21,11 +28,13 @@ from handlers.sessions import (
 )
 from handlers.socket import Clients, SocketHandler
 from handlers.tokens import Tokens
+from lockstep import openapi
 from lockstep.contract import Broker
 from lockstep.hub import Hub
 from lockstep.limits import Addresses, ConnectionLimits, RateLimits
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
+from lockstep.state import dumps
 from lockstep.validation import COMMANDS
 
 
@@ -58,6 +67,7 @@ def front(
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
         (r"/metrics", MetricsHandler, api | {"metrics": metrics}),
+        (r"/openapi\.json", OpenApiHandler, api | {"document": dumps(openapi.document())}),
     ]
     clients = Clients(hub, broker, heartbeat, places, max_message_bytes, message_rate, metrics)
     application = Application(

@@ -27,6 +27,7 @@ from tornado.web import Application
 
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
 from handlers.origins import Origins
+from handlers.patience import Patience
 from handlers.tokens import Tokens
 from lockstep import messages
 from lockstep.access import OPEN, Scope
@@ -76,9 +77,16 @@ class Front(HTTPServerConnectionDelegate):
         self._routes = [(re.compile(pattern), handler, services) for pattern, handler, services in routes]
         self._application = application
         self._paths = paths
+        self._patience = Patience()
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        return _Incoming(self, server_conn, request_conn)
+        assert isinstance(request_conn, HTTP1Connection)
+        incoming = _Incoming(self, server_conn, request_conn)
+        self._patience.begin(server_conn, incoming)
+        return incoming
+
+    def on_close(self, server_conn: object) -> None:
+        self._patience.end(server_conn)
 
     def choose(
         self,
@@ -105,20 +113,26 @@ class Front(HTTPServerConnectionDelegate):
 
 
 class _Incoming(HTTPMessageDelegate):
-    """A request whose headers have not come yet."""
+    """A request, from its first byte to its last."""
 
-    def __init__(self, front: Front, server_conn: object, connection: HTTPConnection) -> None:
+    def __init__(self, front: Front, server_conn: object, connection: HTTP1Connection) -> None:
+        self.connection = connection
+        self.has_head = self.is_whole = False
         self._front = front
         self._server_conn = server_conn
-        self._connection = connection
         self._chosen: HTTPMessageDelegate | None = None
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
-        self._chosen = self._front.choose(self._server_conn, self._connection, start_line, headers)
+        self.has_head = True
+        self._chosen = self._front.choose(self._server_conn, self.connection, start_line, headers)
         # From here on Tornado speaks through us only where it must.
         self.data_received = self._chosen.data_received  # type: ignore[method-assign]
-        self.finish = self._chosen.finish  # type: ignore[method-assign]
         return self._chosen.headers_received(start_line, headers)
+
+    def finish(self) -> None:
+        self.is_whole = True
+        assert self._chosen is not None
+        self._chosen.finish()
 
     def on_connection_close(self) -> None:
         if self._chosen is not None:

@@ -14,13 +14,14 @@ class Writable(Protocol):
 class Backlog:
     """The frame in progress and those that wait for it; of states never more than the latest waits."""
 
-    __slots__ = ("_rest", "_state", "_urgent", "_waiting", "waiting_bytes")
+    __slots__ = ("_pong", "_rest", "_state", "_urgent", "_waiting", "waiting_bytes")
 
     def __init__(self, rest: memoryview) -> None:
         # Shared with whoever else is behind: frames are not copied.
         self._rest = rest
         # They go behind the frame in progress, before those that wait.
         self._urgent: deque[bytes] = deque()
+        self._pong: bytes | None = None
         self._waiting: deque[list[Any]] = deque()  # [is_state, frame]
         self._state: list[Any] | None = None
         self.waiting_bytes = 0
@@ -48,10 +49,14 @@ class Backlog:
     def put_urgent(self, frame: bytes) -> None:
         self._urgent.append(frame)
 
+    def put_pong(self, frame: bytes) -> None:
+        """In place of one that is unsent (RFC 6455 5.5.3): who only pings cannot make us keep answers."""
+        self._pong = frame
+
     def drop_waiting(self) -> None:
         """The frame in progress remains: without its end the client could not read what follows."""
         self._waiting.clear()
-        self._state = None
+        self._state = self._pong = None
         self.waiting_bytes = 0
 
     def flush(self, socket: Writable) -> bool:
@@ -63,6 +68,8 @@ class Backlog:
                 continue
             if self._urgent:
                 self._rest = memoryview(self._urgent.popleft())
+            elif self._pong is not None:
+                self._rest, self._pong = memoryview(self._pong), None
             elif self._waiting:
                 is_state, frame = self._waiting.popleft()
                 if is_state:

@@ -150,6 +150,12 @@ class Connection:
         else:
             self._queue_all([(kind, frame)])
 
+    def _pong(self, frame: bytes) -> None:
+        if self._backlog is not None and not self._is_closing:
+            self._backlog.put_pong(frame)
+        else:
+            self.send(frame)
+
     def _write(self, frame: bytes) -> None:
         """Put the frame on the wire; what the socket does not take now becomes the backlog."""
         try:
@@ -277,7 +283,7 @@ class Connection:
         elif opcode == PONG:
             self._owes_pong = False
         elif opcode == PING:
-            self.send(encode_frame(PONG, payload))
+            self._pong(encode_frame(PONG, payload))
         elif opcode == CLOSE:
             self._peer_has_closed = True
             self._is_deaf = True
@@ -334,7 +340,7 @@ class Connection:
         """The connection ends when both have closed and all is sent."""
         if self._is_over or not self._is_closing or not self._is_deaf or self._backlog is not None:
             return
-        if self._peer_has_closed:
+        if self._peer_has_closed and not self._has_unread():
             self._abort()
             return
         # After a breach (RFC 6455 7.1.7). Our end of it only: with data of the client unread, a full close
@@ -343,6 +349,13 @@ class Connection:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
             self._abort()
+
+    def _has_unread(self) -> bool:
+        """Does the client talk on behind its close frame?"""
+        try:
+            return bool(self._socket.recv(READ_BYTES))
+        except OSError:
+            return False
 
     def _abort(self) -> None:
         if self._is_over:

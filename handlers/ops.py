@@ -76,3 +76,16 @@ class TimeHandler(ApiHandler):
                 "drift_tolerance_ms": DRIFT_TOLERANCE_MS,
             }
         )
+
+
+class OpenApiHandler(ApiHandler):
+    """GET /openapi.json: the contract, for machines."""
+
+    is_limited = False
+
+    def initialize(self, origins: Origins, document: bytes) -> None:  # type: ignore[override]
+        super().initialize(origins)
+        self._document = document
+
+    async def get(self) -> None:
+        self._send(200, self._document)

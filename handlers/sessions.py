@@ -12,8 +12,6 @@ from lockstep.sessions import Answer, Origin, Sessions, answer_state
 from lockstep.state import dumps, iso, participants_to_list
 from lockstep.validation import Complaints
 
-DEFAULT_PAGE = 50
-
 
 class SessionsApi(ApiHandler):
     """What the handlers of /v1/sessions share."""
@@ -81,7 +79,7 @@ class CollectionHandler(SessionsApi):
         )
         complaints.raise_if_any()
         states, place = await self.sessions.list(
-            query["status"], query["limit"] or DEFAULT_PAGE, query["cursor"] or (0, "")
+            query["status"], query["limit"] or validation.DEFAULT_PAGE, query["cursor"] or (0, "")
         )
         cursor = f'"{place[0]}-{place[1]}"' if place else "null"
         self.reply(b'{"sessions":[' + b",".join(states) + b'],"next_cursor":' + cursor.encode() + b"}")

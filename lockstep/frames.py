@@ -55,15 +55,32 @@ def decode_close(payload: bytes) -> tuple[int | None, str]:
 
 
 class FrameReader:
-    """Cuts a client's bytes into messages. It keeps what is unfinished, and never more than the limit."""
+    """Cuts a client's bytes into messages. It keeps what is unfinished, and never more than the limit.
 
-    __slots__ = ("_buffer", "_decoder", "_max_bytes", "_message", "_message_opcode")
+    A message grows by what comes, so neither one that is announced to be huge nor one that comes byte by
+    byte costs more than its bytes; and text that cannot become UTF-8 is refused in the midst of a frame.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_is_last",
+        "_mask",
+        "_max_bytes",
+        "_message",
+        "_missing",
+        "_opcode",
+    )
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max_bytes = max_message_bytes
-        self._buffer = b""
+        self._buffer = b""  # the beginning of a header or of a control frame
+        # The message that has begun, and the frame of it: is that the last, and how much is to come.
         self._message: bytearray | None = None
-        self._message_opcode = 0
+        self._opcode = 0
+        self._is_last = False
+        self._mask = b""
+        self._missing = 0
         self._decoder: codecs.IncrementalDecoder | None = None
 
     @property
@@ -80,19 +97,36 @@ class FrameReader:
         self._buffer = b""
         start = 0
         while True:
-            frame = self._frame_at(data, start)
-            if frame is None:
-                self._buffer = data[start:]
+            if not self._missing:
+                header = self._header_at(data, start)
+                if header is None:
+                    self._buffer = data[start:]
+                    return
+                is_last, opcode, at, length = header
+                end = at + length
+                if opcode in _CONTROL_OPCODES or (is_last and opcode != CONTINUATION and end <= len(data)):
+                    # All at once, as most come.
+                    if end > len(data):
+                        self._buffer = data[start:]
+                        return
+                    payload = _unmask(data[at - 4 : at], data[at:end])
+                    if opcode == TEXT:
+                        _check_utf8(codecs.getincrementaldecoder("utf-8")(), payload, final=True)
+                    start = end
+                    yield opcode, payload
+                    continue
+                self._begin(is_last, opcode, data[at - 4 : at], length)
+                start = at
+            piece = data[start : start + self._missing]
+            start += len(piece)
+            self._add(piece)
+            if self._missing:
                 return
-            final, opcode, payload, start = frame
-            if opcode in _CONTROL_OPCODES:
-                yield opcode, payload
-                continue
-            message = self._assemble(final, opcode, payload)
-            if message is not None:
-                yield message
+            if self._is_last:
+                yield self._finish()
 
-    def _frame_at(self, data: bytes, start: int) -> tuple[bool, int, bytes, int] | None:
+    def _header_at(self, data: bytes, start: int) -> tuple[bool, int, int, int] | None:
+        """Is the frame the last of its message, its opcode, where its payload begins, how long it is."""
         if len(data) - start < 2:
             return None
         first, second = data[start], data[start + 1]
@@ -110,44 +144,54 @@ class FrameReader:
             raise FrameError(PROTOCOL_ERROR, "Broken fragmentation")
         at = start + 2
         if length >= 126:
-            size = 2 if length == 126 else 8
+            size, shortest = (2, 126) if length == 126 else (8, 65_536)
             if len(data) < at + size:
                 return None
             length = int.from_bytes(data[at : at + size], "big")
+            if not shortest <= length < 2**63:
+                raise FrameError(PROTOCOL_ERROR, "Invalid payload length")
             at += size
         if opcode in _DATA_OPCODES and length + len(self._message or b"") > self._max_bytes:
             raise FrameError(MESSAGE_TOO_BIG, f"Message over {self._max_bytes} bytes")
-        end = at + 4 + length
-        if len(data) < end:
-            return None
-        return final, opcode, _unmask(data[at : at + 4], data[at + 4 : end]), end
+        at += 4
+        return (final, opcode, at, length) if at <= len(data) else None
 
-    def _assemble(self, final: bool, opcode: int, payload: bytes) -> tuple[int, bytes] | None:
+    def _begin(self, is_last: bool, opcode: int, mask: bytes, length: int) -> None:
+        """A frame that comes in pieces, or is itself a piece of a message."""
         if opcode != CONTINUATION:
-            if final:
-                if opcode == TEXT:
-                    self._check_utf8(payload, final=True)
-                return opcode, payload
             self._message = bytearray()
-            self._message_opcode = opcode
-        assert self._message is not None
-        self._message += payload
-        if self._message_opcode == TEXT:
-            self._check_utf8(payload, final)
-        if not final:
-            return None
-        message = bytes(self._message)
-        self._message = None
-        return self._message_opcode, message
+            self._opcode = opcode
+            if opcode == TEXT:
+                self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._is_last, self._mask, self._missing = is_last, mask, length
 
-    def _check_utf8(self, payload: bytes, final: bool) -> None:
-        # Incremental, so that a broken fragment ends the connection before the rest has come.
-        decoder = self._decoder or codecs.getincrementaldecoder("utf-8")()
-        try:
-            decoder.decode(payload, final)
-        except UnicodeDecodeError:
-            raise FrameError(INVALID_PAYLOAD, "Invalid UTF-8") from None
-        self._decoder = None if final else decoder
+    def _add(self, piece: bytes) -> None:
+        assert self._message is not None
+        piece = _unmask(self._mask, piece)
+        turned = len(piece) % 4
+        self._mask = self._mask[turned:] + self._mask[:turned]
+        self._missing -= len(piece)
+        self._message += piece
+        if self._decoder is not None:
+            _check_utf8(self._decoder, piece, final=self._is_last and not self._missing)
+
+    def _finish(self) -> tuple[int, bytes]:
+        assert self._message is not None
+        message = bytes(self._message)
+        self._message = self._decoder = None
+        self._mask = b""
+        return self._opcode, message
+
+
+def _check_utf8(decoder: codecs.IncrementalDecoder, piece: bytes, final: bool) -> None:
+    try:
+        decoder.decode(piece, final)
+    except UnicodeDecodeError:
+        raise FrameError(INVALID_PAYLOAD, "Invalid UTF-8") from None
+    # Python waits for a surrogate's third byte, which cannot help it.
+    pending, _ = decoder.getstate()
+    if pending[:1] == b"\xed" and pending[1:] >= b"\xa0":
+        raise FrameError(INVALID_PAYLOAD, "Invalid UTF-8")
 
 
 def _unmask(mask: bytes, data: bytes) -> bytes:

@@ -19,6 +19,7 @@ MAX_METADATA_BYTES = 4096
 MAX_KEY_LENGTH = 255
 MAX_KEPT_S = 86_400
 MAX_PAGE = 100
+DEFAULT_PAGE = 50
 MAX_INT = 2**53 - 1
 
 ALLOWED_ON_TIMEOUT = {
@@ -29,6 +30,13 @@ ALLOWED_ON_TIMEOUT = {
     Mode.GLOBAL: (OnTimeout.EXPIRE, OnTimeout.FLAG),
     Mode.COUNT_UP: (OnTimeout.EXPIRE,),
 }
+# What a mode needs of the session, of each participant, and how many of those.
+NEEDED = {Mode.PER_CYCLE: ("time_per_cycle_ms",), Mode.GLOBAL: ("total_time_ms",)}
+NEEDED_OF_EACH = {Mode.PER_PARTICIPANT: ("total_time_ms",), Mode.PER_GROUP: ("total_time_ms", "group_id")}
+MIN_PARTICIPANTS = {mode: 0 if mode in (Mode.GLOBAL, Mode.COUNT_UP) else 1 for mode in Mode}
+
+EPOCH = re.compile("[0-9a-z]{13}")
+CURSOR = re.compile(r"([0-9]{1,16})-([0-9a-f-]{36})")
 
 
 class Complaints:
@@ -267,23 +275,18 @@ def _check_mode(
         if value is None and path not in complained:
             complaints.add(path, f"is required in {mode.value}", "required")
 
-    if mode is Mode.PER_CYCLE:
-        need("time_per_cycle_ms", read["time_per_cycle_ms"])
-    if mode is Mode.GLOBAL:
-        need("total_time_ms", read["total_time_ms"])
-    if mode not in (Mode.GLOBAL, Mode.COUNT_UP) and not given and "participants" not in complained:
+    for name in NEEDED.get(mode, ()):
+        need(name, read[name])
+    if len(given) < MIN_PARTICIPANTS[mode] and "participants" not in complained:
         complaints.add("participants", f"must have 1 to {MAX_PARTICIPANTS} items in {mode.value}", "length")
     banks: dict[str, int] = {}
     for place, each in enumerate(given):
         path = f"participants.{place}"
-        if mode in (Mode.PER_PARTICIPANT, Mode.PER_GROUP):
-            need(f"{path}.total_time_ms", each["total_time_ms"])
-        if mode is Mode.PER_GROUP:
-            need(f"{path}.group_id", each["group_id"])
-            if each["group_id"] is not None and each["total_time_ms"] is not None:
-                bank = banks.setdefault(each["group_id"], each["total_time_ms"])
-                if bank != each["total_time_ms"]:
-                    complaints.add(f"{path}.total_time_ms", "must be the same in the whole group", "group")
+        for name in NEEDED_OF_EACH.get(mode, ()):
+            need(f"{path}.{name}", each[name])
+        group, bank = each["group_id"], each["total_time_ms"]
+        if mode is Mode.PER_GROUP and None not in (group, bank) and banks.setdefault(group, bank) != bank:
+            complaints.add(f"{path}.total_time_ms", "must be the same in the whole group", "group")
     on_timeout = read["on_timeout"]
     if on_timeout is not None and on_timeout not in ALLOWED_ON_TIMEOUT[mode]:
         allowed = ", ".join(ALLOWED_ON_TIMEOUT[mode])
@@ -334,14 +337,14 @@ def status(text: str) -> Status:
 
 
 def epoch(text: str) -> str:
-    if not re.fullmatch("[0-9a-z]{13}", text):
+    if not EPOCH.fullmatch(text):
         raise ValueError("must be the 13 characters of an epoch")
     return text
 
 
 def cursor(text: str) -> tuple[int, str]:
     """Where a list goes on: the instant of lapse and the id that it ended at."""
-    found = re.fullmatch(r"([0-9]{1,16})-([0-9a-f-]{36})", text)
+    found = CURSOR.fullmatch(text)
     if found is None:
         raise ValueError("must be the next_cursor of another page")
     return int(found[1]), found[2]

@@ -218,7 +218,7 @@ def test_what_is_unfinished_is_kept_and_then_let_go() -> None:
     reader = FrameReader(LIMIT)
     first, second = encode(TEXT, b"x" * 400, fin=False), encode(CONTINUATION, b"x" * 400)
     assert list(reader.feed(first + second[:300])) == []
-    assert held_bytes(reader) == 700
+    assert held_bytes(reader) == 400 + 300 - LONGEST_HEADER + 10  # of the header, only the mask
     assert list(reader.feed(second[300:])) == [(TEXT, b"x" * 800)]
     assert held_bytes(reader) == 0
 
@@ -230,7 +230,20 @@ def test_each_message_has_the_whole_limit() -> None:
 
 
 def test_a_message_that_is_announced_too_long_is_refused_before_it_comes() -> None:
-    assert read_all(bytes([0x82, 0xFF]) + (2**63).to_bytes(8, "big"))[1] == 1009
+    assert read_all(bytes([0x82, 0xFF]) + (2**63 - 1).to_bytes(8, "big"))[1] == 1009
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize(("form", "length"), [(126, 0), (126, 125), (127, 0), (127, 126), (127, 65_535)])
+def test_a_length_that_is_not_written_as_short_as_can_be_is_a_breach(
+    opcode: int, form: int, length: int
+) -> None:
+    header = bytes([0x80 | opcode, 0x80 | form]) + length.to_bytes(2 if form == 126 else 8, "big")
+    assert read_all(header + bytes(4 + length), limit=100_000) == ([], 1002)
+
+
+def test_a_length_whose_top_bit_is_set_is_a_breach() -> None:
+    assert read_all(bytes([0x82, 0xFF]) + (2**63).to_bytes(8, "big")) == ([], 1002)
 
 
 def test_a_control_frame_counts_for_nothing_in_a_message_at_the_limit() -> None:
@@ -244,6 +257,29 @@ def test_a_control_frame_counts_for_nothing_in_a_message_at_the_limit() -> None:
 )
 def test_a_fragment_that_cannot_become_utf8_is_refused_before_the_rest_comes(beginning: bytes) -> None:
     assert read_all(encode(TEXT, beginning, fin=False)) == ([], 1007)
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"\xff", b"\xc0", b"\xf4\x90", b"\xe0\x80", b"\xed\xa0", "grüße".encode() + b"\xfe"]
+)
+@pytest.mark.parametrize("bytes_before", [0, 1, 300])
+def test_text_that_cannot_become_utf8_is_refused_in_the_midst_of_a_frame(
+    beginning: bytes, bytes_before: int
+) -> None:
+    frame = encode(TEXT, b"x" * bytes_before + beginning + b"x" * 600)
+    header = 8
+    assert read_all(frame[: header + bytes_before + len(beginning) - 1])[1] is None
+    assert read_all(frame[: header + bytes_before + len(beginning)]) == ([], 1007)
+
+
+def test_a_message_that_comes_byte_by_byte_is_not_copied_for_each_of_them() -> None:
+    """Copied, it would be a thousand times its size: the limit is a setting, and a big one no weapon."""
+    size = 200_000
+    reader = FrameReader(size)
+    for byte in encode(BINARY, bytes(size))[:-1]:
+        assert not list(reader.feed(bytes([byte])))
+        assert len(reader._buffer) <= LONGEST_HEADER
+    assert held_bytes(reader) <= size + LONGEST_HEADER
 
 
 def test_one_broken_message_does_not_spoil_the_decoding_of_binary_ones() -> None:

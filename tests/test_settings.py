@@ -34,9 +34,9 @@ def test_nothing_given_is_the_defaults() -> None:
 
 def test_flags_win_over_the_environment_and_that_over_the_file(file: Path) -> None:
     file.write_text('port = 1\naddress = "::1"\nlog_level = "error"\n')
-    environ = {"LOCKSTEP_PORT": "2", "LOCKSTEP_ADDRESS": "0.0.0.0"}
+    environ = {"LOCKSTEP_PORT": "2", "LOCKSTEP_ADDRESS": "127.0.0.2"}
     settings = read_settings([f"--config={file}", "--port=3"], environ)
-    assert (settings.port, settings.address, settings.log_level) == (3, "0.0.0.0", "error")
+    assert (settings.port, settings.address, settings.log_level) == (3, "127.0.0.2", "error")
 
 
 def test_the_file_may_be_named_by_the_environment_and_the_flag_wins(file: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_file_may_be_named_by_the_environment_and_the_flag_wins(file: Path, 
 def test_every_setting_is_read_from_each_of_the_three(file: Path) -> None:
     given = {
         "port": "8001",
-        "address": "0.0.0.0",
+        "address": "127.0.0.2",
         "broker": "redis://127.0.0.1:6379/0",
         "origins": "https://a.example, https://b.example:8443",
         "ping_interval_s": "7.5",

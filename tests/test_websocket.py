@@ -689,7 +689,7 @@ async def test_a_message_of_exactly_the_limit_is_read(server_process: ServerProc
         # The announcement is enough.
         bytes([0x81, 0xFE]) + struct.pack("!H", LIMIT + 1),
         bytes([0x82, 0xFF]) + struct.pack("!Q", 2**40),
-        bytes([0x82, 0xFF]) + b"\xff" * 8,
+        bytes([0x82, 0xFF]) + b"\x7f" + b"\xff" * 7,
     ],
     ids=["one more", "binary", "fragment", "fragments", "announced", "a terabyte", "all bits"],
 )

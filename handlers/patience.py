@@ -1,0 +1,67 @@
+"""Who begins a request and does not go on with it: for a while he is waited for, then he is cut off.
+
+Tornado has one time for a connection that is idle and one that sends a header byte by byte; and its time
+for a body costs every request a task. So one timer looks at all that are unfinished.
+"""
+
+import asyncio
+from typing import Protocol
+
+from tornado.http1connection import HTTP1Connection
+
+# A proxy that keeps connections must let go of them first: nginx does after 60 s.
+IDLE_TIMEOUT_S = 75.0
+HEAD_TIMEOUT_S = 10.0
+BODY_TIMEOUT_S = 30.0
+LOOKS_PER_TIMEOUT = 4
+
+
+class Incoming(Protocol):
+    connection: HTTP1Connection
+    has_head: bool
+    is_whole: bool
+    """Nothing of this request is still to come."""
+
+
+class Patience:
+    """The latest request of each connection, and since when it has been waited for. Never waits itself."""
+
+    def __init__(self) -> None:
+        self._latest: dict[object, Incoming] = {}
+        self._awaited: dict[Incoming, tuple[bool, float]] = {}  # has it a head, and since when
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, connection: object, incoming: Incoming) -> None:
+        self._latest[connection] = incoming
+        if self._timer is None:
+            self._look_again()
+
+    def end(self, connection: object) -> None:
+        self._latest.pop(connection, None)
+
+    def _look_again(self) -> None:
+        period_s = min(HEAD_TIMEOUT_S, BODY_TIMEOUT_S) / LOOKS_PER_TIMEOUT
+        self._timer = asyncio.get_running_loop().call_later(period_s, self._look)
+
+    def _look(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        awaited: dict[Incoming, tuple[bool, float]] = {}
+        for incoming in self._latest.values():
+            if incoming.is_whole or not (incoming.has_head or _has_begun(incoming)):
+                continue
+            has_head, since_s = self._awaited.get(incoming, (False, now_s))
+            if has_head is not incoming.has_head:
+                has_head, since_s = incoming.has_head, now_s
+            awaited[incoming] = has_head, since_s
+            if now_s - since_s >= (BODY_TIMEOUT_S if has_head else HEAD_TIMEOUT_S):
+                incoming.connection.stream.close()
+        self._awaited = awaited
+        # Where nobody is connected there is nothing to look for.
+        self._timer = None
+        if self._latest:
+            self._look_again()
+
+
+def _has_begun(incoming: Incoming) -> bool:
+    # Tornado tells of a request only when its head is whole.
+    return incoming.connection.stream._read_buffer_size > 0

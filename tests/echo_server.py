@@ -1,0 +1,90 @@
+"""A server that sends back what it is told, on the connections of the real one: for conformance tests.
+
+python -m tests.echo_server PORT serves the Autobahn test suite; nothing of Lockstep but the framing is in it.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from unittest.mock import Mock
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from handlers.connection import CLOSE_TIMEOUT_S, Connection
+from handlers.heartbeat import Heartbeat
+from handlers.socket import SocketHandler
+from lockstep.frames import BINARY, TEXT, encode_frame
+
+# Autobahn's largest is 16 MiB.
+MAX_MESSAGE_BYTES = 16 * 1_048_576
+
+
+class Echo:
+    """What all connections share; it answers each message with the same."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self.heartbeat = Heartbeat(interval_s=30.0, timeout_s=20.0)
+        self.max_message_bytes = max_message_bytes
+        self.metrics = Mock()  # nobody counts here
+        self.message_rate = 0
+        self.open = 0
+        self.is_empty = asyncio.Event()
+
+    def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
+        connection.send(encode_frame(BINARY if is_binary else TEXT, payload))
+
+    def begin(self, connection: Connection, early: bytes) -> None:
+        self.open += 1
+        self.is_empty.clear()
+        connection.start(early)
+
+    def on_end(self, connection: Connection) -> None:
+        self.open -= 1
+        if not self.open:
+            self.is_empty.set()
+
+
+class EchoHandler(SocketHandler):
+    """The handshake, and then an echo."""
+
+    def initialize(self, echo: Echo) -> None:  # type: ignore[override]
+        self._echo = echo
+
+    def check_origin(self, origin: str) -> bool:
+        return True
+
+    async def open(self, *args: str, **kwargs: str) -> None:
+        sock, early = await self._take_socket()
+        self._echo.begin(Connection(sock, self._echo, None), early)
+        self.on_connection_close()
+
+
+@asynccontextmanager
+async def echoing(port: int = 0, max_message_bytes: int = MAX_MESSAGE_BYTES) -> AsyncIterator[str]:
+    """The URL of an echo in this process. That its clients have gone it must notice at once."""
+    echo = Echo(max_message_bytes)
+    echo.heartbeat.start()
+    http = HTTPServer(Application([(r"/.*", EchoHandler, {"echo": echo})], is_draining=lambda: False))
+    sockets = bind_sockets(port, "127.0.0.1")
+    http.add_sockets(sockets)
+    try:
+        yield f"ws://127.0.0.1:{sockets[0].getsockname()[1]}/"
+        if echo.open:
+            # Sooner than any timeout of the server.
+            await asyncio.wait_for(echo.is_empty.wait(), CLOSE_TIMEOUT_S / 2)
+    finally:
+        http.stop()
+        echo.heartbeat.close()
+
+
+async def main() -> None:
+    async with echoing(int(sys.argv[1])) as url:
+        print(f"echo at {url}", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

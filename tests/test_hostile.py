@@ -1,0 +1,222 @@
+"""What no honest client does, at the real server, beside honest ones who must not notice."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from handlers import patience
+from handlers.connection import Connection
+from tests.echo_server import Echo
+from tests.processes import ServerProcess
+from tests.test_rest import SOME_ID, serving
+from tests.test_websocket import command, create, watching
+from tests.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
+
+CONTINUATION = 0x0
+SOCKET = f"GET /ws?sessionId={SOME_ID} HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@asynccontextmanager
+async def an_honest_client(server: ServerProcess) -> AsyncIterator[None]:
+    """Who is pushed a change, and answered, before and after what others do."""
+    session_id = (await create(server, sync_mode="count_up", participants=[]))["session_id"]
+    await command(server, session_id, "start")
+    async with watching(server, session_id) as [client]:
+        for _ in range(2):
+            version = (await command(server, session_id, "switch"))["version"]
+            assert (await client.recv_type("STATE_UPDATE"))["state"]["version"] == version
+            await client.fence()
+            if version == 3:
+                yield
+    assert [line for line in server.log() if line["level"] == "error"] == []
+
+
+HOSTILE = {
+    "reserved bit": (encode(TEXT, b"{}", rsv=0x40), 1002),
+    "reserved bit of a pong": (encode(PONG, b"", rsv=0x10), 1002),
+    "opcode 3": (encode(3, b""), 1002),
+    "opcode 15": (encode(15, b"x"), 1002),
+    "unmasked": (encode(TEXT, b'{"type":"PING"}', masked=False), 1002),
+    "oversized ping": (encode(PING, bytes(126)), 1002),
+    "oversized close": (encode(CLOSE, bytes(70_000)), 1002),
+    "ping in fragments": (encode(PING, b"", fin=False), 1002),
+    "fragment of nothing": (encode(CONTINUATION, b"x"), 1002),
+    "message in a message": (encode(TEXT, b"{", fin=False) + encode(TEXT, b"}"), 1002),
+    "length too long a form": (bytes([0x81, 0xFE, 0, 5]) + bytes(9), 1002),
+    "length of all bits": (bytes([0x82, 0xFF]) + b"\xff" * 8, 1002),
+    "petabytes": (bytes([0x82, 0xFF]) + struct.pack("!Q", 2**50) + bytes(100), 1009),
+    "petabytes, later": (
+        encode(BINARY, b"x", fin=False) + bytes([0x80, 0xFF]) + struct.pack("!Q", 2**50),
+        1009,
+    ),
+    "one-byte close": (encode(CLOSE, b"\x03"), 1002),
+    "close 1005": (encode(CLOSE, struct.pack("!H", 1005)), 1002),
+    "broken text, never finished": (encode(TEXT, b"\xff" + bytes(9000))[:20], 1007),
+    "http": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 1002),
+    "tls": (bytes.fromhex("16030100a5010000a10303"), 1002),
+}
+
+
+@pytest.mark.parametrize(("data", "code"), HOSTILE.values(), ids=HOSTILE)
+async def test_a_breach_ends_the_connection_and_harms_nobody(
+    server_process: ServerProcess, data: bytes, code: int
+) -> None:
+    async with an_honest_client(server_process), watching(server_process, SOME_ID) as [client]:
+        await client.send_raw(data)
+        opcode, payload = await asyncio.wait_for(client.recv_frame(), 10)
+        assert (opcode, payload[:2]) == (CLOSE, struct.pack("!H", code))
+        # Half-closed at once, whatever we do.
+        async with asyncio.timeout(4):
+            assert await client.reader.read() == b""
+
+
+async def test_what_is_announced_costs_nothing(server_process: ServerProcess) -> None:
+    """A message of the limit announced by each of a hundred clients, and never sent."""
+    async with an_honest_client(server_process), watching(server_process, *[SOME_ID] * 100) as clients:
+        before = server_process.rss_bytes()
+        for client in clients:
+            await client.send_raw(bytes([0x82, 0xFE]) + struct.pack("!H", 16_384) + bytes(4))
+        async with watching(server_process, SOME_ID) as [another]:
+            await another.fence()
+        assert server_process.rss_bytes() - before < 100 * 16_384
+
+
+async def test_a_message_one_byte_per_packet_is_read_like_any_other(server_process: ServerProcess) -> None:
+    message = b'{"type":"PING","id":"' + b"x" * 4000 + b'"}'
+    async with an_honest_client(server_process), watching(server_process, SOME_ID) as [client]:
+        for byte in encode(TEXT, message):
+            client.writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        assert (await client.recv())["id"] == "x" * 4000
+
+
+async def test_a_flood_of_pings_is_answered_and_delays_nobody(server_process: ServerProcess) -> None:
+    flood = encode(PING, b"flood") * 500
+    async with watching(server_process, SOME_ID, limit=2**22) as [client]:
+        pongs = 0
+
+        async def pong() -> None:
+            nonlocal pongs
+            while True:
+                opcode, payload = await client.recv_frame()
+                if (opcode, payload) == (PONG, b"flood"):
+                    pongs += 1
+
+        async def ping() -> None:
+            while True:
+                await client.send_raw(flood)
+
+        flooding = [asyncio.create_task(work()) for work in (ping, pong)]
+        async with an_honest_client(server_process):
+            while not pongs:
+                await asyncio.sleep(0.01)
+        for task in flooding:
+            assert not task.done(), "nothing is wrong with pings"
+            task.cancel()
+        await asyncio.gather(*flooding, return_exceptions=True)
+
+
+async def test_who_pings_and_takes_no_answers_has_the_server_keep_one() -> None:
+    """A pong may take the place of an unsent one (RFC 6455 5.5.3); half a million would be 50 MB."""
+    echo = Echo(1000)
+    ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    pinged = 20_000
+    echo.begin(Connection(ours, echo, None), b"")
+    reader, writer = await asyncio.open_connection(sock=theirs, limit=64)
+    writer.transport.pause_reading()
+    # The last one is answered only when all before it have been read.
+    for _ in range(pinged // 100):
+        writer.write(encode(PING, bytes(20)) * 100)
+        await writer.drain()
+    writer.write(encode(PING, b"last"))
+    await writer.drain()
+    writer.transport.resume_reading()
+    pongs = 0
+    async with asyncio.timeout(10):
+        client = WsClient(reader, writer, answers_pings=False)
+        while await client.recv_frame() != (PONG, b"last"):
+            pongs += 1
+    assert pongs < pinged / 10
+    client.abort()
+    await asyncio.wait_for(echo.is_empty.wait(), 10)
+
+
+async def test_a_hundred_bad_messages_at_once_are_ten_errors_and_a_close(
+    server_process: ServerProcess,
+) -> None:
+    async with an_honest_client(server_process), watching(server_process, SOME_ID) as [client]:
+        await client.send_raw(encode(TEXT, b"nonsense") * 100)
+        answers = [await client.recv()]
+        while not isinstance(answers[-1], Closed):
+            answers.append(await client.recv())
+        assert [answer["type"] for answer in answers[:-1]] == ["ERROR"] * 10
+        assert answers[-1].code == 1008
+
+
+# --- requests that never end ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "G",
+        SOCKET,
+        SOCKET + "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Ver",
+        "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v1/ti",
+        "POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+        "POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{",
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx",
+        # Refused at once; the rest is still read, but not for ever.
+        "POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\nx",
+    ],
+    ids=["a letter", "handshake", "headers", "second request", "body", "chunks", "page", "huge"],
+)
+async def test_who_does_not_finish_his_request_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, beginning: str
+) -> None:
+    monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(patience, "BODY_TIMEOUT_S", 0.3)
+    async with serving() as api:
+        host, port = api.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(beginning.encode())
+
+        async def drip() -> None:
+            while True:
+                await asyncio.sleep(0.05)
+                writer.write(b"x")  # that something comes now and then does not help
+
+        dripping = asyncio.create_task(drip())
+        async with asyncio.timeout(10):
+            with suppress(ConnectionError):
+                await reader.read()
+        dripping.cancel()
+        writer.transport.abort()
+        assert not api.server.front.in_flight
+
+
+async def test_the_impatient_server_waits_for_who_is_idle_and_who_is_answered_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither a connection kept between requests nor a WebSocket has begun something unfinished."""
+    monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(patience, "BODY_TIMEOUT_S", 0.05)
+    async with serving() as api:
+        host, port = api.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        url = api.url.replace("http", "ws") + f"/ws?sessionId={SOME_ID}"
+        async with await WsClient.connect(url) as client:
+            assert (await client.recv())["type"] == "CONNECTED"
+            for _ in range(3):
+                await asyncio.sleep(0.2)  # several times what it is patient for
+                writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"}"), 10)
+                await client.fence()
+        writer.transport.abort()
