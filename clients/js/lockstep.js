@@ -228,6 +228,7 @@ export class Lockstep extends EventTarget {
   time = new ServerTime();
 
   #url;
+  #token;
   #socket = null;
   #attempt = 0;
   #onlineSinceMs = 0;
@@ -241,9 +242,12 @@ export class Lockstep extends EventTarget {
   /**
    * @param {string | URL} url the server's `/ws`, as ws:, wss:, http: or https:
    * @param {string} sessionId
+   * @param {{ token?: string | (() => string) }} [options] where the server wants tokens; a function is asked anew
+   *   before each connect
    */
-  constructor(url, sessionId) {
+  constructor(url, sessionId, { token } = {}) {
     super();
+    this.#token = token;
     this.#url = new URL(url);
     this.#url.protocol = this.#url.protocol.replace("http", "ws");
     this.#url.searchParams.set("sessionId", sessionId);
@@ -254,10 +258,15 @@ export class Lockstep extends EventTarget {
     if (this.#socket) return;
     clearTimeout(this.#retryTimer);
     this.#listenToTheMachine();
-    const socket = (this.#socket = new WebSocket(this.#url));
+    const socket = (this.#socket = new WebSocket(this.#url, this.#protocols()));
     socket.onmessage = ({ data }) => this.#hear(data);
     socket.onclose = ({ code, reason }) => this.#lost(code, reason);
     this.#expectAnswer(CONNECT_WITHIN_MS);
+  }
+
+  #protocols() {
+    const token = typeof this.#token === "function" ? this.#token() : this.#token;
+    return token ? ["lockstep.v1.json", `bearer.${token}`] : [];
   }
 
   /** Leave for good. */
