@@ -16,6 +16,7 @@ from tornado.netutil import bind_sockets
 from broker import open_broker
 from commands import COMMANDS
 from handlers import front
+from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
 from handlers.patience import IDLE_TIMEOUT_S
@@ -55,7 +56,7 @@ class Server:
         self.broker = open_broker(settings, metrics)
         self.sessions = Sessions(self.broker, settings.lifetimes, metrics)
         self.deadlines = Deadlines(self.broker, self.sessions)
-        self.hub = Hub(self.broker, self.sessions, self.deadlines, metrics)
+        self.hub = Hub(self.broker, self.sessions, self.deadlines, metrics, deliver)
         self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
         self._tasks = Tasks()
         self._is_draining = False

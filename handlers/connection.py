@@ -82,6 +82,7 @@ class Connection:
         "_service",
         "_socket",
         "address",
+        "clear_descriptor",
         "close_code",
         "has_place",
         "heartbeat_slot",
@@ -100,6 +101,8 @@ class Connection:
         # When messages of this client were refused; kept by whoever refuses.
         self.refused_at_s: deque[float] | None = None
         self._socket = sock
+        # What may be sent to directly; -1 while something waits, or nothing more may be sent.
+        self.clear_descriptor = sock.fileno()
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._backlog: Backlog | None = None
@@ -142,6 +145,15 @@ class Connection:
         if sent != batch.size:
             self._fall_behind(batch, sent)
 
+    def took(self, batch: Batch, sent: int) -> None:
+        """So many bytes of the batch went when it was offered to `clear_descriptor`; -1: none ever will."""
+        if self.clear_descriptor < 0:
+            self.send_batch(batch)
+        elif sent < 0:
+            self._abort()
+        else:
+            self._fall_behind(batch, sent)
+
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         if self._is_closing:
             return
@@ -179,7 +191,11 @@ class Connection:
 
     def _begin_backlog(self, rest: memoryview) -> None:
         self._backlog = Backlog(rest)
+        self.clear_descriptor = -1
         self._loop.add_writer(self._socket.fileno(), self._on_writable)
+
+    def _is_clear(self) -> None:
+        self.clear_descriptor = self._socket.fileno()
 
     def _queue_all(self, frames: list[tuple[Kind, bytes]]) -> None:
         assert self._backlog is not None
@@ -202,6 +218,8 @@ class Connection:
             return
         self._backlog = None
         self._loop.remove_writer(self._socket.fileno())
+        if not self._is_closing:
+            self._is_clear()
         self._end_if_done()
 
     # --- receiving -------------------------------------------------------------------------------
@@ -320,6 +338,7 @@ class Connection:
         if self._is_closing:
             return
         self._is_closing = True
+        self.clear_descriptor = -1
         self._service.heartbeat.drop(self)
         self.close_code = self.close_code or code
         frame = encode_close(code, reason)
@@ -361,6 +380,7 @@ class Connection:
         if self._is_over:
             return
         self._is_over = self._is_closing = self._is_deaf = True
+        self.clear_descriptor = -1
         self._service.heartbeat.drop(self)
         if self._abort_timer is not None:
             self._abort_timer.cancel()
@@ -381,6 +401,15 @@ class EncryptedConnection(Connection):
 
     __slots__ = ()
     _socket: ssl.SSLSocket
+
+    def __init__(
+        self, sock: socket.socket, service: Service, session_id: str | None, address: str = ""
+    ) -> None:
+        super().__init__(sock, service, session_id, address)
+        self.clear_descriptor = -1  # nothing goes past the encryption
+
+    def _is_clear(self) -> None:
+        pass
 
     def send_batch(self, batch: Batch) -> None:
         # One by one: what TLS has once been offered must be offered again as it is (SSL_write(3)).

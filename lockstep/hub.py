@@ -14,7 +14,7 @@ from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound
 from lockstep.frames import encode_text_frame
 from lockstep.messages import Deletion, Update
 from lockstep.metrics import Metrics
-from lockstep.room import Room
+from lockstep.room import Deliver, Room, one_by_one
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
 
@@ -35,8 +35,14 @@ class Hub:
     """
 
     def __init__(
-        self, broker: Broker, sessions: Sessions, deadlines: Deadlines, metrics: Metrics | None = None
+        self,
+        broker: Broker,
+        sessions: Sessions,
+        deadlines: Deadlines,
+        metrics: Metrics | None = None,
+        deliver: Deliver = one_by_one,
     ) -> None:
+        self._deliver_to = deliver
         self._metrics = metrics = metrics or Metrics()
         metrics.watch(metrics.rooms, lambda: len(self._rooms))
         metrics.watch(metrics.connections, lambda: sum(len(room.peers) for room in self._rooms.values()))
@@ -74,7 +80,7 @@ class Hub:
         heard = await self._broker.hear(session_id)
         room = self._rooms.get(session_id)
         if room is None:
-            room = self._rooms[session_id] = Room()
+            room = self._rooms[session_id] = Room(self._deliver_to)
             # Its deadline, and whether it exists at all, are not known before something happens.
             self._unread.add(session_id)
             if self._reader is None:

@@ -1,6 +1,7 @@
 """The clients of one session at this process, and what they are still to be sent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lockstep.contract import Batch, Kind, Peer
 from lockstep.errors import NORMAL_CLOSURE
@@ -8,7 +9,16 @@ from lockstep.frames import encode_text_frame
 from lockstep.messages import Head
 
 # So many peers are served between two looks at the clock.
-PEERS_PER_LOOK = 16
+PEERS_PER_LOOK = 32
+
+
+Deliver = Callable[[Sequence[Any], Batch], None]
+"""Sends a batch to several peers, in their order."""
+
+
+def one_by_one(peers: Sequence[Peer], batch: Batch) -> None:
+    for peer in peers:
+        peer.send_batch(batch)
 
 
 class Room:
@@ -21,6 +31,7 @@ class Room:
     __slots__ = (
         "_ahead",
         "_batch",
+        "_deliver",
         "_pending",
         "_unserved",
         "committed_ms",
@@ -33,7 +44,8 @@ class Room:
         "sent_state",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, deliver: Deliver = one_by_one) -> None:
+        self._deliver = deliver
         self.peers: dict[Peer, None] = {}
         # What the latest state here says of itself, and its JSON; None until one has come.
         self.sent: Head | None = None
@@ -97,17 +109,17 @@ class Room:
 
     def serve(self, is_over: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""
-        served = 0
         while self._unserved or self._pending:
             if not self._unserved:
                 self._begin_round()
             batch = self._batch
             assert batch is not None
             while self._unserved:
-                self._unserved.popitem()[0].send_batch(batch)
-                served += 1
-                if served % PEERS_PER_LOOK == 0 and is_over():
+                peers = [self._unserved.popitem()[0] for _ in range(min(PEERS_PER_LOOK, len(self._unserved)))]
+                self._deliver(peers, batch)
+                if is_over() and self._unserved:
                     return False
+        served = 0
         self._batch = None
         while self.is_ended and self.peers:
             self.peers.popitem()[0].close(NORMAL_CLOSURE, "Session deleted")
