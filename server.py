@@ -172,7 +172,7 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         # What is there now stays: the collector need not look at it again, and at the rest less often.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 20, 50)
+        gc.set_threshold(GC_THRESHOLD, 10, 10)
         host, port = sockets[0].getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         print(f"Lockstep is ready at http://{host}:{port}", flush=True)
