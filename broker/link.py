@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 PING_INTERVAL_S = 1.0
 SILENCE_S = 3.0
-CALL_TIMEOUT_S = 1.25
+CALL_TIMEOUT_S = 1.0
 GREETING_TIMEOUT_S = 1.5
 # A connection that was just lost is mostly back at once; a call waits for that, and no longer.
 BACK_SOON_S = 0.5
@@ -307,14 +307,21 @@ class Link:
         self._up.set()
 
     async def _watch(self) -> None:
-        """Return when the connection is lost, or has been silent for too long."""
+        """Return when the connection is lost, or has been silent for too long.
+
+        At two looks in succession: when this process itself stood still, the first comes before what
+        has arrived meanwhile is read.
+        """
         wire, loop = self._wire, asyncio.get_running_loop()
         assert wire is not None
         pinged_at_s = 0.0
+        was_late = False
         while not wire.lost.done():
             now_s = loop.time()
-            if now_s - wire.heard_at_s > SILENCE_S or wire.oldest_wait_s(now_s) > CALL_TIMEOUT_S:
+            is_late = now_s - wire.heard_at_s > SILENCE_S or wire.oldest_wait_s(now_s) > CALL_TIMEOUT_S
+            if is_late and was_late:
                 return
+            was_late = is_late
             if now_s - pinged_at_s >= PING_INTERVAL_S:
                 pinged_at_s = now_s
                 wire.ping()

@@ -114,9 +114,10 @@ class Cable:
 
 
 @pytest.fixture
-def cable(server_process: ServerProcess) -> Iterator[Cable]:
+def cable(tabs: Tabs, server_process: ServerProcess) -> Iterator[Cable]:
     cable = Cable(server_process.port)
     yield cable
+    tabs.close()  # else they would complain that the cable is gone
     cable.close()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import signal
 import subprocess
 import time
 import uuid
@@ -112,6 +113,26 @@ async def test_a_lost_reply_whose_change_was_overtaken_is_not_applied_again(redi
         finally:
             for each in (process, other):
                 await asyncio.to_thread(each.stop)
+
+
+async def test_a_process_that_stood_still_does_not_take_that_for_silence(redis: RedisServer) -> None:
+    async with Proxy(redis.port) as proxy, server(proxy.url) as process:
+        session_id = await running(process)
+        stopped = asyncio.Event()
+
+        def stop_at_a_commit(piece: bytes) -> bytes:
+            if session_id.encode() in piece and not stopped.is_set():
+                process.process.send_signal(signal.SIGSTOP)
+                stopped.set()
+            return piece
+
+        proxy.on_request = stop_at_a_commit
+        switching = asyncio.create_task(rest(f"{process.url}/v1/sessions/{session_id}/switch"))
+        await stopped.wait()
+        await asyncio.sleep(3.5)  # longer than any patience with Redis, whose reply is waiting to be read
+        process.process.send_signal(signal.SIGCONT)
+        assert data(await switching)["version"] == 3
+        assert [line for line in process.log() if line["level"] != "info"] == []
 
 
 async def test_while_redis_is_away_rest_answers_503_and_sockets_stay_open(redis: RedisServer) -> None:

@@ -383,6 +383,7 @@ function frame() {
 }
 
 function draw(state) {
+  isBusy = false; // it often comes before the command's own answer, and a press now is for what is shown now
   show("session");
   if (state.epoch !== drawnEpoch) {
     drawnEpoch = state.epoch;
