@@ -10,12 +10,12 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from broker import open_broker
 from commands import COMMANDS
 from handlers import front
+from handlers.api import FrontServer
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
@@ -84,7 +84,7 @@ class Server:
             message_rate=settings.message_rate,
             is_draining=lambda: self._is_draining,
         )
-        self.http = HTTPServer(self.front, chunk_size=4096, idle_connection_timeout=IDLE_TIMEOUT_S)
+        self.http = FrontServer(self.front, chunk_size=4096, idle_connection_timeout=IDLE_TIMEOUT_S)
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from tornado.escape import parse_qs_bytes
 from tornado.http1connection import HTTP1Connection
+from tornado.httpserver import HTTPServer
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
@@ -110,6 +111,16 @@ class Front(HTTPServerConnectionDelegate):
             if match is not None:
                 return handler, services, [_unquoted(each) for each in match.groups()]
         return UnknownRoute, {"origins": self._routes[0][2]["origins"]}, []
+
+
+class FrontServer(HTTPServer):
+    """Tornado's server; but that a connection has ended it keeps to itself, and the front has to know."""
+
+    request_callback: Front
+
+    def on_close(self, server_conn: object) -> None:
+        super().on_close(server_conn)
+        self.request_callback.on_close(server_conn)
 
 
 class _Incoming(HTTPMessageDelegate):

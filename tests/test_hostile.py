@@ -1,16 +1,25 @@
 """What no honest client does, at the real server, beside honest ones who must not notice."""
 
 import asyncio
+import gc
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+from tornado.http1connection import HTTP1ServerConnection
+from tornado.iostream import IOStream
+from tornado.netutil import bind_sockets
 
 from handlers import patience
 from handlers.connection import Connection
+from handlers.socket import SocketHandler
+from lockstep.config import Settings
+from server import Server
 from tests.echo_server import Echo
+from tests.load import eventually
 from tests.processes import ServerProcess
 from tests.test_rest import SOME_ID, serving
 from tests.test_websocket import command, create, watching
@@ -220,3 +229,37 @@ async def test_the_impatient_server_waits_for_who_is_idle_and_who_is_answered_la
                 assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"}"), 10)
                 await client.fence()
         writer.transport.abort()
+
+
+# --- what remains -------------------------------------------------------------------------------------
+
+
+async def test_of_a_connection_that_is_gone_or_has_become_a_websocket_nothing_of_http_remains() -> None:
+    server = Server(Settings(port=0, log_level="error"))
+    sockets = bind_sockets(0, "127.0.0.1")
+    await server.start(sockets)
+    port = sockets[0].getsockname()[1]
+    head = f"GET /v1/time HTTP/1.1\r\nHost: localhost:{port}\r\n".encode()
+    try:
+        for sent in (b"", head, head + b"\r\n", head + b"Connection: close\r\n\r\n"):
+            for _ in range(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(sent)
+                writer.write_eof()
+                await reader.read()
+                writer.close()
+        clients = [await WsClient.connect(f"ws://127.0.0.1:{port}/ws?sessionId={SOME_ID}") for _ in range(10)]
+
+        async def remains() -> str:
+            gc.collect()
+            kinds = (HTTP1ServerConnection, SocketHandler, IOStream)
+            left = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
+            return str(dict(left)) if left else ""
+
+        await eventually(remains, 5, "something is kept")
+        for client in clients:
+            await client.recv_type("CONNECTED")
+            await client.fence()
+            client.abort()
+    finally:
+        await server.stop()
