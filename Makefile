@@ -9,7 +9,7 @@ SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run install test test-long fuzz conformance check lint bench up roll down
+.PHONY: run install test test-long fuzz conformance check lint lock audit bench up roll down
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
@@ -52,6 +52,15 @@ lint: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(CODE) server.py commands.py deploy/stack.py
 
+lock: .venv/bin/python  ## requirements.lock: the newest versions that setup.cfg allows, and their hashes
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
+		--no-annotate --extra fast --extra deploy --output-file requirements.lock setup.cfg
+
+audit: .venv/bin/python  ## known vulnerabilities of what requirements.lock names; asks PyPI
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -59,12 +68,12 @@ lint: .venv/.tested
 	$(BIN)/python -m pip install --quiet --editable '.[fast]'
 	@touch $@
 
-.venv/.deployed: .venv/.installed
+.venv/.deployed: .venv/.installed requirements.lock
 	deploy/system-packages nginx=nginx redis-server=redis-server
-	$(BIN)/python -m pip install --quiet --editable '.[fast,deploy]'
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	@touch $@
 
-.venv/.tested: .venv/.installed
+.venv/.tested: .venv/.deployed
 	deploy/system-packages $(SYSTEM)
 	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy]'
 	@touch $@
