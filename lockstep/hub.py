@@ -54,6 +54,7 @@ class Hub:
         self._waiting: deque[Room] = deque()
         self._serving: asyncio.Handle | None = None
         self._reads: dict[str, asyncio.Task[bytes]] = {}
+        self._next_reads: dict[str, asyncio.Task[bytes]] = {}
         self._unread: set[str] = set()
         self._unchecked: list[str] = []
         self._suspects: set[str] = set()
@@ -122,13 +123,25 @@ class Hub:
         self._metrics.told("STATE_SYNC")
 
     async def _read(self, session_id: str) -> bytes:
-        """The state; however many ask within a turn of the loop, it is read once."""
-        reading = self._reads.get(session_id)
+        """The state; however many ask, one read of a session is under way.
+
+        Who asks meanwhile may know of a later change: he shares the next with all who do.
+        """
+        reading = self._next_reads.get(session_id)
         if reading is None:
-            reading = self._reads[session_id] = asyncio.create_task(self._sessions.read(session_id))
-            # Who asks later may know of a later change, and needs a later read.
-            asyncio.get_running_loop().call_soon(self._reads.pop, session_id)
+            reading = self._next_reads[session_id] = asyncio.create_task(self._read_next(session_id))
         return await asyncio.shield(reading)
+
+    async def _read_next(self, session_id: str) -> bytes:
+        under_way = self._reads.get(session_id)
+        if under_way is not None:
+            await asyncio.wait((under_way,))
+        reading = self._reads[session_id] = self._next_reads.pop(session_id)
+        try:
+            return await self._sessions.read(session_id)
+        finally:
+            if self._reads[session_id] is reading and session_id not in self._next_reads:
+                del self._reads[session_id]
 
     # --- serving rooms ---------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import socket
 import struct
 from collections import Counter
@@ -18,9 +19,12 @@ from handlers.connection import Connection
 from handlers.socket import SocketHandler
 from lockstep.config import Settings
 from server import Server
+from tests import hostiles, load
 from tests.echo_server import Echo
 from tests.load import eventually
 from tests.processes import ServerProcess
+from tests.redis_server import RedisServer
+from tests.test_limits import running
 from tests.test_rest import SOME_ID, serving
 from tests.test_websocket import command, create, watching
 from tests.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
@@ -229,6 +233,99 @@ async def test_the_impatient_server_waits_for_who_is_idle_and_who_is_answered_la
                 assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"}"), 10)
                 await client.fence()
         writer.transport.abort()
+
+
+async def test_twenty_thousand_reconnects_are_all_answered_and_hardly_read_for() -> None:
+    redis = RedisServer()
+    server = await asyncio.to_thread(ServerProcess, f"--broker={redis.url}")
+    try:
+        async with an_honest_client(server):
+            session_id = (await create(server))["session_id"]
+            async with watching(server, *[session_id] * 20) as clients:
+                before = reads(redis)
+
+                async def ask(client: WsClient) -> None:
+                    question = encode(TEXT, b'{"type":"RECONNECT"}')
+                    for _ in range(10):
+                        client.writer.write(question * 100)
+                        for _ in range(100):
+                            assert (await client.recv())["type"] == "STATE_SYNC"
+
+                await asyncio.gather(*(ask(client) for client in clients))
+                assert reads(redis) - before < 5_000
+    finally:
+        await asyncio.to_thread(server.stop)
+        redis.close()
+
+
+def reads(redis: RedisServer) -> int:
+    stats = redis.client.info("commandstats")
+    return int(stats.get("cmdstat_mget", {"calls": 0})["calls"])
+
+
+# --- many at once -------------------------------------------------------------------------------------
+
+
+# Hostile clients are in the same session as the honest ones.
+ANY_NUMBER = ("--max-connections-per-session=0",)
+
+
+async def hostile_crowds(server: ServerProcess, of_each: int) -> int:
+    """Attack with each kind in turn while 200 clients follow a session; how often it changed meanwhile."""
+    session_id = (await create(server, seats=2))["session_id"]
+    await command(server, session_id, "start")
+    async with load.watching([server], [session_id], 200) as honest:
+        # Who has just been told the state misses nothing that is committed from here on.
+        async with load.switching([server], [session_id], workers=1) as switcher:
+            for name, kind in hostiles.KINDS.items():
+                sent_away = await hostiles.attack(name, server.port, of_each, 0.5, session_id)
+                assert sent_away == (of_each if kind.is_sent_away else 0), name
+        changes = switcher.statuses[200]
+        assert switcher.statuses == {200: changes}
+        versions = list(range(3, 3 + changes))
+
+        async def followed() -> str:
+            missing = sum(len(versions) - len(watcher.updates) for watcher in honest)
+            return f"{missing} updates are missing" if missing else ""
+
+        await eventually(followed, 10, "not all were served")
+        for watcher in honest:
+            assert [version for _, version in watcher.updates] == versions
+            assert watcher.reconnects == 0
+    return changes
+
+
+def lines_per_second(server: ServerProcess) -> Counter[tuple[object, object]]:
+    """Of each kind of line but those that each request and each connection has, by second."""
+    return Counter(
+        (line["logger"], str(line["at"])[:19])
+        for line in server.log()
+        if line["message"] not in ("request", "socket closed")
+    )
+
+
+async def test_hostile_crowds_of_every_kind_are_no_trouble_to_others() -> None:
+    with running(ServerProcess(*ANY_NUMBER)) as server:
+        assert await hostile_crowds(server, 100) > 10
+        assert [line for line in server.log() if line["level"] == "error"] == []
+        assert all(count == 1 for count in lines_per_second(server).values())
+
+
+@pytest.mark.long
+async def test_thousands_of_hostile_clients_leave_nothing_behind() -> None:
+    with running(ServerProcess(*ANY_NUMBER)) as server:
+        for _ in range(2):
+            await hostile_crowds(server, 1000)  # what is taken once, pools and caches, is no leak
+        before_bytes = server.rss_bytes()
+        descriptors = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+        await hostile_crowds(server, 1000)
+        assert server.rss_bytes() - before_bytes < 4 * 2**20
+
+        async def closed() -> str:
+            left = len(os.listdir(f"/proc/{server.process.pid}/fd")) - descriptors
+            return f"{left} descriptors" if left > 0 else ""
+
+        await eventually(closed, 10, "something is open")
 
 
 # --- what remains -------------------------------------------------------------------------------------

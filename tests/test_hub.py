@@ -574,6 +574,30 @@ async def test_a_sync_is_answered_from_the_room_while_the_store_is_away() -> Non
         assert peer.heard == [("STATE_UPDATE", 3), ("STATE_SYNC", 3)]
 
 
+async def test_who_asks_during_a_read_shares_the_next_with_all_who_do() -> None:
+    async with a_world() as world:
+        peers = [await world.join() for _ in range(30)]
+        await served()
+        world.broker.states[S] = state(3)
+        loads = 0
+        late: list[asyncio.Task[None]] = []
+
+        def change() -> None:
+            nonlocal loads
+            loads += 1
+            if loads == 1:
+                world.broker.states[S] = state(4)
+                late.extend(asyncio.create_task(world.hub.sync(S, peer)) for peer in peers[10:])
+
+        world.broker.on_load = change
+        await asyncio.gather(*(world.hub.sync(S, peer) for peer in peers[:10]))
+        await asyncio.gather(*late)
+        assert [peer.heard for peer in peers] == [[("STATE_SYNC", 3)]] * 10 + [[("STATE_SYNC", 4)]] * 20
+        assert loads == 2
+        await world.hub.sync(S, peers[0])
+        assert loads == 3, "a later one reads anew"
+
+
 # --- after a gap ---------------------------------------------------------------------------------
 
 
