@@ -1,7 +1,6 @@
 """Puts Lockstep together: settings, broker, sessions, hub, routes; and takes it down in order."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -15,7 +14,7 @@ from tornado.netutil import bind_sockets
 from broker import open_broker
 from commands import COMMANDS
 from handlers import front
-from handlers.api import FrontServer
+from handlers.api import LISTEN_BACKLOG, FrontServer
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
@@ -33,7 +32,6 @@ from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-LISTEN_BACKLOG = 1024
 GC_THRESHOLD = 10_000
 # So long a new process takes nobody in, to have its broker first.
 CONNECT_FIRST_S = 1.0
@@ -60,7 +58,6 @@ class Server:
         self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
         self._tasks = Tasks()
         self._is_draining = False
-        self._listeners: list[socket.socket] = []
         self.front = front(
             broker=self.broker,
             sessions=self.sessions,
@@ -92,7 +89,6 @@ class Server:
     async def start(self, sockets: list[socket.socket]) -> None:
         """Listen, and return when the broker is there. Raises ValueError if it cannot be used."""
         self.heartbeat.start()
-        self._listeners = sockets
         connecting = asyncio.create_task(self.broker.start(self.hub))
         try:
             # Who asks a process that has just come waits these milliseconds. Where there is no broker it
@@ -109,7 +105,7 @@ class Server:
     async def stop(self) -> None:
         """Finish what is in flight, tell the clients, leave; never longer than the drain time."""
         self._is_draining = True
-        self._stop_listening()
+        self.http.stop()
         # What still comes by an open connection is answered, with Connection: close.
         self.http.conn_params.no_keep_alive = True
         try:
@@ -122,14 +118,6 @@ class Server:
         await self.deadlines.close()
         await self.hub.close()
         await self.broker.close()
-
-    def _stop_listening(self) -> None:
-        """Close the listener; whom the kernel has let in already is taken in first, not reset."""
-        for listener in self._listeners:
-            with contextlib.suppress(OSError):
-                while True:
-                    self.http._handle_connection(*listener.accept())
-        self.http.stop()
 
     async def _drain(self) -> None:
         """Return when requests are answered and clients are gone; they are told a few at a time."""

@@ -7,7 +7,10 @@ kept for, the page and the WebSocket's handshake, `Front` hands on to it.
 import asyncio
 import logging
 import re
+import socket
 import time
+from collections.abc import Iterable
+from functools import partial
 from http.client import responses
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -50,6 +53,11 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1_048_576
 # So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
 MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
+LISTEN_BACKLOG = 1024
+# More would make the loop's turns long: each of them is some work, now and in the next turns.
+ACCEPTS_PER_TURN = 16
+# After so long there may be descriptors again.
+RETRY_S = 1.0
 METHODS = ("GET", "POST", "DELETE", "OPTIONS")
 
 # A pattern of paths, who answers, and what he needs for it.
@@ -114,9 +122,40 @@ class Front(HTTPServerConnectionDelegate):
 
 
 class FrontServer(HTTPServer):
-    """Tornado's server; but that a connection has ended it keeps to itself, and the front has to know."""
+    """Tornado's server, but it takes in few at a time, and tells the front when a connection has ended."""
 
     request_callback: Front
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        for listener in sockets:
+            self._sockets[listener.fileno()] = listener
+            self._handlers[listener.fileno()] = partial(self._look_away, listener)
+            self._look_at(listener)
+
+    def stop(self) -> None:
+        """Close the listeners; whom the kernel has let in already is taken in first, not reset."""
+        for listener in self._sockets.values():
+            self._take_in(listener, LISTEN_BACKLOG)
+        super().stop()
+
+    def _take_in(self, listener: socket.socket, at_most: int) -> None:
+        try:
+            for _ in range(at_most):
+                self._handle_connection(*listener.accept())
+        except (BlockingIOError, ConnectionAbortedError):
+            pass
+        except OSError as error:
+            # Out of descriptors, mostly. The kernel keeps who comes; to look again at once would help nobody.
+            log.warning("nobody can be let in: %s", error)
+            self._look_away(listener)
+            asyncio.get_running_loop().call_later(RETRY_S, self._look_at, listener)
+
+    def _look_at(self, listener: socket.socket) -> None:
+        if not self._stopped:
+            asyncio.get_running_loop().add_reader(listener, self._take_in, listener, ACCEPTS_PER_TURN)
+
+    def _look_away(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(listener)
 
     def on_close(self, server_conn: object) -> None:
         super().on_close(server_conn)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from handlers.backlog import Backlog
 from handlers.heartbeat import Heartbeat
+from handlers.reading import ReadingTurns
 from lockstep.contract import Batch, Kind
 from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW
 from lockstep.frames import (
@@ -46,6 +47,7 @@ class Service(Protocol):
     """What all connections of a process share, and who answers their messages."""
 
     heartbeat: Heartbeat
+    reading: ReadingTurns
     max_message_bytes: int
     metrics: Metrics
     message_rate: int
@@ -72,6 +74,7 @@ class Connection:
         "_frames_in_second",
         "_is_closing",
         "_is_deaf",
+        "_is_in_line",
         "_is_over",
         "_is_paused",
         "_loop",
@@ -113,6 +116,7 @@ class Connection:
         self._second = self._frames_in_second = 0
         self._owes_pong = False
         self._is_paused = False
+        self._is_in_line = False  # for its turn to be read
         self._is_closing = False  # our close frame is sent, or waits to be: nothing comes behind it
         self._is_deaf = False  # what the client says counts no more
         self._peer_has_closed = False
@@ -234,12 +238,27 @@ class Connection:
             return
         self._is_paused = False
         self._listen()
-        self._handle_frames()
+        self._on_readable()
 
     def _listen(self) -> None:
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
 
     def _on_readable(self) -> None:
+        if not self._is_in_line:
+            if self._service.reading.is_now(self):
+                self._read()
+            else:
+                self._is_in_line = True
+
+    def read_on(self) -> None:
+        self._is_in_line = False
+        if not self._is_over and not self._is_paused:
+            self._read()
+
+    def _read(self) -> None:
+        if self._frames is not None:
+            self._handle_frames()  # what was left when it was paused
+            return
         try:
             data = self._socket.recv(READ_BYTES)
         except _WOULD_BLOCK:
@@ -416,8 +435,8 @@ class EncryptedConnection(Connection):
         for kind, frame in batch.frames:
             self.send(frame, kind)
 
-    def _on_readable(self) -> None:
-        super()._on_readable()
+    def _read(self) -> None:
+        super()._read()
         # What is decrypted already does not make the socket readable again.
         while not self._is_over and not self._is_paused and self._socket.pending():
-            super()._on_readable()
+            super()._read()

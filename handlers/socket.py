@@ -14,6 +14,7 @@ from handlers.base import JsonErrors
 from handlers.connection import Connection, EncryptedConnection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
+from handlers.reading import ReadingTurns
 from handlers.tokens import SUBPROTOCOL, Tokens
 from lockstep import messages
 from lockstep.contract import Broker
@@ -75,6 +76,7 @@ class Clients:
         self.message_rate = message_rate
         self._places = places
         self.heartbeat = heartbeat
+        self.reading = ReadingTurns()
         self.max_message_bytes = max_message_bytes
         self._hub = hub
         self._broker = broker

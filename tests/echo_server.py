@@ -15,6 +15,7 @@ from tornado.web import Application
 
 from handlers.connection import CLOSE_TIMEOUT_S, Connection
 from handlers.heartbeat import Heartbeat
+from handlers.reading import ReadingTurns
 from handlers.socket import SocketHandler
 from lockstep.frames import BINARY, TEXT, encode_frame
 
@@ -27,6 +28,7 @@ class Echo:
 
     def __init__(self, max_message_bytes: int) -> None:
         self.heartbeat = Heartbeat(interval_s=30.0, timeout_s=20.0)
+        self.reading = ReadingTurns()
         self.max_message_bytes = max_message_bytes
         self.metrics = Mock()  # nobody counts here
         self.message_rate = 0

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import resource
 import socket
 import struct
 from collections import Counter
@@ -326,6 +327,24 @@ async def test_thousands_of_hostile_clients_leave_nothing_behind() -> None:
             return f"{left} descriptors" if left > 0 else ""
 
         await eventually(closed, 10, "something is open")
+
+
+async def test_without_descriptors_nobody_is_let_in_and_with_them_everybody_again() -> None:
+    with running(ServerProcess()) as server:
+        async with an_honest_client(server):
+            pid = server.process.pid
+            used = len(os.listdir(f"/proc/{pid}/fd"))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 20, 4096))
+            crowd = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(50)]
+
+            async def complains() -> str:
+                said = [line for line in server.log() if "nobody can be let in" in str(line["message"])]
+                return "" if said else "not a word"
+
+            await eventually(complains, 5, "it is not said")
+            for _, writer in crowd:
+                writer.close()
+        assert max(lines_per_second(server).values()) == 1
 
 
 # --- what remains -------------------------------------------------------------------------------------

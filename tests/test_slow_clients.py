@@ -6,9 +6,11 @@ import json
 import random
 import socket
 import ssl
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tornado.netutil import bind_sockets
 from handlers import connection as connection_module
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
+from handlers.reading import TURN_S, ReadingTurns
 from lockstep.config import Settings
 from lockstep.contract import Kind
 from lockstep.frames import encode_text_frame
@@ -232,6 +235,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.heartbeat = Heartbeat(5.0, 4.0)
+        self.reading = ReadingTurns()
         self.max_message_bytes = 16_384
         self.metrics = Metrics()
         self.message_rate = 0
@@ -644,3 +648,70 @@ async def test_one_that_is_too_slow_over_tls_is_told_so(tmp_path: Path) -> None:
             numbers.append(message["n"])
         assert message == Closed(4001, "Too slow")
         assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "TLS"])
+async def test_what_came_together_with_a_question_is_answered_after_it(
+    is_encrypted: bool, tmp_path: Path
+) -> None:
+    async with hub_of_a_server(tmp_path if is_encrypted else None) as (_, client, _):
+        pings = [encode(TEXT, json.dumps({"type": "PING", "id": number}).encode()) for number in range(300)]
+        # One record of TLS, of which the server reads a part at a time.
+        await client.send_raw(encode(TEXT, b'{"type":"RECONNECT"}') + b"".join(pings))
+        assert (await client.recv())["type"] == "ERROR"  # there is no such session
+        assert [(await client.recv())["id"] for _ in range(300)] == list(range(300))
+
+
+# --- whose turn it is to be read -----------------------------------------------------------------
+
+
+class Talker:
+    """Says so much that reading it takes a while."""
+
+    def __init__(self, number: int, read: list[int], takes_s: float) -> None:
+        self._number = number
+        self._read = read
+        self._takes_s = takes_s
+
+    def read_on(self) -> None:
+        self._read.append(self._number)
+        end_s = time.monotonic() + self._takes_s
+        while time.monotonic() < end_s:
+            pass
+
+
+async def test_what_a_turn_has_no_time_for_is_read_in_the_next_ones_in_order() -> None:
+    reading, read, loop = ReadingTurns(), list[int](), asyncio.get_running_loop()
+    talkers = [Talker(number, read, TURN_S / 3) for number in range(30)]
+    read_by_turn: list[int] = []
+
+    def others_turn() -> None:
+        read_by_turn.append(len(read))
+        if len(read) < len(talkers):
+            loop.call_soon(others_turn)
+
+    for talker in talkers:
+        if reading.is_now(talker):
+            talker.read_on()
+    loop.call_soon(others_turn)
+    while len(read) < len(talkers):
+        await asyncio.sleep(0)
+    assert read == list(range(30))
+    in_each = [after - before for before, after in pairwise([0, *read_by_turn])]
+    assert max(in_each) <= 8, "the loop gets to do something else in between"
+
+
+async def test_who_comes_while_others_wait_is_read_after_them() -> None:
+    reading, read = ReadingTurns(), list[int]()
+    first, second, third = (Talker(number, read, 2 * TURN_S) for number in range(3))
+    assert reading.is_now(first)
+    first.read_on()
+    assert not reading.is_now(second)
+    await asyncio.sleep(0)
+    assert read == [0, 1]
+    assert not reading.is_now(third), "the turn has been used up"
+    while len(read) < 3:
+        await asyncio.sleep(0)
+    assert read == [0, 1, 2]
+    await asyncio.sleep(0)
+    assert reading.is_now(first), "nobody is in line any more"
