@@ -84,6 +84,8 @@ class RedisBroker(Broker):
         self._spend = Script("spend")
         self._enter = Script("enter")
         self._inside = Inside()
+        # Whose counts Redis may not have as they are.
+        self._untold: set[str] = set()
 
     # --- start and end ---------------------------------------------------------------------------
 
@@ -124,8 +126,8 @@ class RedisBroker(Broker):
             # Before anybody can be told a state, so that no loss goes unnoticed.
             await wire.ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S)
             self._has_life_sign = True
-        if self._inside.counts:
-            self._tasks.spawn(self._tell_inside(list(self._inside.counts)))
+        self._untold.update(self._inside.counts)
+        self._tell_untold()
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply
@@ -146,8 +148,9 @@ class RedisBroker(Broker):
         before = await self._ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
         if before is None and self._listener is not None:
             log.warning("Redis has lost data")
-            self._tasks.spawn(self._tell_inside(list(self._inside.counts)))
+            self._untold.update(self._inside.counts)
             self._listener.on_gap()
+        self._tell_untold()
 
     def _probe_age_s(self) -> float:
         return time.monotonic() - self._subscriber.probe_heard_at_s
@@ -291,21 +294,28 @@ class RedisBroker(Broker):
         if limit:
             self._tasks.spawn(self._tell_inside([key]))
 
+    def _tell_untold(self) -> None:
+        if self._untold:
+            keys, self._untold = list(self._untold), set()
+            self._tasks.spawn(self._tell_inside(keys))
+
     async def _tell_inside(self, keys: list[str]) -> None:
         """Tell the other processes how many are inside here."""
-        try:
-            for start in range(0, len(keys), INSIDE_SLICE):
-                calls = []
-                for key in keys[start : start + INSIDE_SLICE]:
-                    count, place = self._inside.counts.get(key, 0), self._inside_key(key)
-                    if count:
-                        calls.append(self._link.call("HSET", place, self._process, count))
-                        calls.append(self._link.call("EXPIRE", place, INSIDE_KEPT_S))
-                    else:
-                        calls.append(self._link.call("HDEL", place, self._process))
-                await asyncio.gather(*calls)
-        except LinkDown:
-            log.debug("counts not told: Redis is away")  # all of them are when it is back
+        for start in range(0, len(keys), INSIDE_SLICE):
+            calls = []
+            for key in keys[start : start + INSIDE_SLICE]:
+                count, place = self._inside.counts.get(key, 0), self._inside_key(key)
+                if count:
+                    calls.append(self._link.call("HSET", place, self._process, count))
+                    calls.append(self._link.call("EXPIRE", place, INSIDE_KEPT_S))
+                else:
+                    calls.append(self._link.call("HDEL", place, self._process))
+            try:
+                for reply in await asyncio.gather(*calls):
+                    _checked(reply)
+            except (LinkDown, BrokerUnavailable):
+                self._untold.update(keys[start:])  # also of those that nobody is in any more
+                return
 
     def _inside_key(self, key: str) -> str:
         return f"{self._prefix}inside:{key}"
@@ -405,7 +415,9 @@ def _record(once: Once | None) -> tuple[bytes, int]:
 def _checked(reply: Any) -> Any:
     """The reply; an error that Redis gives (out of memory, say) means that nothing was done."""
     if isinstance(reply, hiredis.ReplyError):
-        log.error("Redis refused: %s", reply)
+        # That it starts, and reads its data, passes by itself.
+        level = logging.WARNING if str(reply).startswith("LOADING") else logging.ERROR
+        log.log(level, "Redis refused: %s", reply)
         raise BrokerUnavailable("not_applied")
     return reply
 

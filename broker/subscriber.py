@@ -160,7 +160,7 @@ class Subscriber:
 
     def _on_push(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
-            log.error("Redis refused a subscription: %s", reply)
+            log.warning("Redis refused a subscription: %s", reply)
             self.reset(str(reply))
             return
         assert self._listener is not None

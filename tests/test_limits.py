@@ -4,18 +4,21 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from uuid import uuid4
 
 import pytest
 from tornado.netutil import bind_sockets
 
+from broker.link import BACK_SOON_S
 from lockstep.config import Settings
 from lockstep.contract import Charge
 from lockstep.limits import MAX_REMEMBERED, Addresses, FixedWindows, Rate
 from server import Server
 from tests.load import chess, eventually
 from tests.processes import Answer, ServerProcess, request
-from tests.redis_server import RedisServer
+from tests.redis_server import Proxy, RedisServer
+from tests.test_metrics import figures
 from tests.ws_client import Closed, WsClient
 
 
@@ -211,6 +214,40 @@ async def test_a_sessions_limit_holds_over_three_processes_and_a_dead_one_holds_
         for server in servers:
             server.stop()
         redis.close()
+
+
+async def test_who_leaves_while_redis_is_away_is_not_counted_when_it_is_back() -> None:
+    redis = RedisServer()
+    limit = "--max-connections-per-session=1"
+    async with Proxy(redis.port) as proxy:
+        servers = [
+            await asyncio.to_thread(ServerProcess, f"--broker={url}", limit) for url in (proxy.url, redis.url)
+        ]
+        try:
+            session_id = str(uuid4())
+            client, _ = await knock(servers[0], session_id)
+            proxy.refuses = True
+            proxy.cut()
+            await client.close()
+            await eventually(partial(gone, servers[0]), 5, "the server has not noticed")
+            await asyncio.sleep(2 * BACK_SOON_S)  # no call waits so long for a connection that was lost
+            proxy.refuses = False
+
+            async def has_room() -> str:
+                other, first = await knock(servers[1], session_id)
+                other.abort()
+                return str(first) if isinstance(first, Closed) else ""
+
+            await eventually(has_room, 10, "who left is still counted")
+        finally:
+            for server in servers:
+                await asyncio.to_thread(server.stop)
+            redis.close()
+
+
+async def gone(server: ServerProcess) -> str:
+    connections = (await figures(server.url))["lockstep_connections"]
+    return f"{connections} are left" if connections else ""
 
 
 @pytest.mark.parametrize(
