@@ -32,6 +32,7 @@ from tornado.web import Application
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
 from handlers.origins import Origins
 from handlers.patience import Patience
+from handlers.reading import ReadingTurns
 from handlers.tokens import Tokens
 from lockstep import messages
 from lockstep.access import OPEN, Scope
@@ -75,11 +76,13 @@ class Front(HTTPServerConnectionDelegate):
         addresses: Addresses,
         rates: RateLimits | None,
         tokens: Tokens,
+        turns: ReadingTurns,
         metrics: Metrics,
     ) -> None:
         """`paths` are those that `application` answers."""
         self.addresses = addresses
         self.tokens = tokens
+        self.turns = turns
         self.rates = rates  # None: nothing is limited
         self.metrics = metrics
         self.in_flight: set[ApiHandler] = set()
@@ -171,9 +174,28 @@ class _Incoming(HTTPMessageDelegate):
         self._front = front
         self._server_conn = server_conn
         self._chosen: HTTPMessageDelegate | None = None
+        self._turn: asyncio.Future[None] | None = None
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
         self.has_head = True
+        if self._front.turns.is_now(self):
+            return self._begin(start_line, headers)
+        self._turn = asyncio.get_running_loop().create_future()
+        return self._wait_and_begin(start_line, headers)
+
+    def read_on(self) -> None:
+        assert self._turn is not None
+        if not self._turn.done():
+            self._turn.set_result(None)
+
+    async def _wait_and_begin(self, start_line: Any, headers: HTTPHeaders) -> None:
+        assert self._turn is not None
+        await self._turn
+        receiving = self._begin(start_line, headers)
+        if receiving is not None:
+            await receiving
+
+    def _begin(self, start_line: Any, headers: HTTPHeaders) -> Any:
         self._chosen = self._front.choose(self._server_conn, self.connection, start_line, headers)
         # From here on Tornado speaks through us only where it must.
         self.data_received = self._chosen.data_received  # type: ignore[method-assign]

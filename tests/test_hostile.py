@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 from tornado.http1connection import HTTP1ServerConnection
@@ -17,6 +18,7 @@ from tornado.netutil import bind_sockets
 
 from handlers import patience
 from handlers.connection import Connection
+from handlers.reading import READS_PER_TURN
 from handlers.socket import SocketHandler
 from lockstep.config import Settings
 from server import Server
@@ -345,6 +347,38 @@ async def test_without_descriptors_nobody_is_let_in_and_with_them_everybody_agai
             for _, writer in crowd:
                 writer.close()
         assert max(lines_per_second(server).values()) == 1
+
+
+async def test_of_a_crowd_of_requests_a_turn_of_the_loop_begins_only_some() -> None:
+    server = Server(Settings(port=0, log_level="error"))
+    sockets = bind_sockets(0, "127.0.0.1")
+    await server.start(sockets)
+    loop, choose = asyncio.get_running_loop(), server.front.choose
+    turn, begun_in = 0, Counter[int]()
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(next_turn)
+
+    def counted(*arguments: Any) -> Any:
+        begun_in[turn] += 1
+        return choose(*arguments)
+
+    server.front.choose = counted  # type: ignore[method-assign]
+    try:
+        crowd = [await asyncio.open_connection(*sockets[0].getsockname()[:2]) for _ in range(200)]
+        for _, writer in crowd:
+            writer.write(b"GET /v1/time HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        next_turn()
+        answers = await asyncio.gather(*(reader.read() for reader, _ in crowd))
+        for _, writer in crowd:
+            writer.close()
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+        # Those that come while a turn is served, and those that have waited.
+        assert max(begun_in.values()) <= 2 * READS_PER_TURN
+    finally:
+        await server.stop()
 
 
 # --- what remains -------------------------------------------------------------------------------------
