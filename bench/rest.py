@@ -11,13 +11,16 @@ import functools
 import json
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+import jwt
 
 from bench import contest, contestants, machine
 from bench.contest import Table, median, number, ratio, spread
@@ -28,6 +31,9 @@ SESSIONS = 100
 CONNECTIONS = 16
 # Budgets of a day: no clock runs out, and no session changes by itself.
 BUDGET_MS = 86_400_000
+# With tokens a participant switches only in his own turn; one who is alone has it always.
+PLAYER = str(uuid.uuid4())
+SECRET = "a secret of this benchmark, and of no other use"
 # V8 and CPython 3.11 get quicker as they run; a server that has run for days is past that.
 WARM_UP_S = 2.0
 
@@ -51,21 +57,30 @@ class Turn:
     complaints: tuple[str, ...]
 
 
-def post(url: str, body: Any = None) -> Any:
+def post(url: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
     raw = b"" if body is None else json.dumps(body).encode()
-    with urlopen(
-        Request(url, raw, {"Content-Type": "application/json"}, method="POST"), timeout=10
-    ) as answer:
+    headers = {"Content-Type": "application/json"} | (headers or {})
+    with urlopen(Request(url, raw, headers, method="POST"), timeout=10) as answer:
         return json.load(answer)["data"]
 
 
-def running_session(server: str) -> str:
-    """A session of two participants that was started; its id."""
-    participants = [{"participant_id": str(uuid.uuid4()), "total_time_ms": BUDGET_MS} for _ in "ab"]
-    made = post(f"{server}/v1/sessions", {"sync_mode": "per_participant", "participants": participants})
-    session_id: str = made["session_id"]
-    post(f"{server}/v1/sessions/{session_id}/start")
+def running_session(
+    server: str, participants: Sequence[str] = (), headers: dict[str, str] | None = None
+) -> str:
+    """A session, of two participants if it is not said of which, that was started; its id."""
+    banks = [
+        {"participant_id": each, "total_time_ms": BUDGET_MS}
+        for each in participants or (str(uuid.uuid4()), str(uuid.uuid4()))
+    ]
+    spec = {"sync_mode": "per_participant", "participants": banks}
+    session_id: str = post(f"{server}/v1/sessions", spec, headers)["session_id"]
+    post(f"{server}/v1/sessions/{session_id}/start", None, headers)
     return session_id
+
+
+def bearer(scope: str) -> dict[str, str]:
+    claims = {"sid": "*", "sub": PLAYER, "scope": scope, "exp": int(time.time()) + 3600}
+    return {"Authorization": "Bearer " + jwt.encode(claims, SECRET, algorithm="HS256")}
 
 
 @functools.cache
@@ -90,12 +105,14 @@ def start(contestant: Contestant, redis: machine.Redis, stack: ExitStack) -> tup
     return port, server.pid
 
 
-def turn(contestant: Contestant, options: argparse.Namespace) -> Turn:
+def turn(contestant: Contestant, options: argparse.Namespace, is_alone: bool = False) -> Turn:
+    """`is_alone`: one participant in each session, who switches as himself where tokens are asked for."""
     with ExitStack() as stack:
         redis = stack.enter_context(machine.Redis())
         port, pid = start(contestant, redis, stack)
         if contestant.name.startswith("Lockstep"):
-            ids = [running_session(f"http://127.0.0.1:{port}") for _ in range(SESSIONS)]
+            url, people, headers = f"http://127.0.0.1:{port}", [PLAYER] * is_alone, bearer("admin")
+            ids = [running_session(url, people, headers) for _ in range(SESSIONS)]
         else:
             ids = list(states(options.checkout))
             with redis.client as client:
@@ -110,6 +127,7 @@ def turn(contestant: Contestant, options: argparse.Namespace) -> Turn:
             f"--pids={pid},{redis.pid}",
             f"--warm-up={WARM_UP_S + options.warm_up}",
             f"--seconds={options.seconds}",
+            *(f"--header={name}: {value}" for name, value in bearer("control").items() if is_alone),
         ]
         seen, busy_s = generate(command)
         with redis.client as client:
@@ -163,37 +181,62 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=int, default=CONNECTIONS)
 
 
-def run(options: argparse.Namespace) -> list[Table]:
-    competing = [lockstep(options.checkout), EXPRESS, STARLETTE]
-    turns: dict[str, Callable[[], Turn]] = {
-        each.name: functools.partial(turn, each, options) for each in competing
-    }
-    outcomes = contest.interleaved(turns, options, TITLE)
-    per_cpu_s = {name: median(each.per_cpu_s for each in done) for name, done in outcomes.items()}
-    rows = [
-        [
-            name,
-            number(per_cpu_s[name]),
-            spread([each.per_cpu_s for each in done]),
-            ratio(per_cpu_s[name], per_cpu_s.get("Express")),
-            number(median(each.per_s for each in done)),
-            f"{median(each.p50_ms for each in done):.2f}",
-            f"{median(each.p99_ms for each in done):.2f}",
-            f"{median(each.server_share for each in done):.0%}",
-            f"{median(each.redis_share for each in done):.0%}",
-            f"{median(each.load_share for each in done):.0%}",
-        ]
-        for name, done in outcomes.items()
+def row(name: str, done: list[Turn], to: list[Turn] | None) -> list[str]:
+    per_cpu_s = median(each.per_cpu_s for each in done)
+    return [
+        name,
+        number(per_cpu_s),
+        spread([each.per_cpu_s for each in done]),
+        ratio(per_cpu_s, median(each.per_cpu_s for each in to) if to else None),
+        number(median(each.per_s for each in done)),
+        f"{median(each.p50_ms for each in done):.2f}",
+        f"{median(each.p99_ms for each in done):.2f}",
+        f"{median(each.server_share for each in done):.0%}",
+        f"{median(each.redis_share for each in done):.0%}",
+        f"{median(each.load_share for each in done):.0%}",
     ]
+
+
+def compare(
+    contestants: list[Contestant], to: str, text: str, options: argparse.Namespace, title: str, is_alone: bool
+) -> Table:
+    turns: dict[str, Callable[[], Turn]] = {
+        each.name: functools.partial(turn, each, options, is_alone) for each in contestants
+    }
+    outcomes = contest.interleaved(turns, options, title)
     columns = [
-        *("server", "requests per CPU-s", "rounds", "to Express", "requests per s", "p50 ms", "p99 ms"),
+        *("server", "requests per CPU-s", "rounds", f"to {to}", "requests per s", "p50 ms", "p99 ms"),
         *("server's core", "Redis", "load"),
     ]
+    rows = [row(name, done, outcomes.get(to)) for name, done in outcomes.items()]
+    return Table(title, columns, rows, text, notes(outcomes))
+
+
+def run(options: argparse.Namespace) -> list[Table]:
     text = (
         f"POST /v1/sessions/ID/switch without a body, {SESSIONS} sessions of two, {options.connections} "
         "keep-alive connections with one request each. Server on one core, Redis and load on another."
     )
-    return [Table(TITLE, columns, rows, text, notes(outcomes))]
+    open_to_all = lockstep(options.checkout)
+    tables = [compare([open_to_all, EXPRESS, STARLETTE], "Express", text, options, TITLE, is_alone=False)]
+    with tempfile.NamedTemporaryFile("w", prefix="lockstep-bench-") as secret:
+        secret.write(SECRET)
+        secret.flush()
+        locked = lockstep(
+            options.checkout,
+            f"--jwt-secret-file={secret.name}",
+            "--rate-limit-general=100000000/60",
+            "--rate-limit-switch=100000000/1",
+            name="Lockstep with tokens and limits",
+        )
+        text = (
+            "The same in sessions of one, with a token of scope control in each request. The limits, of the "
+            "caller and of the session, are counted in Redis, and set so high that nobody is refused."
+        )
+        alone = compare(
+            [open_to_all, locked], open_to_all.name, text, options, f"{TITLE}, locked doors", is_alone=True
+        )
+    return [*tables, alone]
 
 
 if __name__ == "__main__":

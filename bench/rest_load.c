@@ -42,7 +42,7 @@ typedef struct {
 
 static struct {
     int port, connections;
-    const char *paths_file, *body_file, *type, *method;
+    const char *paths_file, *body_file, *type, *method, *header;
     double warm_up_s, seconds;
     pid_t pids[PIDS];
     int pid_count;
@@ -202,13 +202,14 @@ static void run_until(int64_t end_ns) {
 }
 
 static void read_options(int argc, char **argv) {
-    enum { PORT, PATHS, BODY, TYPE, METHOD, CONNECTIONS, WARM_UP, SECONDS, PID_LIST };
+    enum { PORT, PATHS, BODY, TYPE, METHOD, HEADER, CONNECTIONS, WARM_UP, SECONDS, PID_LIST };
     static const struct option names[] = {
         {"port", 1, 0, PORT},
         {"paths", 1, 0, PATHS}, /* a file, one path per line */
         {"body", 1, 0, BODY},   /* a file; without it the body is empty */
         {"type", 1, 0, TYPE},   /* the body's content type */
         {"method", 1, 0, METHOD},
+        {"header", 1, 0, HEADER}, /* one more */
         {"connections", 1, 0, CONNECTIONS},
         {"warm-up", 1, 0, WARM_UP},
         {"seconds", 1, 0, SECONDS},
@@ -220,6 +221,7 @@ static void read_options(int argc, char **argv) {
         case BODY: options.body_file = optarg; break;
         case TYPE: options.type = optarg; break;
         case METHOD: options.method = optarg; break;
+        case HEADER: options.header = optarg; break;
         case CONNECTIONS: options.connections = atoi(optarg); break;
         case WARM_UP: options.warm_up_s = atof(optarg); break;
         case SECONDS: options.seconds = atof(optarg); break;
@@ -250,9 +252,11 @@ static void make_requests(void) {
         requests = realloc(requests, (path_count + 1) * sizeof *requests);
         request_bytes = realloc(request_bytes, (path_count + 1) * sizeof *request_bytes);
         if (!requests || !request_bytes) fail("out of memory");
-        char head[2048];
-        int head_bytes = snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%sContent-Length: %zu\r\n\r\n",
-                                  options.method, path, options.port, type, body_bytes);
+        char head[4096];
+        int head_bytes = snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s%s%sContent-Length: %zu\r\n\r\n",
+                                  options.method, path, options.port, type, options.header ? options.header : "",
+                                  options.header ? "\r\n" : "", body_bytes);
+        if (head_bytes >= (int)sizeof head) fail("a request is too long");
         char *request = room_for(1, head_bytes + body_bytes);
         memcpy(request, head, head_bytes);
         memcpy(request + head_bytes, body, body_bytes);
