@@ -13,7 +13,7 @@ from types import ModuleType
 
 from bench import contest, machine
 
-SCENARIOS = ("fanout", "rooms", "latency", "rest", "idle", "connect", "slow")
+SCENARIOS = ("fanout", "rooms", "latency", "rest", "idle", "connect", "slow", "hostile", "lag")
 
 HEAD = """# Benchmarks
 

@@ -149,7 +149,9 @@ def wait_until_ready(url: str, timeout_s: float = 20.0) -> None:
             time.sleep(0.02)
 
 
-def generate(command: list[str]) -> tuple[dict[str, Any], float]:
+def generate(
+    command: list[str], on_measuring: Callable[[], object] = lambda: None
+) -> tuple[dict[str, Any], float]:
     """What the generator saw, and how long the servers' core was busy meanwhile, with whatever it was."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as generator:
         assert generator.stdout is not None
@@ -157,6 +159,7 @@ def generate(command: list[str]) -> tuple[dict[str, Any], float]:
         busy_s, seen = 0.0, None
         for line in generator.stdout:
             if line == "measuring\n":
+                on_measuring()
                 busy_s = machine.busy_s(machine.SERVER_CORE)
             elif line == "measured\n":
                 busy_s = machine.busy_s(machine.SERVER_CORE) - busy_s
@@ -176,8 +179,12 @@ def load(
     warm_up: float,
     rooms: int = 1,
     processes: int = 1,
+    on_measuring: Callable[[int], object] = lambda pid: None,
 ) -> Load:
-    """Start it, put the load on it, stop it. Several processes share the servers' core."""
+    """Start it, put the load on it, stop it. Several processes share the servers' core.
+
+    `on_measuring` is called with the first one's pid when all have connected and the warming up is over.
+    """
     with ExitStack() as stack:
         redis = stack.enter_context(machine.Redis())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-bench-")))
@@ -208,7 +215,7 @@ def load(
             *contestant.joins,
             *generator_options,
         ]
-        seen, busy_s = generate(command)
+        seen, busy_s = generate(command, lambda: on_measuring(pids[0]))
     measured, latency = seen["measured"], seen["latency_us"]
     *server_cpu_s, redis_cpu_s = measured["cpu_s"]
     wall_s = measured["wall_s"]
