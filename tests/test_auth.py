@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -402,3 +403,38 @@ async def test_the_doctor_says_what_is_well_and_what_is_not() -> None:
     gone = await asyncio.to_thread(lockstep, "doctor", f"--broker={redis.url}")
     assert gone.returncode == 1
     assert "MEND  Redis" in gone.stdout
+
+
+async def test_with_tokens_switches_are_limited_exactly_over_two_processes_and_admins_are_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    redis = RedisServer()
+    settings = (
+        f"--broker={redis.url}",
+        f"--jwt-secret-file={tmp_path / 'secret'}",
+        "--rate-limit-switch=10/60",
+    )
+    servers = [ServerProcess(*settings) for _ in range(2)]
+    try:
+        alone = {
+            "sync_mode": "per_participant",
+            "participants": [{"participant_id": ANNA, "total_time_ms": 60_000}],
+        }
+        session_id = (await ask(servers[0], "POST", "/v1/sessions", token(), alone)).data["session_id"]
+        await ask(servers[0], "POST", f"/v1/sessions/{session_id}/start", token())
+
+        async def switch(number: int, with_token: str) -> int:
+            path = f"/v1/sessions/{session_id}/switch"
+            return (await ask(servers[number % 2], "POST", path, with_token)).status
+
+        annas = token("control", session_id, sub=ANNA)
+        statuses = await asyncio.gather(*(switch(number, annas) for number in range(40)))
+        assert Counter(statuses) == {200: 10, 429: 30}
+        assert [await switch(number, token()) for number in range(4)] == [200] * 4
+        read = await ask(servers[1], "GET", f"/v1/sessions/{session_id}", annas)
+        assert read.data["version"] == 2 + 10 + 4
+    finally:
+        for server in servers:
+            server.stop()
+        redis.close()

@@ -184,17 +184,19 @@ async def knock(server: ServerProcess, session_id: str) -> tuple[WsClient, objec
 
 async def test_a_sessions_limit_holds_over_three_processes_and_a_dead_one_holds_nothing() -> None:
     redis = RedisServer()
-    servers = [ServerProcess(f"--broker={redis.url}", "--max-connections-per-session=30") for _ in range(3)]
+    servers = [ServerProcess(f"--broker={redis.url}", "--max-connections-per-session=100") for _ in range(3)]
     clients: list[WsClient] = []
     try:
         session_id = str(uuid4())
-        knocks = await asyncio.gather(*(knock(servers[n % 3], session_id) for n in range(90)))
+        knocks = await asyncio.gather(*(knock(servers[n % 3], session_id) for n in range(300)))
         clients = [client for client, _ in knocks]
         full = Closed(4002, "Too many clients of this session")
         refused = sum(first == full for _, first in knocks)
-        assert refused == 60, [line for server in servers for line in server.log() if line["level"] != "info"]
+        assert refused == 200, [
+            line for server in servers for line in server.log() if line["level"] != "info"
+        ]
         inside = [client for client, first in knocks if first != full]
-        assert len(inside) == 30
+        assert len(inside) == 100
         # One that leaves makes room for one.
         await inside[0].close()
 
