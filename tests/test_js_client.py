@@ -1,9 +1,12 @@
 """clients/js/lockstep.js: what its clocks show, worked by hand; order of states, backoff, server time."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from playwright.sync_api import Page
 
@@ -392,3 +395,41 @@ def test_a_step_of_the_wall_clock_changes_nothing(page: Page) -> None:
         return after - before;
     }""")
     assert 0 <= drift < 1_000
+
+
+# ---- Tokens ----
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ("{ token: '%s' }", "online"),
+        ("{ token: () => '%s' }", "online"),
+        ("{ token: '%sx' }", "refused"),
+        ("{}", "refused"),
+    ],
+    ids=["token", "function", "forged", "none"],
+)
+def test_who_has_a_token_is_let_in_and_who_has_none_does_not_come_back(
+    options: str, status: str, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of more than thirty-two bytes, for tests only")
+    claims = {"sid": "*", "scope": "view", "exp": int(time.time()) + 600}
+    token = jwt.encode(claims, secret.read_text(), algorithm="HS256")
+    server = ServerProcess(f"--jwt-secret-file={secret}")
+    try:
+        with chromium() as browser:
+            page = browser.new_page()
+            page.goto(server.url)
+            script = """async () => {
+                const { Lockstep } = await import('/lockstep.js');
+                const link = new Lockstep(location.origin + '/ws', crypto.randomUUID(), OPTIONS);
+                link.connect();
+                while (link.status === 'connecting') await new Promise((done) => setTimeout(done, 10));
+                return link.status;
+            }"""
+            given = options % token if "%s" in options else options
+            assert page.evaluate(script.replace("OPTIONS", given)) == status
+    finally:
+        server.stop()
