@@ -20,7 +20,11 @@ ANSWERS = {"CONNECTED", "STATE_SYNC", "PONG", "ERROR"}
 CLOSES = {None, 1002, 1007, 1008, 1009, *range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)  # which JSON has not
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
