@@ -19,6 +19,8 @@ SWEEP_INTERVAL_S = 0.5
 SWEEP_LIMIT = 2000
 # Time for the process whose clients are watching to be first.
 SWEEP_GRACE_MS = 50
+# So few replaced deadlines are not worth tidying up.
+SPARE = 64
 
 
 class Deadlines:
@@ -55,16 +57,19 @@ class Deadlines:
         elif self._armed.get(session_id) != deadline_ms:
             self._armed[session_id] = deadline_ms
             heapq.heappush(self._heap, (deadline_ms, session_id))
+            if len(self._heap) > 2 * len(self._armed) + SPARE:
+                self._tidy()
             if self._heap[0] == (deadline_ms, session_id):
                 self._set_timer()
+
+    def _tidy(self) -> None:
+        """Replaced deadlines stay in the heap; there shall not be more of them than live ones."""
+        self._heap = [(at_ms, session_id) for session_id, at_ms in self._armed.items()]
+        heapq.heapify(self._heap)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if len(self._heap) > 2 * len(self._armed) + 64:
-            # Replaced deadlines stay in the heap; there shall not be more of them than live ones.
-            self._heap = [(at_ms, session_id) for session_id, at_ms in self._armed.items()]
-            heapq.heapify(self._heap)
         if self._heap:
             delay_s = max(0, self._heap[0][0] - self._broker.now_ms()) / 1000
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)

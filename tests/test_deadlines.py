@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -313,3 +314,17 @@ async def test_a_due_session_that_cannot_be_read_is_logged_once(caplog: pytest.L
         if record.levelno >= logging.WARNING and vars(record).get("session_id") == spoiled_id
     ]
     assert len(lines) == 1
+
+
+async def test_deadlines_that_are_put_off_again_and_again_take_no_more_memory() -> None:
+    """As each switch does with a clock of hours, of which the next deadline is later than the last."""
+    async with timers() as (deadlines, sessions, broker):
+        now_ms = broker.now_ms()
+        deadlines.arm("soon", now_ms + 300)
+        tracemalloc.start()
+        for later_ms in range(20_000):
+            deadlines.arm("far", now_ms + 3_600_000 + later_ms)
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert taken_bytes < 100_000
+        await sessions.until(lambda: sessions.ids == ["soon"])
