@@ -82,7 +82,6 @@ class Front(HTTPServerConnectionDelegate):
         """`paths` are those that `application` answers."""
         self.addresses = addresses
         self.tokens = tokens
-        self.turns = turns
         self.rates = rates  # None: nothing is limited
         self.metrics = metrics
         self.in_flight: set[ApiHandler] = set()
@@ -90,10 +89,14 @@ class Front(HTTPServerConnectionDelegate):
         self._application = application
         self._paths = paths
         self._patience = Patience()
+        self._turns = turns
+        self._arrivals = ReadingTurns()
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         assert isinstance(request_conn, HTTP1Connection)
-        incoming = _Incoming(self, server_conn, request_conn)
+        # A crowd of newcomers has a line of its own: who is here already does not wait behind it.
+        turns = self._turns if self._patience.knows(server_conn) else self._arrivals
+        incoming = _Incoming(self, server_conn, request_conn, turns)
         self._patience.begin(server_conn, incoming)
         return incoming
 
@@ -168,17 +171,20 @@ class FrontServer(HTTPServer):
 class _Incoming(HTTPMessageDelegate):
     """A request, from its first byte to its last."""
 
-    def __init__(self, front: Front, server_conn: object, connection: HTTP1Connection) -> None:
+    def __init__(
+        self, front: Front, server_conn: object, connection: HTTP1Connection, turns: ReadingTurns
+    ) -> None:
         self.connection = connection
         self.has_head = self.is_whole = False
         self._front = front
         self._server_conn = server_conn
         self._chosen: HTTPMessageDelegate | None = None
+        self._turns = turns
         self._turn: asyncio.Future[None] | None = None
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
         self.has_head = True
-        if self._front.turns.is_now(self):
+        if self._turns.is_now(self):
             return self._begin(start_line, headers)
         self._turn = asyncio.get_running_loop().create_future()
         return self._wait_and_begin(start_line, headers)

@@ -36,6 +36,10 @@ class Patience:
         if self._timer is None:
             self._look_again()
 
+    def knows(self, connection: object) -> bool:
+        """Has it had a request before?"""
+        return connection in self._latest
+
     def end(self, connection: object) -> None:
         self._latest.pop(connection, None)
 

@@ -411,25 +411,26 @@ def test_a_step_of_the_wall_clock_changes_nothing(page: Page) -> None:
     ids=["token", "function", "forged", "none"],
 )
 def test_who_has_a_token_is_let_in_and_who_has_none_does_not_come_back(
-    options: str, status: str, tmp_path: Path
+    page: Page, options: str, status: str, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("a secret of more than thirty-two bytes, for tests only")
     claims = {"sid": "*", "scope": "view", "exp": int(time.time()) + 600}
     token = jwt.encode(claims, secret.read_text(), algorithm="HS256")
     server = ServerProcess(f"--jwt-secret-file={secret}")
-    try:
-        with chromium() as browser:
-            page = browser.new_page()
-            page.goto(server.url)
-            script = """async () => {
-                const { Lockstep } = await import('/lockstep.js');
-                const link = new Lockstep(location.origin + '/ws', crypto.randomUUID(), OPTIONS);
-                link.connect();
-                while (link.status === 'connecting') await new Promise((done) => setTimeout(done, 10));
-                return link.status;
-            }"""
-            given = options % token if "%s" in options else options
-            assert page.evaluate(script.replace("OPTIONS", given)) == status
-    finally:
-        server.stop()
+    script = """async () => {
+        const { Lockstep } = await import('/lockstep.js');
+        const link = new Lockstep(location.origin + '/ws', crypto.randomUUID(), OPTIONS);
+        link.connect();
+        while (link.status === 'connecting') await new Promise((done) => setTimeout(done, 10));
+        return link.status;
+    }"""
+    given = options % token if "%s" in options else options
+    assert page.context.browser is not None
+    with page.context.browser.new_context() as context:
+        try:
+            tab = context.new_page()
+            tab.goto(server.url)
+            assert tab.evaluate(script.replace("OPTIONS", given)) == status
+        finally:
+            server.stop()
