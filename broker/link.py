@@ -119,7 +119,7 @@ class Wire(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if self.lost.done():
-            future.set_exception(LinkDown(sent=False))
+            _fail([future], sent=False)
             return future
         if not self._unsent:
             loop.call_soon(self._flush)
@@ -232,11 +232,8 @@ class Link:
 
     async def call(self, *arguments: Argument) -> Any:
         """A command's reply. Raises LinkDown; error replies that are not passing are returned."""
-        if not self._up.is_set():
-            await self._back_soon()
-        assert self._wire is not None
         try:
-            reply = await self._wire.call(*arguments)
+            reply = await self._call(*arguments)
         except LinkDown:
             self._metrics.redis_errors.labels("no answer").inc()
             raise
@@ -247,6 +244,18 @@ class Link:
                 self.reset("it is not a master any more")
             raise LinkDown(sent=False, why=str(reply))
         return reply
+
+    async def _call(self, *arguments: Argument) -> Any:
+        while True:
+            if not self._up.is_set():
+                await self._back_soon()
+            assert self._wire is not None
+            try:
+                return await self._wire.call(*arguments)
+            except LinkDown as down:
+                if down.sent:
+                    raise
+                # The connection was lost in the very turn of the loop that asked: the next one takes it.
 
     def reset(self, why: str) -> None:
         """Give this connection up for a new one."""

@@ -1,25 +1,22 @@
 """The Redis broker: any number of processes, one truth."""
 
 import asyncio
-import hashlib
 import logging
 import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
-
-import hiredis
 
 from broker.clock import RedisClock
 from broker.endpoint import parse
 from broker.link import Argument, Link, LinkDown, Refused, Wire
+from broker.occupancy import KEPT_S, Occupancy
+from broker.script import Script, checked
 from broker.subscriber import Routing, Subscriber
 from lockstep import messages
 from lockstep.contract import AlreadyDone, Broker, Charge, Commit, History, Listener, Once, Outcome
 from lockstep.errors import BrokerUnavailable
-from lockstep.inside import Inside
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
@@ -32,23 +29,7 @@ PROBE_INTERVAL_S = 1.0
 PROBE_TOO_OLD_S = 5.0
 # So long after its death a process counts as alive, and holds what its clients had of a limit.
 LIFE_SIGN_S = 15
-INSIDE_SLICE = 500
-INSIDE_KEPT_S = 86_400
 OLDEST_REDIS = (6, 2)
-
-
-class Script:
-    """A Lua script: by its hash, or whole where Redis does not know it yet."""
-
-    def __init__(self, name: str) -> None:
-        self.source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
-        self.sha = hashlib.sha1(self.source).hexdigest()
-
-    async def __call__(self, link: Link, keys: list[str], *arguments: Argument) -> Any:
-        reply = await link.call("EVALSHA", self.sha, len(keys), *keys, *arguments)
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await link.call("EVAL", self.source, len(keys), *keys, *arguments)
-        return reply
 
 
 class RedisBroker(Broker):
@@ -82,10 +63,7 @@ class RedisBroker(Broker):
         self._history = Script("history")
         self._publish = Script("publish")
         self._spend = Script("spend")
-        self._enter = Script("enter")
-        self._inside = Inside()
-        # Whose counts Redis may not have as they are.
-        self._untold: set[str] = set()
+        self._occupancy = Occupancy(self._link, prefix, self._process)
 
     # --- start and end ---------------------------------------------------------------------------
 
@@ -97,6 +75,7 @@ class RedisBroker(Broker):
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
         self._tasks.repeat(self._probe, lambda: PROBE_INTERVAL_S * random.uniform(0.8, 1.0))
+        self._tasks.repeat(self._occupancy.keep, lambda: KEPT_S / 4)
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -126,8 +105,7 @@ class RedisBroker(Broker):
             # Before anybody can be told a state, so that no loss goes unnoticed.
             await wire.ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S)
             self._has_life_sign = True
-        self._untold.update(self._inside.counts)
-        self._tell_untold()
+        await self._occupancy.tell_all(wire)
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply
@@ -147,10 +125,9 @@ class RedisBroker(Broker):
         self._sample(sent_at_s, await self._ask("TIME"))
         before = await self._ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
         if before is None and self._listener is not None:
-            log.warning("Redis has lost data")
-            self._untold.update(self._inside.counts)
+            self._link.reset("it has lost data")
             self._listener.on_gap()
-        self._tell_untold()
+        self._occupancy.tell()
 
     def _probe_age_s(self) -> float:
         return time.monotonic() - self._subscriber.probe_heard_at_s
@@ -230,7 +207,7 @@ class RedisBroker(Broker):
             if down.sent or is_retry:
                 return None
             raise BrokerUnavailable("not_applied") from None
-        outcome, *instant = _checked(reply)
+        outcome, *instant = checked(reply)
         self._sample(sent_at_s, instant[:2])
         if outcome == b"done":
             raise AlreadyDone(instant[2])
@@ -251,13 +228,13 @@ class RedisBroker(Broker):
             reply = await self._end(self._link, self._keys(session_id), session_id, epoch, channel)
         except LinkDown as down:
             raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
-        return bool(_checked(reply))
+        return bool(checked(reply))
 
     async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
         keys = [self._state_key(session_id), *self._done_keys(once)]
         channel = self._routing.message_channel(session_id)
         try:
-            reply = _checked(await self._publish(self._link, keys, channel, message, *_record(once)))
+            reply = checked(await self._publish(self._link, keys, channel, message, *_record(once)))
         except LinkDown as down:
             raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
         if isinstance(reply, bytes):
@@ -268,61 +245,20 @@ class RedisBroker(Broker):
         keys = [f"{self._prefix}rl:{charge.key}" for charge in charges]
         limits = [number for charge in charges for number in (charge.limit, charge.window_ms)]
         try:
-            reply = _checked(await self._spend(self._link, keys, *limits))
+            reply = checked(await self._spend(self._link, keys, *limits))
         except LinkDown as down:
             raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
         return list(zip(reply[::2], reply[1::2], strict=True))
 
     async def enter(self, key: str, limit: int) -> bool:
-        if not self._inside.enter(key, limit):
-            return False
-        if limit:
-            try:
-                count = self._inside.counts[key]
-                place = [self._inside_key(key)]
-                sign_of_life = f"{self._prefix}process:"
-                reply = await self._enter(self._link, place, self._process, count, limit, sign_of_life)
-                if not _checked(reply):
-                    self.leave(key, limit)
-                    return False
-            except (LinkDown, BrokerUnavailable):
-                pass  # what this process counts by itself has to do; the others are told when Redis is back
-        return True
+        return await self._occupancy.enter(key, limit)
 
     def leave(self, key: str, limit: int) -> None:
-        self._inside.leave(key, limit)
-        if limit:
-            self._tasks.spawn(self._tell_inside([key]))
-
-    def _tell_untold(self) -> None:
-        if self._untold:
-            keys, self._untold = list(self._untold), set()
-            self._tasks.spawn(self._tell_inside(keys))
-
-    async def _tell_inside(self, keys: list[str]) -> None:
-        """Tell the other processes how many are inside here."""
-        for start in range(0, len(keys), INSIDE_SLICE):
-            calls = []
-            for key in keys[start : start + INSIDE_SLICE]:
-                count, place = self._inside.counts.get(key, 0), self._inside_key(key)
-                if count:
-                    calls.append(self._link.call("HSET", place, self._process, count))
-                    calls.append(self._link.call("EXPIRE", place, INSIDE_KEPT_S))
-                else:
-                    calls.append(self._link.call("HDEL", place, self._process))
-            try:
-                for reply in await asyncio.gather(*calls):
-                    _checked(reply)
-            except (LinkDown, BrokerUnavailable):
-                self._untold.update(keys[start:])  # also of those that nobody is in any more
-                return
-
-    def _inside_key(self, key: str) -> str:
-        return f"{self._prefix}inside:{key}"
+        self._occupancy.leave(key, limit)
 
     async def history(self, session_id: str) -> History | None:
         state_key, events_key, *_ = self._keys(session_id)
-        beginning, entries = _checked(
+        beginning, entries = checked(
             await self._twice(
                 lambda: self._history(self._link, [state_key, events_key], messages.BEGINNING_BYTES)
             )
@@ -359,7 +295,7 @@ class RedisBroker(Broker):
 
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
         key, prefix = f"{self._prefix}deadlines", self._state_key("")
-        reply = _checked(await self._twice(lambda: self._due(self._link, [key], ahead_ms, limit, prefix)))
+        reply = checked(await self._twice(lambda: self._due(self._link, [key], ahead_ms, limit, prefix)))
         return [(int(reply[i + 1]), reply[i].decode()) for i in range(0, len(reply), 2)]
 
     async def lapse(self, limit: int) -> int:
@@ -393,7 +329,7 @@ class RedisBroker(Broker):
 
     async def _ask(self, *arguments: Argument) -> Any:
         """The reply to a command that changes nothing, or may be given twice."""
-        return _checked(await self._twice(lambda: self._link.call(*arguments)))
+        return checked(await self._twice(lambda: self._link.call(*arguments)))
 
     async def _twice(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """The reply, asked for again where the connection was lost on the way."""
@@ -410,16 +346,6 @@ class RedisBroker(Broker):
 
 def _record(once: Once | None) -> tuple[bytes, int]:
     return (b"", 0) if once is None else (once.record, once.kept_ms)
-
-
-def _checked(reply: Any) -> Any:
-    """The reply; an error that Redis gives (out of memory, say) means that nothing was done."""
-    if isinstance(reply, hiredis.ReplyError):
-        # That it starts, and reads its data, passes by itself.
-        level = logging.WARNING if str(reply).startswith("LOADING") else logging.ERROR
-        log.log(level, "Redis refused: %s", reply)
-        raise BrokerUnavailable("not_applied")
-    return reply
 
 
 def _info(reply: Any) -> dict[str, str]:

@@ -1,0 +1,50 @@
+"""A connection that is kept up."""
+
+import asyncio
+
+import pytest
+
+from broker.endpoint import parse
+from broker.link import Link, LinkDown, Wire
+from lockstep.metrics import Metrics
+from tests.redis_server import RedisServer
+
+
+async def nothing(wire: Wire) -> None:
+    pass
+
+
+async def test_a_call_in_the_turn_that_loses_the_connection_goes_over_the_next_one() -> None:
+    redis = RedisServer()
+    link = Link(parse(redis.url), "commands", nothing, Metrics())
+    try:
+        await link.start()
+        wire = link.wire
+        assert wire is not None
+        wire.abort()  # lost in the next turn, before what is asked in this one is sent
+        assert await link.call("PING") == b"PONG"
+        assert link.wire is not wire
+    finally:
+        await link.close()
+        redis.close()
+
+
+async def test_what_was_sent_over_a_lost_connection_is_not_sent_again() -> None:
+    redis = RedisServer()
+    link = Link(parse(redis.url), "commands", nothing, Metrics())
+    try:
+        await link.start()
+        redis.freeze()
+        wire = link.wire
+        assert wire is not None
+        asked = asyncio.create_task(link.call("INCR", "calls"))
+        await asyncio.sleep(0)  # it asks
+        await asyncio.sleep(0)  # what was asked is sent
+        wire.abort()
+        with pytest.raises(LinkDown) as down:
+            await asked
+        assert down.value.sent
+    finally:
+        redis.thaw()
+        await link.close()
+        redis.close()

@@ -1,0 +1,145 @@
+"""How many are inside, counted over all processes."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from broker.redis import RedisBroker
+from tests.load import eventually
+from tests.redis_server import RedisServer
+
+LIMIT = 10
+
+
+class Nobody:
+    """Listens to nothing."""
+
+    def on_published(self, payload: bytes) -> None:
+        pass
+
+    def on_relayed(self, session_id: str, payload: bytes) -> None:
+        pass
+
+    def on_gap(self) -> None:
+        pass
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def processes(redis: RedisServer, number: int = 3) -> AsyncIterator[list[RedisBroker]]:
+    brokers = [RedisBroker(redis.url, "", "all", allow_eviction=False) for _ in range(number)]
+    for broker in brokers:
+        await broker.start(Nobody())
+    try:
+        yield brokers
+    finally:
+        for broker in brokers:
+            await broker.close()
+
+
+def counted(redis: RedisServer, key: str = "room") -> list[int]:
+    """The counts that Redis has, without the processes'."""
+    with redis.client as client:
+        return sorted(int(count) for count in client.hvals(f"inside:{key}"))
+
+
+async def counts(redis: RedisServer, expected: list[int]) -> None:
+    async def complaint() -> str:
+        found = await asyncio.to_thread(counted, redis)
+        return "" if found == sorted(expected) else f"{found} is not {sorted(expected)}"
+
+    await eventually(complaint, 5, "Redis does not count what is inside")
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_as_many_are_let_in_as_there_is_room_whoever_knocks_and_leaves(
+    redis: RedisServer, seed: int
+) -> None:
+    chance = random.Random(seed)
+    async with processes(redis) as brokers:
+        inside = [0, 0, 0]
+
+        async def visit(at: int) -> None:
+            if await brokers[at].enter("room", LIMIT):
+                inside[at] += 1
+                assert sum(inside) <= LIMIT
+                await asyncio.sleep(chance.random() / 100)
+                inside[at] -= 1
+                brokers[at].leave("room", LIMIT)
+
+        await asyncio.gather(*(visit(chance.randrange(3)) for _ in range(500)))
+        await counts(redis, [])
+        # Of a crowd that stays, exactly as many as there is room for.
+        crowd = [chance.randrange(3) for _ in range(3 * LIMIT)]
+        entered = await asyncio.gather(*(brokers[at].enter("room", LIMIT) for at in crowd))
+        assert sum(entered) == LIMIT
+        held = [
+            sum(is_in for which, is_in in zip(crowd, entered, strict=True) if which == at) for at in range(3)
+        ]
+        await counts(redis, [count for count in held if count])
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_lost_connections_lose_and_invent_nobody(redis: RedisServer, seed: int) -> None:
+    chance = random.Random(seed)
+    async with processes(redis) as brokers:
+        inside = [0, 0, 0]
+        is_over = False
+
+        async def come_and_go(at: int) -> None:
+            while not is_over:
+                if await brokers[at].enter("room", 1000):
+                    inside[at] += 1
+                if inside[at] and chance.random() < 0.5:
+                    inside[at] -= 1
+                    brokers[at].leave("room", 1000)
+                await asyncio.sleep(0)
+
+        visitors = [asyncio.create_task(come_and_go(at)) for at in range(3) for _ in range(5)]
+        for _ in range(10):
+            await asyncio.sleep(0.05)  # visits go on between the faults
+            with redis.client as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        is_over = True
+        await asyncio.gather(*visitors)
+        await counts(redis, [count for count in inside if count])
+        for at, broker in enumerate(brokers):
+            for _ in range(inside[at]):
+                broker.leave("room", 1000)
+        await counts(redis, [])
+
+
+async def test_a_redis_that_lost_its_data_is_told_who_is_inside(redis: RedisServer) -> None:
+    async with processes(redis) as brokers:
+        for broker in brokers:
+            assert await broker.enter("room", LIMIT)
+            assert await broker.enter("room", LIMIT)
+        with redis.client as client:
+            client.flushall()
+        await counts(redis, [2, 2, 2])
+
+
+async def test_who_comes_and_goes_while_redis_has_no_memory_left_is_counted_afterwards(
+    redis: RedisServer,
+) -> None:
+    async with processes(redis, 2) as (one, other):
+        assert await one.enter("room", LIMIT)
+        with redis.client as client:
+            client.config_set("maxmemory", 1)
+        assert await one.enter("room", LIMIT), "nobody is sent away for want of memory"
+        assert await other.enter("room", LIMIT)
+        one.leave("room", LIMIT)
+        with redis.client as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        with redis.client as client:
+            client.config_set("maxmemory", 0)
+        await counts(redis, [1, 1])
