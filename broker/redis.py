@@ -94,9 +94,12 @@ class RedisBroker(Broker):
                 f"Redis may evict sessions (maxmemory-policy is {policy}): "
                 "set it to noeviction, or give --allow-eviction=yes"
             )
-        await wire.ask("SET", self._prefix + "routing", self._routing.mode, "NX")
-        recorded = await wire.ask("GET", self._prefix + "routing")
-        if recorded is not None and recorded != self._routing.mode.encode():
+        mode, key = self._routing.mode.encode(), self._prefix + "routing"
+        recorded = await wire.ask("GET", key)  # asked first: a Redis without memory can be read
+        if recorded is None:
+            await wire.ask("SET", key, mode, "NX")
+            recorded = await wire.ask("GET", key)
+        if recorded is not None and recorded != mode:
             raise Refused(f"other processes route {recorded.decode()}: --routing must be the same")
         for _ in range(5):
             sent_at_s = time.monotonic()
@@ -123,8 +126,12 @@ class RedisBroker(Broker):
         await self._ask("PUBLISH", self._probe_channel, "")
         sent_at_s = time.monotonic()
         self._sample(sent_at_s, await self._ask("TIME"))
-        before = await self._ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S, "GET")
-        if before is None and self._listener is not None:
+        # Not by SET, so that a Redis without memory does not let it lapse.
+        if (
+            await self._ask("GETEX", self._life_sign, "EX", LIFE_SIGN_S) is None
+            and self._listener is not None
+        ):
+            self._has_life_sign = False
             self._link.reset("it has lost data")
             self._listener.on_gap()
         self._occupancy.tell()

@@ -9,7 +9,7 @@ import pytest
 
 from broker.redis import RedisBroker
 from tests.load import eventually
-from tests.redis_server import RedisServer
+from tests.redis_server import Proxy, RedisServer
 
 LIMIT = 10
 
@@ -35,8 +35,8 @@ def redis() -> Iterator[RedisServer]:
 
 
 @contextlib.asynccontextmanager
-async def processes(redis: RedisServer, number: int = 3) -> AsyncIterator[list[RedisBroker]]:
-    brokers = [RedisBroker(redis.url, "", "all", allow_eviction=False) for _ in range(number)]
+async def processes(url: str, number: int = 3) -> AsyncIterator[list[RedisBroker]]:
+    brokers = [RedisBroker(url, "", "all", allow_eviction=False) for _ in range(number)]
     for broker in brokers:
         await broker.start(Nobody())
     try:
@@ -65,7 +65,7 @@ async def test_as_many_are_let_in_as_there_is_room_whoever_knocks_and_leaves(
     redis: RedisServer, seed: int
 ) -> None:
     chance = random.Random(seed)
-    async with processes(redis) as brokers:
+    async with processes(redis.url) as brokers:
         inside = [0, 0, 0]
 
         async def visit(at: int) -> None:
@@ -91,12 +91,14 @@ async def test_as_many_are_let_in_as_there_is_room_whoever_knocks_and_leaves(
 @pytest.mark.parametrize("seed", range(5))
 async def test_lost_connections_lose_and_invent_nobody(redis: RedisServer, seed: int) -> None:
     chance = random.Random(seed)
-    async with processes(redis) as brokers:
+    async with processes(redis.url) as brokers:
         inside = [0, 0, 0]
-        is_over = False
+        faults_to_come = 10
 
         async def come_and_go(at: int) -> None:
-            while not is_over:
+            rounds_left = 20  # when the faults are over
+            while rounds_left:
+                rounds_left -= not faults_to_come
                 if await brokers[at].enter("room", 1000):
                     inside[at] += 1
                 if inside[at] and chance.random() < 0.5:
@@ -105,11 +107,11 @@ async def test_lost_connections_lose_and_invent_nobody(redis: RedisServer, seed:
                 await asyncio.sleep(0)
 
         visitors = [asyncio.create_task(come_and_go(at)) for at in range(3) for _ in range(5)]
-        for _ in range(10):
+        while faults_to_come:
             await asyncio.sleep(0.05)  # visits go on between the faults
             with redis.client as client:
                 client.execute_command("CLIENT", "KILL", "TYPE", "normal")
-        is_over = True
+            faults_to_come -= 1
         await asyncio.gather(*visitors)
         await counts(redis, [count for count in inside if count])
         for at, broker in enumerate(brokers):
@@ -118,8 +120,25 @@ async def test_lost_connections_lose_and_invent_nobody(redis: RedisServer, seed:
         await counts(redis, [])
 
 
+async def test_who_left_over_a_lost_connection_is_counted_out_over_the_next(redis: RedisServer) -> None:
+    async with Proxy(redis.port) as proxy, processes(proxy.url, 1) as (broker,):
+        assert await broker.enter("room", LIMIT)
+        lost: list[bytes] = []
+
+        def lose(data: bytes) -> bytes | None:
+            if lost or b"HDEL" not in data:
+                return data
+            lost.append(data)
+            return None
+
+        proxy.on_request = lose
+        broker.leave("room", LIMIT)
+        await counts(redis, [])
+        assert lost
+
+
 async def test_a_redis_that_lost_its_data_is_told_who_is_inside(redis: RedisServer) -> None:
-    async with processes(redis) as brokers:
+    async with processes(redis.url) as brokers:
         for broker in brokers:
             assert await broker.enter("room", LIMIT)
             assert await broker.enter("room", LIMIT)
@@ -128,18 +147,34 @@ async def test_a_redis_that_lost_its_data_is_told_who_is_inside(redis: RedisServ
         await counts(redis, [2, 2, 2])
 
 
+async def test_who_is_sent_away_leaves_no_trace(redis: RedisServer) -> None:
+    async with processes(redis.url, 2) as (one, other):
+        assert await one.enter("room", 2)
+        assert await other.enter("room", 2)
+        knock = asyncio.create_task(one.enter("room", 2))
+        await asyncio.sleep(0)  # it knocks
+        one.leave("room", 2)  # too late for that one
+        assert not await knock
+        await counts(redis, [1])
+
+
+@pytest.mark.parametrize("reconnects", [False, True])
 async def test_who_comes_and_goes_while_redis_has_no_memory_left_is_counted_afterwards(
-    redis: RedisServer,
+    redis: RedisServer, reconnects: bool
 ) -> None:
-    async with processes(redis, 2) as (one, other):
+    async with processes(redis.url, 2) as (one, other):
         assert await one.enter("room", LIMIT)
         with redis.client as client:
             client.config_set("maxmemory", 1)
-        assert await one.enter("room", LIMIT), "nobody is sent away for want of memory"
-        assert await other.enter("room", LIMIT)
+        for _ in range(3):
+            assert await one.enter("room", LIMIT), "nobody is sent away for want of memory"
+            assert await other.enter("room", LIMIT)
         one.leave("room", LIMIT)
-        with redis.client as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        if reconnects:
+            with redis.client as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+            await one.load(["any"])
+            await other.load(["any"])
         with redis.client as client:
             client.config_set("maxmemory", 0)
-        await counts(redis, [1, 1])
+        await counts(redis, [3, 3])
