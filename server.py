@@ -18,7 +18,6 @@ from handlers.api import LISTEN_BACKLOG, FrontServer
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
-from handlers.patience import IDLE_TIMEOUT_S
 from handlers.tokens import Keys, Tokens
 from lockstep import logs
 from lockstep.config import Settings, SettingsError, read_settings, usage
@@ -81,7 +80,7 @@ class Server:
             message_rate=settings.message_rate,
             is_draining=lambda: self._is_draining,
         )
-        self.http = FrontServer(self.front, chunk_size=4096, idle_connection_timeout=IDLE_TIMEOUT_S)
+        self.http = FrontServer(self.front, chunk_size=4096)
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()

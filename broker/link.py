@@ -232,11 +232,18 @@ class Link:
 
     async def call(self, *arguments: Argument) -> Any:
         """A command's reply. Raises LinkDown; error replies that are not passing are returned."""
-        try:
-            reply = await self._call(*arguments)
-        except LinkDown:
-            self._metrics.redis_errors.labels("no answer").inc()
-            raise
+        while True:
+            if not self._up.is_set():
+                await self._back_soon()
+            assert self._wire is not None
+            try:
+                reply = await self._wire.call(*arguments)
+                break
+            except LinkDown as down:
+                if down.sent:
+                    self._metrics.redis_errors.labels("no answer").inc()
+                    raise
+                # The connection was lost in the very turn of the loop that asked: the next one takes it.
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("NOSCRIPT"):
             self._metrics.redis_errors.labels("refused").inc()
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(PASSING_ERRORS):
@@ -244,18 +251,6 @@ class Link:
                 self.reset("it is not a master any more")
             raise LinkDown(sent=False, why=str(reply))
         return reply
-
-    async def _call(self, *arguments: Argument) -> Any:
-        while True:
-            if not self._up.is_set():
-                await self._back_soon()
-            assert self._wire is not None
-            try:
-                return await self._wire.call(*arguments)
-            except LinkDown as down:
-                if down.sent:
-                    raise
-                # The connection was lost in the very turn of the loop that asked: the next one takes it.
 
     def reset(self, why: str) -> None:
         """Give this connection up for a new one."""

@@ -27,6 +27,7 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
+from tornado.iostream import IOStream
 from tornado.web import Application
 
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
@@ -132,6 +133,16 @@ class FrontServer(HTTPServer):
 
     request_callback: Front
 
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self.conn_params.header_timeout = None  # handlers/patience.py sees to that
+
+    def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
+        stream.set_nodelay(True)
+        # Our answers go out in one piece: Tornado need not switch this back and forth for each.
+        stream.set_nodelay = _leave_as_it_is  # type: ignore[method-assign]
+        super().handle_stream(stream, address)
+
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         for listener in sockets:
             self._sockets[listener.fileno()] = listener
@@ -166,6 +177,10 @@ class FrontServer(HTTPServer):
     def on_close(self, server_conn: object) -> None:
         super().on_close(server_conn)
         self.request_callback.on_close(server_conn)
+
+
+def _leave_as_it_is(value: bool) -> None:
+    pass
 
 
 class _Incoming(HTTPMessageDelegate):

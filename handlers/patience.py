@@ -1,7 +1,7 @@
-"""Who begins a request and does not go on with it: for a while he is waited for, then he is cut off.
+"""Who does not go on with his request, or begins none: for a while he is waited for, then he is cut off.
 
-Tornado has one time for a connection that is idle and one that sends a header byte by byte; and its time
-for a body costs every request a task. So one timer looks at all that are unfinished.
+Tornado has one time for a connection that is idle and one that sends a header byte by byte; it costs every
+request a timer, and its time for a body a task. So one timer looks at all that are unfinished.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._latest: dict[object, Incoming] = {}
-        self._awaited: dict[Incoming, tuple[bool, float]] = {}  # has it a head, and since when
+        self._awaited: dict[Incoming, tuple[float, float]] = {}  # for how long at most, and since when
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, connection: object, incoming: Incoming) -> None:
@@ -49,15 +49,16 @@ class Patience:
 
     def _look(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        awaited: dict[Incoming, tuple[bool, float]] = {}
+        awaited: dict[Incoming, tuple[float, float]] = {}
         for incoming in self._latest.values():
-            if incoming.is_whole or not (incoming.has_head or _has_begun(incoming)):
+            if incoming.is_whole:
                 continue
-            has_head, since_s = self._awaited.get(incoming, (False, now_s))
-            if has_head is not incoming.has_head:
-                has_head, since_s = incoming.has_head, now_s
-            awaited[incoming] = has_head, since_s
-            if now_s - since_s >= (BODY_TIMEOUT_S if has_head else HEAD_TIMEOUT_S):
+            timeout_s = _timeout_s(incoming)
+            before_s, since_s = self._awaited.get(incoming, (timeout_s, now_s))
+            if timeout_s != before_s:
+                since_s = now_s
+            awaited[incoming] = timeout_s, since_s
+            if now_s - since_s >= timeout_s:
                 incoming.connection.stream.close()
         self._awaited = awaited
         # Where nobody is connected there is nothing to look for.
@@ -66,6 +67,9 @@ class Patience:
             self._look_again()
 
 
-def _has_begun(incoming: Incoming) -> bool:
+def _timeout_s(incoming: Incoming) -> float:
+    if incoming.has_head:
+        return BODY_TIMEOUT_S
     # Tornado tells of a request only when its head is whole.
-    return incoming.connection.stream._read_buffer_size > 0
+    has_begun = incoming.connection.stream._read_buffer_size > 0
+    return HEAD_TIMEOUT_S if has_begun else IDLE_TIMEOUT_S

@@ -2,9 +2,10 @@
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+from msgspec import Struct
 
 
 class Kind(Enum):
@@ -26,8 +27,7 @@ class AlreadyDone(Exception):
         self.record = record
 
 
-@dataclass(frozen=True, slots=True)
-class Once:
+class Once(Struct, frozen=True):
     """A request that shall be done once: under `key` its `record` is kept for `kept_ms`."""
 
     key: str
@@ -35,8 +35,7 @@ class Once:
     kept_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(Struct, frozen=True):
     """One more in a window of `window_ms` that allows `limit`."""
 
     key: str
@@ -89,8 +88,7 @@ class Outcome(Enum):
     """The commit's instant is not the broker's time, or an expiry in it is not due yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """One decided change, encoded. A broker stores and publishes these bytes as they are.
 
     `expected` is the beginning of the state that the change was decided on, up to and with its
@@ -114,8 +112,7 @@ class Commit:
     once: Once | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(Struct, frozen=True):
     """What is kept of a session's events: `events[0]` is of version `first_version`."""
 
     epoch: str

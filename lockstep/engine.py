@@ -271,7 +271,7 @@ def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | 
 def settled(session: Session, now_ms: int) -> tuple[Step, int]:
     """All that fell due, and the instant to go on from: never before what has already happened."""
     now_ms = max(now_ms, session.updated_at_ms)
-    step = settle(session, now_ms)
+    step = Step(session)
     while is_due(step.session, now_ms):
         step = step.followed_by(settle(step.session, now_ms))
     return step, now_ms

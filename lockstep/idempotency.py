@@ -1,7 +1,8 @@
 """A request that is done once, however often it is sent: what is kept of it, and how it is told again."""
 
-from dataclasses import dataclass
 from hashlib import blake2b
+
+from msgspec import Struct
 
 from lockstep.contract import Once
 from lockstep.errors import IdempotencyKeyReused
@@ -23,8 +24,7 @@ class Replay(Exception):
         self.answer = answer
 
 
-@dataclass(frozen=True, slots=True)
-class Idempotent:
+class Idempotent(Struct, frozen=True):
     """A request with an Idempotency-Key. `key` names it in the store, which keeps it for `kept_ms`."""
 
     key: str

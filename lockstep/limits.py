@@ -5,7 +5,8 @@ import ipaddress
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lockstep.contract import Broker, Charge
 from lockstep.errors import BrokerUnavailable, RateLimited
@@ -18,8 +19,7 @@ GENERAL = "Too many requests, please try again later"
 SWITCH = "Too many cycle switches for this session, please slow down"
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """So many in a window that begins with the first; `amount` 0 means no limit."""
 
     amount: int
@@ -36,8 +36,7 @@ class Rate:
         return cls(int(amount), int(window_s))
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """Where a caller stands in his window; what RateLimit-* headers say."""
 
     limit: int

@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgspec
+from msgspec import Struct
 
 from lockstep.engine import Transition
 from lockstep.errors import MalformedJson
@@ -51,8 +51,7 @@ BEGINNING_BYTES = 200
 """No beginning is longer; this much of a stored state is enough for `read_head`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The beginning of a state: what identifies it, and when it falls due."""
 
     session_id: str
@@ -140,8 +139,7 @@ def error(code: str, message: str) -> bytes:
 # --- between processes ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(Struct, frozen=True):
     """A state to deliver: `message` as clients get it. `head` is None where the sender gave no order."""
 
     session_id: str
@@ -157,8 +155,7 @@ class Update:
         return int(self.message[_TIMESTAMP])
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
+class Deletion(Struct, frozen=True):
     """A session is gone: of this epoch, or, where the sender named none, whichever there was."""
 
     session_id: str
@@ -224,7 +221,7 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 """A UUID in lower case, as they are compared and stored."""
 
 
-class _Typed(msgspec.Struct):
+class _Typed(Struct):
     type: str
 
 

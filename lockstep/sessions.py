@@ -7,9 +7,9 @@ import string
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from lockstep import engine, messages, state
@@ -38,8 +38,7 @@ _BASE36 = string.digits + string.ascii_lowercase
 _CHANCE = random.Random()  # seeded by the system; asking it each time costs a system call
 
 
-@dataclass(frozen=True, slots=True)
-class Lifetimes:
+class Lifetimes(Struct, frozen=True):
     """How long a session is kept after its last command, by status; all in ms."""
 
     pending_ms: int = 24 * 3_600_000
@@ -61,8 +60,7 @@ class Lifetimes:
         return max(now_ms, session.deadline_ms) + self.running_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Who asked for a change, and in which request; kept in its events.
 
     `once` is given where the request shall be done once, however often it comes; `admission` where a limit

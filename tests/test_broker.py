@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import pytest
@@ -353,7 +353,9 @@ async def test_an_expiry_is_applied_from_its_very_deadline_on(broker: Broker) ->
 async def test_an_instant_that_is_not_the_brokers_is_the_wrong_time(broker: Broker, off_ms: int) -> None:
     async with started(broker):
         commit, _ = creation(broker, new_id())
-        assert await broker.commit(replace(commit, now_ms=commit.now_ms + off_ms)) is Outcome.WRONG_TIME
+        assert (
+            await broker.commit(structs.replace(commit, now_ms=commit.now_ms + off_ms)) is Outcome.WRONG_TIME
+        )
         assert await stored(broker, commit.session_id) is None
         assert await broker.history(commit.session_id) is None
 
@@ -543,15 +545,15 @@ async def test_a_commit_with_a_known_key_is_not_made_and_its_record_is_told(brok
         session = await created(broker, session_id)
         assert (await broker.recall(session_id, once.key))[1] is None
         starting, running = commit_of(broker, session, engine.start(session, broker.now_ms()))
-        assert await broker.commit(replace(starting, once=once)) is Outcome.APPLIED
+        assert await broker.commit(structs.replace(starting, once=once)) is Outcome.APPLIED
         before = await broker.recall(session_id, once.key)
         assert before == (await stored(broker, session_id), b"first")
-        assert await broker.commit(replace(starting, once=once)) is Outcome.APPLIED, "it is ourselves"
+        assert await broker.commit(structs.replace(starting, once=once)) is Outcome.APPLIED, "it is ourselves"
         for stale in (session, running):  # also where it would be a conflict anyway
             rule = engine.start if stale is session else engine.switch
             again, _ = commit_of(broker, stale, rule(stale, broker.now_ms()))
             with pytest.raises(AlreadyDone) as caught:
-                await broker.commit(replace(again, once=replace(once, record=b"second")))
+                await broker.commit(structs.replace(again, once=structs.replace(once, record=b"second")))
             assert caught.value.record == b"first"
         assert await broker.recall(session_id, once.key) == before
 
@@ -561,7 +563,7 @@ async def test_a_commit_that_is_refused_leaves_its_key_unused(broker: Broker) ->
     async with started(broker, session_id):
         await created(broker, session_id)
         second, _ = creation(broker, session_id)
-        assert await broker.commit(replace(second, once=once)) is Outcome.CONFLICT
+        assert await broker.commit(structs.replace(second, once=once)) is Outcome.CONFLICT
         assert (await broker.recall(session_id, once.key))[1] is None
 
 
@@ -634,7 +636,7 @@ async def test_pages_go_through_all_sessions_once_in_the_order_of_lapse(broker: 
         expected = []
         for lapses_in_ms in lapses:
             commit, _ = creation(broker, new_id())
-            commit = replace(commit, lapses_at_ms=instant_ms + lapses_in_ms)
+            commit = structs.replace(commit, lapses_at_ms=instant_ms + lapses_in_ms)
             assert await broker.commit(commit) is Outcome.APPLIED
             expected.append((commit.lapses_at_ms, commit.session_id))
         expected.sort()
@@ -652,7 +654,7 @@ async def test_pages_are_complete_where_all_lapse_at_the_same_instant(broker: Br
         lapses_at_ms = broker.now_ms() + HOUR_MS
         for _ in range(9):
             commit, _ = creation(broker, new_id())
-            assert await broker.commit(replace(commit, lapses_at_ms=lapses_at_ms)) is Outcome.APPLIED
+            assert await broker.commit(structs.replace(commit, lapses_at_ms=lapses_at_ms)) is Outcome.APPLIED
         found: list[tuple[int, str]] = []
         while page := await broker.page(found[-1] if found else (0, ""), 2):
             found += page

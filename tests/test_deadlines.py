@@ -6,9 +6,9 @@ import logging
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from broker.memory import MemoryBroker
 from lockstep import engine, messages, state

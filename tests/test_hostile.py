@@ -218,6 +218,23 @@ async def test_who_does_not_finish_his_request_is_cut_off(
         assert not api.server.front.in_flight
 
 
+@pytest.mark.parametrize(
+    "said", ["", "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["nothing", "enough"]
+)
+async def test_a_connection_without_requests_is_closed_some_time(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(patience, "IDLE_TIMEOUT_S", 0.5)
+    async with serving() as api:
+        host, port = api.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(said.encode())
+        async with asyncio.timeout(10):
+            assert (b"200 OK" in await reader.read()) is bool(said)
+        writer.transport.abort()
+
+
 async def test_the_impatient_server_waits_for_who_is_idle_and_who_is_answered_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,11 +5,11 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from broker.memory import MemoryBroker
 from lockstep import engine, messages, sessions, state, validation
