@@ -1,10 +1,11 @@
 """Settings: flags over environment over file; whatever cannot be used is named in one line."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from lockstep.config import HELP, Settings, SettingsError, read_settings, usage
 from lockstep.sessions import Lifetimes
@@ -71,7 +72,7 @@ def test_every_setting_is_read_from_each_of_the_three(file: Path) -> None:
     assert by_flag == by_variable == by_file
     assert by_flag.ping_interval_s == 7.5
     assert by_flag.allowed_origins == {"https://a.example", "https://b.example:8443"}
-    assert by_flag.lifetimes == dataclasses.replace(Lifetimes(), pending_ms=1_000)
+    assert by_flag.lifetimes == replace(Lifetimes(), pending_ms=1_000)
 
 
 def test_the_defaults_keep_sessions_as_long_as_promised() -> None:
@@ -173,7 +174,7 @@ def test_origins_are_a_list(given: str, allowed: set[str]) -> None:
 
 
 def test_the_usage_explains_every_setting() -> None:
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names = [field.name for field in fields(Settings)]
     assert set(HELP) == set(names)
     for name in names:
         assert f"--{name.replace('_', '-')}=" in usage()
