@@ -19,7 +19,6 @@ from handlers.ops import (
 )
 from handlers.origins import Origins
 from handlers.page import PageHandler
-from handlers.reading import ReadingTurns
 from handlers.sessions import (
     CollectionHandler,
     CommandHandler,
@@ -70,8 +69,7 @@ def front(
         (r"/metrics", MetricsHandler, api | {"metrics": metrics}),
         (r"/openapi\.json", OpenApiHandler, api | {"document": dumps(openapi.document())}),
     ]
-    turns = ReadingTurns()
-    clients = Clients(hub, broker, heartbeat, turns, places, max_message_bytes, message_rate, metrics)
+    clients = Clients(hub, broker, heartbeat, places, max_message_bytes, message_rate, metrics)
     application = Application(
         [
             (r"/ws", SocketHandler, api | {"clients": clients, "addresses": addresses, "tokens": tokens}),
@@ -84,4 +82,4 @@ def front(
         **settings,
     )
     paths = {"/ws", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
-    return Front(routes, application, frozenset(paths), addresses, rates, tokens, turns, metrics)
+    return Front(routes, application, frozenset(paths), addresses, rates, tokens, metrics)

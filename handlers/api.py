@@ -77,7 +77,6 @@ class Front(HTTPServerConnectionDelegate):
         addresses: Addresses,
         rates: RateLimits | None,
         tokens: Tokens,
-        turns: ReadingTurns,
         metrics: Metrics,
     ) -> None:
         """`paths` are those that `application` answers."""
@@ -90,13 +89,13 @@ class Front(HTTPServerConnectionDelegate):
         self._application = application
         self._paths = paths
         self._patience = Patience()
-        self._turns = turns
+        self._requests = ReadingTurns()
         self._arrivals = ReadingTurns()
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         assert isinstance(request_conn, HTTP1Connection)
-        # A crowd of newcomers has a line of its own: who is here already does not wait behind it.
-        turns = self._turns if self._patience.knows(server_conn) else self._arrivals
+        # A crowd of newcomers has a line of its own, as WebSockets have: nobody waits behind another kind.
+        turns = self._requests if self._patience.knows(server_conn) else self._arrivals
         incoming = _Incoming(self, server_conn, request_conn, turns)
         self._patience.begin(server_conn, incoming)
         return incoming

@@ -237,22 +237,25 @@ class Connection:
         if self._is_over:
             return
         self._is_paused = False
-        self._listen()
-        self._on_readable()
+        if not self._is_in_line:
+            self._listen()
+            self._on_readable()
 
     def _listen(self) -> None:
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
 
     def _on_readable(self) -> None:
-        if not self._is_in_line:
-            if self._service.reading.is_now(self):
-                self._read()
-            else:
-                self._is_in_line = True
+        if self._service.reading.is_now(self):
+            self._read()
+        else:
+            # Nor is the socket looked at: a thousand that can be read would be found again at every turn.
+            self._is_in_line = True
+            self._loop.remove_reader(self._socket.fileno())
 
     def read_on(self) -> None:
         self._is_in_line = False
         if not self._is_over and not self._is_paused:
+            self._listen()
             self._read()
 
     def _read(self) -> None:

@@ -10,9 +10,9 @@ import time
 from collections import deque
 from typing import Protocol
 
-TURN_S = 0.004
+TURN_S = 0.003
 # What a request costs comes after its head is read; so time alone would let in too many.
-READS_PER_TURN = 16
+READS_PER_TURN = 12
 
 
 class Reader(Protocol):

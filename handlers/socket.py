@@ -67,7 +67,6 @@ class Clients:
         hub: Hub,
         broker: Broker,
         heartbeat: Heartbeat,
-        reading: ReadingTurns,
         places: ConnectionLimits,
         max_message_bytes: int,
         message_rate: int,
@@ -77,7 +76,7 @@ class Clients:
         self.message_rate = message_rate
         self._places = places
         self.heartbeat = heartbeat
-        self.reading = reading
+        self.reading = ReadingTurns()
         self.max_message_bytes = max_message_bytes
         self._hub = hub
         self._broker = broker

@@ -164,6 +164,42 @@ async def test_who_pings_and_takes_no_answers_has_the_server_keep_one() -> None:
     await asyncio.wait_for(echo.is_empty.wait(), 10)
 
 
+class Crowded:
+    """A line in which nobody is read at once."""
+
+    def __init__(self) -> None:
+        self.line: list[Connection] = []
+
+    def is_now(self, reader: Connection) -> bool:
+        self.line.append(reader)
+        return False
+
+
+async def test_who_waits_to_be_read_waits_once_and_is_not_looked_at() -> None:
+    """A thousand sockets that can be read would otherwise be found again in every turn of the loop."""
+    echo = Echo(1000)
+    echo.reading = crowded = Crowded()  # type: ignore[assignment]
+    ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        each.setblocking(False)
+    echo.begin(Connection(ours, echo, None), b"")
+    client = WsClient(*await asyncio.open_connection(sock=theirs), answers_pings=False)
+    for text in (b"first", b"second"):
+        await client.send_raw(encode(TEXT, text))
+        while not crowded.line:
+            await asyncio.sleep(0)
+        assert not asyncio.get_running_loop().remove_reader(ours), "it is looked at"
+        [waiting] = crowded.line
+        crowded.line.clear()
+        waiting.read_on()
+        assert await client.recv_frame() == (TEXT, text)
+    client.abort()
+    while not crowded.line:
+        await asyncio.sleep(0)
+    crowded.line[0].read_on()
+    assert not echo.open
+
+
 async def test_a_hundred_bad_messages_at_once_are_ten_errors_and_a_close(
     server_process: ServerProcess,
 ) -> None:
