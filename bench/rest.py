@@ -231,11 +231,11 @@ def run(options: argparse.Namespace) -> list[Table]:
         )
         text = (
             "The same in sessions of one, with a token of scope control in each request. The limits, of the "
-            "caller and of the session, are counted in Redis, and set so high that nobody is refused."
+            "caller and of the session, are counted in Redis, and set so high that nobody is refused. "
+            "Express has neither, and sessions of two."
         )
-        alone = compare(
-            [open_to_all, locked], open_to_all.name, text, options, f"{TITLE}, locked doors", is_alone=True
-        )
+        servers = [open_to_all, locked, EXPRESS]
+        alone = compare(servers, "Express", text, options, f"{TITLE}, locked doors", is_alone=True)
     return [*tables, alone]
 
 

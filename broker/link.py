@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from itertools import count
 from typing import Any, cast
 
@@ -230,20 +230,30 @@ class Link:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
 
-    async def call(self, *arguments: Argument) -> Any:
-        """A command's reply. Raises LinkDown; error replies that are not passing are returned."""
+    def call(self, *arguments: Argument) -> Coroutine[Any, Any, Any]:
+        """A command's reply. Raises LinkDown; error replies that are not passing are returned.
+
+        Where the link is up the command is on its way when this returns, awaited or not.
+        """
+        asked = self._wire.call(*arguments) if self._wire is not None and self._up.is_set() else None
+        return self._reply(arguments, asked)
+
+    async def _reply(self, arguments: tuple[Argument, ...], asked: "asyncio.Future[Any] | None") -> Any:
         while True:
-            if not self._up.is_set():
-                await self._back_soon()
-            assert self._wire is not None
+            if asked is None:
+                if not self._up.is_set():
+                    await self._back_soon()
+                assert self._wire is not None
+                asked = self._wire.call(*arguments)
             try:
-                reply = await self._wire.call(*arguments)
+                reply = await asked
                 break
             except LinkDown as down:
                 if down.sent:
                     self._metrics.redis_errors.labels("no answer").inc()
                     raise
                 # The connection was lost in the very turn of the loop that asked: the next one takes it.
+                asked = None
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("NOSCRIPT"):
             self._metrics.redis_errors.labels("refused").inc()
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(PASSING_ERRORS):

@@ -248,11 +248,14 @@ class RedisBroker(Broker):
             raise AlreadyDone(reply)
         return bool(reply)
 
-    async def spend(self, charges: Sequence[Charge]) -> list[tuple[int, int]]:
+    def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
         keys = [f"{self._prefix}rl:{charge.key}" for charge in charges]
         limits = [number for charge in charges for number in (charge.limit, charge.window_ms)]
+        return self._counts(self._spend(self._link, keys, *limits))
+
+    async def _counts(self, asked: Awaitable[Any]) -> list[tuple[int, int]]:
         try:
-            reply = checked(await self._spend(self._link, keys, *limits))
+            reply = checked(await asked)
         except LinkDown as down:
             raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
         return list(zip(reply[::2], reply[1::2], strict=True))

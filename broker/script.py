@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ class Script:
         self.source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
         self.sha = hashlib.sha1(self.source).hexdigest()
 
-    async def __call__(self, link: Link, keys: list[str], *arguments: Argument) -> Any:
-        reply = await link.call("EVALSHA", self.sha, len(keys), *keys, *arguments)
+    def __call__(self, link: Link, keys: list[str], *arguments: Argument) -> Awaitable[Any]:
+        """Its reply; like a `link.call`, on its way when this returns."""
+        asked = link.call("EVALSHA", self.sha, len(keys), *keys, *arguments)
+        return self._reply(asked, link, (len(keys), *keys, *arguments))
+
+    async def _reply(self, asked: Awaitable[Any], link: Link, arguments: tuple[Argument, ...]) -> Any:
+        reply = await asked
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await link.call("EVAL", self.source, len(keys), *keys, *arguments)
+            reply = await link.call("EVAL", self.source, *arguments)
         return reply
 
 

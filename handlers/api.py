@@ -9,10 +9,10 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from http.client import responses
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from tornado.escape import parse_qs_bytes
@@ -265,7 +265,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._reply_headers: dict[str, str] = {}
         self._is_answered = False
         self._task: asyncio.Task[None] | None = None
-        self.charge: asyncio.Future[Standing] | None = None
+        self.charge: Awaitable[Standing] | None = None
         self.access = OPEN
         self.initialize(**services)
 
@@ -317,8 +317,9 @@ class ApiHandler(HTTPMessageDelegate):
 
     async def admit(self) -> None:
         """Raises RateLimited; else the answer says where the caller stands."""
-        if self.charge is not None:
-            self._reply_headers.update((await self.charge).headers())
+        charge, self.charge = self.charge, None
+        if charge is not None:
+            self._reply_headers.update((await charge).headers())
 
     async def _answer(self) -> None:
         try:
@@ -431,17 +432,16 @@ class ApiHandler(HTTPMessageDelegate):
             log.error("a request was answered twice", extra={"request_id": self.request_id})
             return
         self._is_answered = True
-        headers = HTTPHeaders(self._reply_headers)
+        headers = _Headers(self._reply_headers)
         headers["Date"] = http_date()
         headers["X-Request-ID"] = self.request_id
         if status not in (204, 304):
             headers["Content-Type"] = content_type
             headers["Content-Length"] = str(len(body))
-        for name, value in self._origins.headers(self.headers.get("Origin")).items():
-            headers[name] = value
+        headers.update(self._origins.headers(self.headers.get("Origin")))
         sent = self._connection.write_headers(
             ResponseStartLine("", status, responses.get(status, "Unknown")),
-            headers,
+            cast(HTTPHeaders, headers),
             b"" if self.method == "HEAD" else body,
         )
         # Not before it is on its way is a request done with, however large and slow its answer.
@@ -456,6 +456,13 @@ class ApiHandler(HTTPMessageDelegate):
     def _on_sent(self, sent: "asyncio.Future[None]") -> None:
         sent.exception()  # who has gone does not mind
         self._in_flight.discard(self)
+
+
+class _Headers(dict[str, str]):
+    """As much of HTTPHeaders as an answer needs; Tornado refuses line breaks when it writes them."""
+
+    def get_all(self) -> Iterable[tuple[str, str]]:
+        return self.items()
 
 
 class UnknownRoute(ApiHandler):

@@ -35,7 +35,8 @@ class SessionsApi(ApiHandler):
             once = Idempotent.of(
                 self.method, self.path, self.access.subject or "", key, self.read_body(), kept_s * 1000
             )
-        return Origin(self.access.subject, self.request_id, once=once, admission=self.charge)
+        admission = None if self.charge is None else self.admit
+        return Origin(self.access.subject, self.request_id, once=once, admission=admission)
 
     async def _act(self) -> None:
         try:
@@ -136,7 +137,6 @@ class CommandHandler(SessionsApi):
         rule = self.access.rule_for(command, session_id, rule)
         answer = _Once(_switched if command == "switch" else answer_state)
         step = await self.sessions.apply(session_id, rule, self.origin(), answer)
-        await self.admit()
         self.set_header("ETag", step.session.tag)
         self.reply(answer(step))
 

@@ -1,7 +1,7 @@
 """What the middle asks of its edges: a broker on one side, peers on the other."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -190,10 +190,11 @@ class Broker(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def spend(self, charges: Sequence[Charge]) -> list[tuple[int, int]]:
+    def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
         """Count each in its window, shared by all processes; (count, ms until the window's end) for each.
 
-        None after the first that is over its limit is counted.
+        None after the first that is over its limit is counted. It may be on its way when this returns,
+        so that what is asked next goes along with it; to be awaited all the same.
         """
 
     @abc.abstractmethod

@@ -253,6 +253,8 @@ def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | 
 
     `tags` are those of If-Match; "*" stands for any.
     """
+    if version is None and tags is None:
+        return rule
 
     def guarded(session: Session, now_ms: int) -> Step:
         step, now_ms = settled(session, now_ms)

@@ -1,10 +1,9 @@
 """Who may have how much: requests in a window of time, and connections at once."""
 
-import asyncio
 import ipaddress
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from msgspec import Struct
 
@@ -85,27 +84,31 @@ class RateLimits:
         # Until when the store need not be asked, since it has said no.
         self._refused_until_s: dict[str, float] = {}
 
-    def charge(self, client: str, switched_id: str | None = None) -> "asyncio.Future[Standing] | None":
+    def charge(self, client: str, switched_id: str | None = None) -> Awaitable[Standing] | None:
         """Begin to count a request; None where nothing limits it.
 
-        The future raises RateLimited. It is on its way to the store when this returns, so that what the
-        caller asks of the store next goes along with it.
+        Raises RateLimited, and so may what it returns. The count is on its way to the store then, so that
+        what the caller asks of the store next goes along with it.
         """
         charges = []
         if self._general.amount:
             charges.append(Charge(f"general:{client}", self._general.amount, self._general.window_s * 1000))
         if self._switch.amount and switched_id is not None:
             charges.append(Charge(f"switch:{switched_id}", self._switch.amount, self._switch.window_s * 1000))
-        return asyncio.ensure_future(self._spend(charges)) if charges else None
-
-    async def _spend(self, charges: Sequence[Charge]) -> Standing:
+        if not charges:
+            return None
         now_s = time.monotonic()
         for charge in charges:
             left_s = self._refused_until_s.get(charge.key, 0.0) - now_s
             if left_s > 0:
                 raise self._refusal(charge, left_s)
+        return self._standing(charges, now_s, self._broker.spend(charges))
+
+    async def _standing(
+        self, charges: Sequence[Charge], now_s: float, counted: Awaitable[list[tuple[int, int]]]
+    ) -> Standing:
         try:
-            counts = await self._broker.spend(charges)
+            counts = await counted
         except BrokerUnavailable:
             counts = [self._here.spend(charge, now_s) for charge in charges]
         standings = []

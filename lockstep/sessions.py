@@ -6,8 +6,7 @@ import random
 import string
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -55,22 +54,23 @@ class Lifetimes(Struct, frozen=True):
             return now_ms + self.pending_ms
         if session.status is Status.PAUSED:
             return now_ms + self.paused_ms
-        if session.deadline_ms is None:
+        deadline_ms = session.deadline_ms
+        if deadline_ms is None:
             return now_ms + self.running_without_deadline_ms
-        return max(now_ms, session.deadline_ms) + self.running_ms
+        return max(now_ms, deadline_ms) + self.running_ms
 
 
 class Origin(Struct, frozen=True):
     """Who asked for a change, and in which request; kept in its events.
 
     `once` is given where the request shall be done once, however often it comes; `admission` where a limit
-    may still refuse it: awaited after what was asked of the store with it, before anything is decided.
+    may still refuse it: called when the state has been read, before anything is decided.
     """
 
     actor: str | None = None
     request_id: str | None = None
     once: Idempotent | None = None
-    admission: "asyncio.Future[Any] | None" = None
+    admission: Callable[[], Awaitable[None]] | None = None
 
 
 NOBODY = Origin()
@@ -148,12 +148,12 @@ class Sessions:
         while loop.time() < give_up_at:
             raw = await self._load(session_id, origin.once)
             if origin.admission is not None:
-                await origin.admission
+                await origin.admission()
             session = self._decode(session_id, raw)
             now_ms = max(self._broker.now_ms(), session.updated_at_ms)
             step = engine.settle(session, now_ms)
             settled = len(step.transitions)
-            is_settled = not engine.is_due(step.session, now_ms)
+            is_settled = not step.transitions or not engine.is_due(step.session, now_ms)
             refusal = None
             if is_settled:
                 try:

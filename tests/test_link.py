@@ -48,3 +48,16 @@ async def test_what_was_sent_over_a_lost_connection_is_not_sent_again() -> None:
         redis.thaw()
         await link.close()
         redis.close()
+
+
+async def test_a_call_is_on_its_way_before_it_is_awaited() -> None:
+    redis = RedisServer()
+    link = Link(parse(redis.url), "commands", nothing, Metrics())
+    try:
+        await link.start()
+        first = link.call("INCR", "calls")
+        assert await link.call("GET", "calls") == b"1"
+        assert await first == 1
+    finally:
+        await link.close()
+        redis.close()
