@@ -332,14 +332,18 @@ class Link:
         was_late = False
         while not wire.lost.done():
             now_s = loop.time()
-            is_late = now_s - wire.heard_at_s > SILENCE_S or wire.oldest_wait_s(now_s) > CALL_TIMEOUT_S
+            silence_s, wait_s = now_s - wire.heard_at_s, wire.oldest_wait_s(now_s)
+            is_late = silence_s > SILENCE_S or wait_s > CALL_TIMEOUT_S
             if is_late and was_late:
                 return
             was_late = is_late
-            if now_s - pinged_at_s >= PING_INTERVAL_S:
+            is_quiet = silence_s >= PING_INTERVAL_S
+            if is_quiet and now_s - pinged_at_s >= PING_INTERVAL_S:
                 pinged_at_s = now_s
                 wire.ping()
-            await asyncio.wait((wire.lost,), timeout=TICK_S)
+            # Seldom where all is well: each look wakes a process that may have nothing else to do.
+            pause_s = TICK_S if is_quiet or wait_s else PING_INTERVAL_S - silence_s
+            await asyncio.wait((wire.lost,), timeout=max(TICK_S, pause_s))
 
     def _mark_down(self) -> None:
         if self._up.is_set():

@@ -123,14 +123,15 @@ class RedisBroker(Broker):
         """
         if self._subscriber.is_up and self._probe_age_s() > PROBE_TOO_OLD_S:
             self._subscriber.reset("its own publications do not come back")
-        await self._ask("PUBLISH", self._probe_channel, "")
         sent_at_s = time.monotonic()
-        self._sample(sent_at_s, await self._ask("TIME"))
-        # Not by SET, so that a Redis without memory does not let it lapse.
-        if (
-            await self._ask("GETEX", self._life_sign, "EX", LIFE_SIGN_S) is None
-            and self._listener is not None
-        ):
+        _, instant, life_sign = await asyncio.gather(
+            self._ask("PUBLISH", self._probe_channel, ""),
+            self._ask("TIME"),
+            # Not by SET, so that a Redis without memory does not let it lapse.
+            self._ask("GETEX", self._life_sign, "EX", LIFE_SIGN_S),
+        )
+        self._sample(sent_at_s, instant)
+        if life_sign is None and self._listener is not None:
             self._has_life_sign = False
             self._link.reset("it has lost data")
             self._listener.on_gap()

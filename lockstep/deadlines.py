@@ -94,9 +94,11 @@ class Deadlines:
             log.warning("expiry put off: %s", error.message, extra={"session_id": session_id})
 
     async def _sweep(self) -> None:
-        for deadline_ms, session_id in await self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT):
+        due, _ = await asyncio.gather(
+            self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT), self._broker.lapse(SWEEP_LIMIT)
+        )
+        for deadline_ms, session_id in due:
             prompt_at_ms = deadline_ms + random.randrange(SWEEP_GRACE_MS)
             # Who watches it armed it earlier; if later, then for what is no more stored.
             if self._armed.get(session_id, prompt_at_ms + 1) > prompt_at_ms:
                 self.arm(session_id, prompt_at_ms)
-        await self._broker.lapse(SWEEP_LIMIT)

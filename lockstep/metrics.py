@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from lockstep import __version__
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-LAG_INTERVAL_S = 0.1
+LAG_INTERVAL_S = 0.25
 _QUICK_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1006, 1007, 1008, 1009, 1011, *range(4000, 4010)})
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the text, for what nobody looks at
