@@ -43,6 +43,7 @@ bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machi
 	$(BIN)/python -m bench.delivery
 	$(BIN)/python -m bench.expiry
 	$(BIN)/python -m bench.faults
+	$(BIN)/python -m bench.roll
 	$(BIN)/python -m bench
 
 check: lint test  ## what CI runs
