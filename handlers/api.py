@@ -296,7 +296,7 @@ class ApiHandler(HTTPMessageDelegate):
 
     def finish(self) -> None:
         if not self._is_answered:
-            self._task = asyncio.ensure_future(self._answer())
+            self._task = asyncio.create_task(self._answer())
 
     def on_connection_close(self) -> None:
         """Nobody waits for the answer any more. What was begun is done all the same."""

@@ -239,7 +239,7 @@ class Sessions:
     def _has_status(self, raw: bytes, status: Status | None) -> bool:
         try:
             return status in (None, state.from_json(raw).status)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except ValueError:
             return False  # whoever asks for it alone is told that it is corrupt
 
     async def _commit(
@@ -309,7 +309,7 @@ class Sessions:
             if session.session_id != session_id:
                 raise ValueError("it is another session's")
             return session
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise self._corrupted(session_id, repr(error)) from None
 
     def _corrupted(self, session_id: str, complaint: str) -> StateCorrupt:

@@ -5,8 +5,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import ujson
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
 
 
 class Mode(StrEnum):
@@ -39,6 +40,7 @@ class OnTimeout(StrEnum):
 
 
 TERMINAL = frozenset({Status.EXPIRED, Status.COMPLETED, Status.CANCELLED})
+_ENCODER = msgspec.json.Encoder()
 BANK_MODES = frozenset({Mode.PER_PARTICIPANT, Mode.PER_GROUP})
 CLOCK_KINDS = {
     Mode.PER_PARTICIPANT: "participant",
@@ -218,63 +220,119 @@ def to_dict(session: Session) -> dict[str, Any]:
 
 def dumps(value: Any) -> bytes:
     """Compact JSON, as everything Lockstep sends or stores is written."""
-    return ujson.dumps(value, ensure_ascii=False, escape_forward_slashes=False).encode()
+    try:
+        return _ENCODER.encode(value)
+    except OverflowError:  # somebody's metadata, with integers of more than 64 bits
+        return ujson.dumps(value, ensure_ascii=False, escape_forward_slashes=False).encode()
 
 
 def to_json(session: Session) -> bytes:
     return dumps(to_dict(session))
 
 
+class _Seat(Struct):
+    """A participant as it is stored: what the rules need of it."""
+
+    participant_id: str
+    participant_index: int
+    budget_ms: int | None
+    total_time_ms: int | None
+    time_used_ms: int
+    cycle_count: int
+    is_active: bool
+    has_expired: bool
+    group_id: str | None = None
+
+
+class _Clock(Struct):
+    remaining_ms: int | None = None
+    elapsed_ms: int | None = None
+
+
+class _Stored(Struct):
+    """A session as it is stored: what the rules need of it."""
+
+    session_id: str
+    epoch: str
+    version: int
+    commit: str
+    sync_mode: Mode
+    status: Status
+    participants: list[_Seat]
+    total_time_ms: int | None
+    time_per_cycle_ms: int | None
+    increment_ms: int
+    clock: _Clock | None
+    on_timeout: OnTimeout
+    cycle_started_at: str | None
+    session_started_at: str | None
+    session_completed_at: str | None
+    created_at: str
+    updated_at: str
+    metadata: Raw
+    max_time_ms: int | None = None
+    lap_count: int = 0
+    lap_elapsed_ms: int = 0
+    is_flagged: bool = False
+
+
+_DECODER = msgspec.json.Decoder(_Stored)
+
+
 def from_json(raw: bytes) -> Session:
-    """The inverse of `to_json`. Raises ValueError, KeyError or TypeError on what is not a state."""
-    data = ujson.loads(raw)
-    mode = Mode(data["sync_mode"])
-    clock = data["clock"]
-    active = None
+    """The inverse of `to_json`. Raises ValueError on what is not a state."""
+    try:
+        stored = _DECODER.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    active, clock_ms = None, None
     participants = []
-    for place, each in enumerate(data["participants"]):
-        if each["is_active"]:
+    for place, each in enumerate(stored.participants):
+        if each.is_active:
             active = place
         participants.append(
             Participant(
-                each["participant_id"],
-                each["participant_index"],
-                each["budget_ms"],
-                each["total_time_ms"],
-                each["time_used_ms"],
-                each["cycle_count"],
-                each["has_expired"],
-                each.get("group_id"),
+                each.participant_id,
+                each.participant_index,
+                each.budget_ms,
+                each.total_time_ms,
+                each.time_used_ms,
+                each.cycle_count,
+                each.has_expired,
+                each.group_id,
             )
         )
-    clock_ms = None
+    mode, clock = stored.sync_mode, stored.clock
     if clock is not None and mode not in BANK_MODES:
-        clock_ms = clock["elapsed_ms" if mode is Mode.COUNT_UP else "remaining_ms"]
-    created_at_ms, updated_at_ms = from_iso(data["created_at"]), from_iso(data["updated_at"])
-    if created_at_ms is None or updated_at_ms is None:
-        raise ValueError("a state without created_at or updated_at")
+        clock_ms = clock.elapsed_ms if mode is Mode.COUNT_UP else clock.remaining_ms
+        if clock_ms is None:
+            raise ValueError("a clock that shows nothing")
+    created_at_ms, updated_at_ms = from_iso(stored.created_at), from_iso(stored.updated_at)
+    assert created_at_ms is not None
+    assert updated_at_ms is not None
     return Session(
-        session_id=data["session_id"],
-        epoch=data["epoch"],
-        version=data["version"],
+        session_id=stored.session_id,
+        epoch=stored.epoch,
+        version=stored.version,
         mode=mode,
-        status=Status(data["status"]),
-        on_timeout=OnTimeout(data["on_timeout"]),
+        status=stored.status,
+        on_timeout=stored.on_timeout,
         participants=tuple(participants),
         created_at_ms=created_at_ms,
         updated_at_ms=updated_at_ms,
-        commit=data["commit"],
+        commit=stored.commit,
         active=active,
-        total_time_ms=data["total_time_ms"],
-        time_per_cycle_ms=data["time_per_cycle_ms"],
-        increment_ms=data["increment_ms"],
-        max_time_ms=data.get("max_time_ms"),
+        total_time_ms=stored.total_time_ms,
+        time_per_cycle_ms=stored.time_per_cycle_ms,
+        increment_ms=stored.increment_ms,
+        max_time_ms=stored.max_time_ms,
         clock_ms=clock_ms,
-        lap_count=data.get("lap_count", 0),
-        lap_elapsed_ms=data.get("lap_elapsed_ms", 0),
-        is_flagged=data.get("is_flagged", False),
-        cycle_started_at_ms=from_iso(data["cycle_started_at"]),
-        started_at_ms=from_iso(data["session_started_at"]),
-        completed_at_ms=from_iso(data["session_completed_at"]),
-        metadata=data["metadata"],
+        lap_count=stored.lap_count,
+        lap_elapsed_ms=stored.lap_elapsed_ms,
+        is_flagged=stored.is_flagged,
+        cycle_started_at_ms=from_iso(stored.cycle_started_at),
+        started_at_ms=from_iso(stored.session_started_at),
+        completed_at_ms=from_iso(stored.session_completed_at),
+        # Anybody's numbers, of any size.
+        metadata=ujson.loads(bytes(stored.metadata)),
     )
