@@ -360,7 +360,7 @@ def test_metadata_cannot_stand_in_for_a_field() -> None:
     ],
 )
 def test_what_is_not_a_state_is_not_read_as_one(raw: bytes) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\w"):
         state.from_json(raw)
 
 
