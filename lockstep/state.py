@@ -40,7 +40,6 @@ class OnTimeout(StrEnum):
 
 
 TERMINAL = frozenset({Status.EXPIRED, Status.COMPLETED, Status.CANCELLED})
-_ENCODER = msgspec.json.Encoder()
 BANK_MODES = frozenset({Mode.PER_PARTICIPANT, Mode.PER_GROUP})
 CLOCK_KINDS = {
     Mode.PER_PARTICIPANT: "participant",
@@ -216,6 +215,9 @@ def to_dict(session: Session) -> dict[str, Any]:
     data = top_level(session)
     data["participants"] = participants_to_list(session)
     return data
+
+
+_ENCODER = msgspec.json.Encoder()
 
 
 def dumps(value: Any) -> bytes:
