@@ -14,9 +14,9 @@ from tornado.netutil import bind_sockets
 from broker import open_broker
 from commands import COMMANDS
 from handlers import front
-from handlers.api import LISTEN_BACKLOG, FrontServer
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
+from handlers.listening import LISTEN_BACKLOG, FrontServer
 from handlers.origins import Origins
 from handlers.tokens import Keys, Tokens
 from lockstep import logs

@@ -7,17 +7,14 @@ kept for, the page and the WebSocket's handshake, `Front` hands on to it.
 import asyncio
 import logging
 import re
-import socket
 import time
 from collections.abc import Awaitable, Iterable
-from functools import partial
 from http.client import responses
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from tornado.escape import parse_qs_bytes
 from tornado.http1connection import HTTP1Connection
-from tornado.httpserver import HTTPServer
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
@@ -27,7 +24,6 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
-from tornado.iostream import IOStream
 from tornado.web import Application
 
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
@@ -55,11 +51,6 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1_048_576
 # So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
 MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
-LISTEN_BACKLOG = 1024
-# More would make the loop's turns long: each of them is some work, now and in the next turns.
-ACCEPTS_PER_TURN = 16
-# After so long there may be descriptors again.
-RETRY_S = 1.0
 METHODS = ("GET", "POST", "DELETE", "OPTIONS")
 
 # A pattern of paths, who answers, and what he needs for it.
@@ -127,61 +118,6 @@ class Front(HTTPServerConnectionDelegate):
         return UnknownRoute, {"origins": self._routes[0][2]["origins"]}, []
 
 
-class FrontServer(HTTPServer):
-    """Tornado's server, but it takes in few at a time, and tells the front when a connection has ended."""
-
-    request_callback: Front
-
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
-        super().initialize(*args, **kwargs)
-        self.conn_params.header_timeout = None  # handlers/patience.py sees to that
-
-    def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
-        stream.set_nodelay(True)
-        # Our answers go out in one piece: Tornado need not switch this back and forth for each.
-        stream.set_nodelay = _leave_as_it_is  # type: ignore[method-assign]
-        super().handle_stream(stream, address)
-
-    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        for listener in sockets:
-            self._sockets[listener.fileno()] = listener
-            self._handlers[listener.fileno()] = partial(self._look_away, listener)
-            self._look_at(listener)
-
-    def stop(self) -> None:
-        """Close the listeners; whom the kernel has let in already is taken in first, not reset."""
-        for listener in self._sockets.values():
-            self._take_in(listener, LISTEN_BACKLOG)
-        super().stop()
-
-    def _take_in(self, listener: socket.socket, at_most: int) -> None:
-        try:
-            for _ in range(at_most):
-                self._handle_connection(*listener.accept())
-        except (BlockingIOError, ConnectionAbortedError):
-            pass
-        except OSError as error:
-            # Out of descriptors, mostly. The kernel keeps who comes; to look again at once would help nobody.
-            log.warning("nobody can be let in: %s", error)
-            self._look_away(listener)
-            asyncio.get_running_loop().call_later(RETRY_S, self._look_at, listener)
-
-    def _look_at(self, listener: socket.socket) -> None:
-        if not self._stopped:
-            asyncio.get_running_loop().add_reader(listener, self._take_in, listener, ACCEPTS_PER_TURN)
-
-    def _look_away(self, listener: socket.socket) -> None:
-        asyncio.get_running_loop().remove_reader(listener)
-
-    def on_close(self, server_conn: object) -> None:
-        super().on_close(server_conn)
-        self.request_callback.on_close(server_conn)
-
-
-def _leave_as_it_is(value: bool) -> None:
-    pass
-
-
 class _Incoming(HTTPMessageDelegate):
     """A request, from its first byte to its last."""
 
@@ -231,6 +167,13 @@ class _Incoming(HTTPMessageDelegate):
             self._chosen.on_connection_close()
 
 
+class _Headers(dict[str, str]):
+    """As much of HTTPHeaders as an answer needs; Tornado refuses line breaks when it writes them."""
+
+    def get_all(self) -> Iterable[tuple[str, str]]:
+        return self.items()
+
+
 class ApiHandler(HTTPMessageDelegate):
     """One request: parse, call one service, reply. Errors become JSON here and nowhere else."""
 
@@ -262,7 +205,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._began_s = time.monotonic()
         self._body = bytearray()
         self._body_bytes = 0
-        self._reply_headers: dict[str, str] = {}
+        self._reply_headers = _Headers()
         self._is_answered = False
         self._task: asyncio.Task[None] | None = None
         self.charge: Awaitable[Standing] | None = None
@@ -432,7 +375,7 @@ class ApiHandler(HTTPMessageDelegate):
             log.error("a request was answered twice", extra={"request_id": self.request_id})
             return
         self._is_answered = True
-        headers = _Headers(self._reply_headers)
+        headers = self._reply_headers
         headers["Date"] = http_date()
         headers["X-Request-ID"] = self.request_id
         if status not in (204, 304):
@@ -456,13 +399,6 @@ class ApiHandler(HTTPMessageDelegate):
     def _on_sent(self, sent: "asyncio.Future[None]") -> None:
         sent.exception()  # who has gone does not mind
         self._in_flight.discard(self)
-
-
-class _Headers(dict[str, str]):
-    """As much of HTTPHeaders as an answer needs; Tornado refuses line breaks when it writes them."""
-
-    def get_all(self) -> Iterable[tuple[str, str]]:
-        return self.items()
 
 
 class UnknownRoute(ApiHandler):
