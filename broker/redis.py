@@ -232,19 +232,14 @@ class RedisBroker(Broker):
 
     async def _end_session(self, session_id: str, epoch: str) -> bool:
         channel = self._routing.update_channel(session_id)
-        try:
-            reply = await self._end(self._link, self._keys(session_id), session_id, epoch, channel)
-        except LinkDown as down:
-            raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
-        return bool(checked(reply))
+        return bool(
+            await self._once(self._end(self._link, self._keys(session_id), session_id, epoch, channel))
+        )
 
     async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
         keys = [self._state_key(session_id), *self._done_keys(once)]
         channel = self._routing.message_channel(session_id)
-        try:
-            reply = checked(await self._publish(self._link, keys, channel, message, *_record(once)))
-        except LinkDown as down:
-            raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
+        reply = await self._once(self._publish(self._link, keys, channel, message, *_record(once)))
         if isinstance(reply, bytes):
             raise AlreadyDone(reply)
         return bool(reply)
@@ -255,10 +250,7 @@ class RedisBroker(Broker):
         return self._counts(self._spend(self._link, keys, *limits))
 
     async def _counts(self, asked: Awaitable[Any]) -> list[tuple[int, int]]:
-        try:
-            reply = checked(await asked)
-        except LinkDown as down:
-            raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
+        reply = await self._once(asked)
         return list(zip(reply[::2], reply[1::2], strict=True))
 
     async def enter(self, key: str, limit: int) -> bool:
@@ -341,6 +333,13 @@ class RedisBroker(Broker):
     async def _ask(self, *arguments: Argument) -> Any:
         """The reply to a command that changes nothing, or may be given twice."""
         return checked(await self._twice(lambda: self._link.call(*arguments)))
+
+    async def _once(self, asked: Awaitable[Any]) -> Any:
+        """The reply to what must not be asked again."""
+        try:
+            return checked(await asked)
+        except LinkDown as down:
+            raise BrokerUnavailable("unknown" if down.sent else "not_applied") from None
 
     async def _twice(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """The reply, asked for again where the connection was lost on the way."""

@@ -23,13 +23,13 @@ class Script:
 
     def __call__(self, link: Link, keys: list[str], *arguments: Argument) -> Awaitable[Any]:
         """Its reply; like a `link.call`, on its way when this returns."""
-        asked = link.call("EVALSHA", self.sha, len(keys), *keys, *arguments)
-        return self._reply(asked, link, (len(keys), *keys, *arguments))
+        told = (len(keys), *keys, *arguments)
+        return self._reply(link.call("EVALSHA", self.sha, *told), link, told)
 
-    async def _reply(self, asked: Awaitable[Any], link: Link, arguments: tuple[Argument, ...]) -> Any:
+    async def _reply(self, asked: Awaitable[Any], link: Link, told: tuple[Argument, ...]) -> Any:
         reply = await asked
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await link.call("EVAL", self.source, *arguments)
+            reply = await link.call("EVAL", self.source, *told)
         return reply
 
 
