@@ -236,8 +236,7 @@ async def test_who_does_not_finish_his_request_is_cut_off(
     monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.2)
     monkeypatch.setattr(patience, "BODY_TIMEOUT_S", 0.3)
     async with serving() as api:
-        host, port = api.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(*api.address)
         writer.write(beginning.encode())
 
         async def drip() -> None:
@@ -263,8 +262,7 @@ async def test_a_connection_without_requests_is_closed_some_time(
     monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.2)
     monkeypatch.setattr(patience, "IDLE_TIMEOUT_S", 0.5)
     async with serving() as api:
-        host, port = api.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(*api.address)
         writer.write(said.encode())
         async with asyncio.timeout(10):
             assert (b"200 OK" in await reader.read()) is bool(said)
@@ -278,8 +276,7 @@ async def test_the_impatient_server_waits_for_who_is_idle_and_who_is_answered_la
     monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.05)
     monkeypatch.setattr(patience, "BODY_TIMEOUT_S", 0.05)
     async with serving() as api:
-        host, port = api.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(*api.address)
         url = api.url.replace("http", "ws") + f"/ws?sessionId={SOME_ID}"
         async with await WsClient.connect(url) as client:
             assert (await client.recv())["type"] == "CONNECTED"

@@ -40,6 +40,11 @@ class Api:
         self._server = server
 
     @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    @property
     def server(self) -> Server:
         """What runs in this very process."""
         assert self._server is not None

@@ -64,8 +64,7 @@ async def exchange(api: Api, head: str, body: Iterable[bytes] = (), *, timeout_s
     It reads while it writes, so that an answer before the end of the request is not missed.
     """
     loop = asyncio.get_running_loop()
-    host, port = api.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as sock:
+    with socket.create_connection(api.address) as sock:
         sock.setblocking(False)
 
         async def send() -> None:
@@ -467,9 +466,8 @@ async def test_a_request_that_breaks_off_changes_nothing(api: Api) -> None:
     async with nothing_changes(api):
         raw = json.dumps(body_of()).encode()
         head = head_of("POST", "/v1/sessions", Content_Length=str(len(raw)))
-        host, port = api.url.removeprefix("http://").split(":")
         for sent in (head.encode(), head.encode() + raw[:-1], head.encode()[:-2]):
-            _, writer = await asyncio.open_connection(host, int(port))
+            _, writer = await asyncio.open_connection(*api.address)
             writer.write(sent)
             await writer.drain()
             writer.transport.abort()
