@@ -111,7 +111,7 @@ class Server:
             async with asyncio.timeout(self.settings.drain_s):
                 await self._drain()
         except TimeoutError:
-            log.warning("the drain time is over, clients are cut off")
+            log.warning("stopping took longer than drain_s=%g: who is left is cut off", self.settings.drain_s)
         self.heartbeat.close()
         await self._tasks.close()
         await self.deadlines.close()

@@ -29,7 +29,7 @@ async def examine(settings: Settings) -> list[Finding]:
     async def nothing(wire: Wire) -> None:
         pass
 
-    link = Link(parse(settings.broker), "doctor", nothing, Metrics())
+    link = Link(parse(settings.broker), "commands", nothing, Metrics())
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             await link.start()
@@ -133,7 +133,7 @@ async def _probe(link: Link, settings: Settings) -> Finding:
         wire.on_push = on_push
         wire.send("SUBSCRIBE", channel)
 
-    ears = Link(parse(settings.broker), "doctor's ears", subscribe, Metrics())
+    ears = Link(parse(settings.broker), "updates", subscribe, Metrics())
     try:
         await ears.start()
         async with asyncio.timeout(PROBE_TIMEOUT_S):

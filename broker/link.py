@@ -96,7 +96,9 @@ class Wire(asyncio.Protocol):
                 elif self._batches:
                     self._on_reply(self._batches[0], reply)
         except hiredis.ProtocolError:
-            log.exception("Redis sent what is not RESP")
+            log.exception(
+                "what answers is no Redis, or something between changes its answers; connecting anew"
+            )
             self.abort()
 
     def _on_reply(self, batch: _Batch, reply: Any) -> None:
@@ -104,7 +106,7 @@ class Wire(asyncio.Protocol):
             batch.replies.append(reply)
             return
         if reply != batch.token and (self.is_greeted or not isinstance(reply, hiredis.ReplyError)):
-            log.warning("replies of Redis are out of step: connection given up")
+            log.warning("answers of Redis were lost or doubled on the way; connecting anew")
             self.abort()
             return
         self._batches.popleft()
@@ -201,6 +203,7 @@ class Link:
         self._has_been_up = False
         self._down_since_s = float("-inf")
         self._complained_at_s = float("-inf")
+        self._away_since_s: float | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._refused: asyncio.Future[None] | None = None
 
@@ -258,13 +261,13 @@ class Link:
             self._metrics.redis_errors.labels("refused").inc()
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(PASSING_ERRORS):
             if str(reply).startswith("READONLY"):
-                self.reset("it is not a master any more")
+                self.reset("it is not the master any more")
             raise LinkDown(sent=False, why=str(reply))
         return reply
 
     def reset(self, why: str) -> None:
         """Give this connection up for a new one."""
-        log.warning("%s: connection to Redis given up: %s", self._name, why)
+        log.warning("connecting anew to Redis at %s (for %s): %s", self._endpoint.shown, self._name, why)
         self._mark_down()
         if self._wire is not None:
             self._wire.abort()
@@ -319,6 +322,12 @@ class Link:
         wire.on_lost = lambda: self._mark_down() if self._wire is wire else None
         self._has_been_up = True
         self._up.set()
+        if self._away_since_s is not None:
+            away_s = asyncio.get_running_loop().time() - self._away_since_s
+            log.warning(
+                "Redis is back at %s (for %s), after %.1f s", self._endpoint.shown, self._name, away_s
+            )
+            self._away_since_s = None
 
     async def _watch(self) -> None:
         """Return when the connection is lost, or has been silent for too long.
@@ -358,6 +367,8 @@ class Link:
 
     def _complain(self, why: str) -> None:
         now_s = asyncio.get_running_loop().time()
+        if self._away_since_s is None:
+            self._away_since_s = now_s
         if now_s - self._complained_at_s >= COMPLAIN_EVERY_S:
             self._complained_at_s = now_s
-            log.warning("%s: waiting for Redis at %s: %s", self._name, self._endpoint.shown, why)
+            log.warning("waiting for Redis at %s (for %s): %s", self._endpoint.shown, self._name, why)

@@ -74,8 +74,10 @@ class RedisBroker(Broker):
             await self._subscriber.start(listener)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
-        self._tasks.repeat(self._probe, lambda: PROBE_INTERVAL_S * random.uniform(0.8, 1.0))
-        self._tasks.repeat(self._occupancy.keep, lambda: KEPT_S / 4)
+        self._tasks.repeat(
+            self._probe, lambda: PROBE_INTERVAL_S * random.uniform(0.8, 1.0), "the look at Redis"
+        )
+        self._tasks.repeat(self._occupancy.keep, lambda: KEPT_S / 4, "counting WebSockets in Redis")
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -122,7 +124,7 @@ class RedisBroker(Broker):
         a flushed Redis answers and publishes as if nothing had happened.
         """
         if self._subscriber.is_up and self._probe_age_s() > PROBE_TOO_OLD_S:
-            self._subscriber.reset("its own publications do not come back")
+            self._subscriber.reset("what this process publishes does not come back")
         sent_at_s = time.monotonic()
         _, instant, life_sign = await asyncio.gather(
             self._ask("PUBLISH", self._probe_channel, ""),
@@ -133,7 +135,7 @@ class RedisBroker(Broker):
         self._sample(sent_at_s, instant)
         if life_sign is None and self._listener is not None:
             self._has_life_sign = False
-            self._link.reset("it has lost data")
+            self._link.reset("Redis has lost data")
             self._listener.on_gap()
         self._occupancy.tell()
 

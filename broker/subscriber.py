@@ -61,7 +61,7 @@ class Subscriber:
     def __init__(self, endpoint: Endpoint, routing: Routing, probe_channel: str, metrics: Metrics) -> None:
         self._routing = routing
         self._probe_channel = probe_channel
-        self._link = Link(endpoint, "subscriber", self._subscribe_all, metrics)
+        self._link = Link(endpoint, "updates", self._subscribe_all, metrics)
         self._listener: Listener | None = None
         self._confirmations: dict[str, asyncio.Future[None]] = {}
         # Sessions whose channels we are on, or shall be: in targeted routing.
@@ -160,7 +160,9 @@ class Subscriber:
 
     def _on_push(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
-            log.warning("Redis refused a subscription: %s", reply)
+            log.warning(
+                "Redis refuses what clients are to hear (is SUBSCRIBE allowed by the ACL?): %s", reply
+            )
             self.reset(str(reply))
             return
         assert self._listener is not None
@@ -179,7 +181,7 @@ class Subscriber:
             self._hand_on(channel.decode("utf-8", "replace"), payload)
         except Exception:
             # One payload shall not cost the others their delivery.
-            log.exception("a publication could not be handed on")
+            log.exception("what was published on a Redis channel could not be handled")
 
     def _hand_on(self, channel: str, payload: bytes) -> None:
         assert self._listener is not None

@@ -98,7 +98,7 @@ class Clients:
                 return
             await self._hub.join(connection.session_id, connection)
         except Exception:
-            log.exception("a client could not be set up", extra={"session_id": connection.session_id})
+            log.exception("a WebSocket could not be set up", extra={"session_id": connection.session_id})
             connection.close(INTERNAL_ERROR, "Internal server error")
 
     def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
@@ -146,7 +146,7 @@ class Clients:
             self.metrics.told("ERROR")
             connection.send(encode_text_frame(messages.error(error.code, error.message)))
         except Exception:
-            log.exception("a client could not be answered", extra={"session_id": connection.session_id})
+            log.exception("a RECONNECT could not be answered", extra={"session_id": connection.session_id})
             connection.close(INTERNAL_ERROR, "Internal server error")
         connection.resume()
 

@@ -41,7 +41,11 @@ class Deadlines:
 
     def start(self) -> None:
         # Jitter, so that processes started together do not sweep together.
-        self._tasks.repeat(self._sweep, lambda: SWEEP_INTERVAL_S * random.uniform(0.5, 1.0))
+        self._tasks.repeat(
+            self._sweep,
+            lambda: SWEEP_INTERVAL_S * random.uniform(0.5, 1.0),
+            "looking for clocks that ran out",
+        )
 
     async def close(self) -> None:
         """Stop. What is armed here is found by the sweeps of the others."""
@@ -91,7 +95,11 @@ class Deadlines:
         except StateCorrupt:
             pass  # told once, by the service
         except LockstepError as error:
-            log.warning("expiry put off: %s", error.message, extra={"session_id": session_id})
+            log.warning(
+                "a clock has run out, and storing that is tried again: %s",
+                error.message,
+                extra={"session_id": session_id},
+            )
 
     async def _sweep(self) -> None:
         due, _ = await asyncio.gather(

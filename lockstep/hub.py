@@ -65,7 +65,9 @@ class Hub:
         self._junk_logged_at = 0.0
 
     def start(self) -> None:
-        self._tasks.repeat(self._check, self._check_pause_s)
+        self._tasks.repeat(
+            self._check, self._check_pause_s, "comparing what clients have with what is stored"
+        )
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -168,7 +170,7 @@ class Hub:
                         self._metrics.broadcast.observe(max(0, now_ms - committed_ms) / 1000)
                     room.committed_ms = []
             except Exception:
-                log.exception("a peer could not be served")
+                log.exception("a client could not be sent its messages")
                 is_done = False
             if not is_done:
                 self._waiting.append(room)
@@ -251,7 +253,12 @@ class Hub:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._junk_logged_at >= 1:
             self._junk_logged_at = now_s
-            log.warning("junk on %s dropped: %d bytes, %d so far", channel, len(payload), self.junk)
+            log.warning(
+                "junk on Redis channel %s dropped: %d bytes, no message of ours, %d such so far",
+                channel,
+                len(payload),
+                self.junk,
+            )
 
     # --- reading what was not heard --------------------------------------------------------------
 
@@ -269,7 +276,7 @@ class Hub:
                         room.known = head
                         self._deadlines.arm(session_id, head.deadline_ms)
         except BrokerUnavailable:
-            log.warning("%d rooms wait for the broker to be back", len(self._unread))
+            log.warning("Redis is away: %d sessions with new clients here are read later", len(self._unread))
         finally:
             self._reader = None
 
@@ -286,7 +293,9 @@ class Hub:
                 try:
                     await self._repair(session_ids)
                 except BrokerUnavailable as error:
-                    log.debug("repair put off: %s", error.message)  # the link complains
+                    log.debug(
+                        "clients are brought up to date later: %s", error.message
+                    )  # the connection complains
                     self._suspects.update(session_ids)
                     await asyncio.sleep(RETRY_S)
                 await asyncio.sleep(0)
@@ -309,7 +318,10 @@ class Hub:
                 if room.known is not None:
                     self._end_room(session_id, room, None, room.known.position[0])
             elif head is None:
-                log.error("stored state cannot be read", extra={"session_id": session_id})
+                log.error(
+                    "what is stored of this session cannot be read, its clients keep what they have",
+                    extra={"session_id": session_id},
+                )
             elif owed or not head.is_of(room.sent):
                 self._deadlines.arm(session_id, head.deadline_ms)
                 self._attend(room)
@@ -335,5 +347,8 @@ class Hub:
             head = messages.read_head(raw) if raw else None
             is_same = room.known is None if head is None else head.is_of(room.known)
             if not is_same:
-                log.warning("a change was missed", extra={"session_id": session_id})
+                log.warning(
+                    "clients had missed a change and are sent the current state",
+                    extra={"session_id": session_id},
+                )
                 self._suspect([session_id])

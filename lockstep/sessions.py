@@ -103,7 +103,7 @@ class Sessions:
                 None, engine.create(spec, new_epoch(now_ms), now_ms), 0, now_ms, origin, answer
             )
             if outcome is Outcome.APPLIED:
-                log.info("created", extra={"session_id": spec.session_id})
+                log.info("session created", extra={"session_id": spec.session_id})
                 return step
             if outcome is Outcome.CONFLICT:
                 raise SessionExists(spec.session_id)
@@ -182,7 +182,7 @@ class Sessions:
     async def delete(self, session_id: str) -> None:
         """Remove the session, if there is one; its clients are told by the broker."""
         if await self._broker.delete(session_id):
-            log.info("deleted", extra={"session_id": session_id})
+            log.info("session deleted", extra={"session_id": session_id})
 
     async def publish(
         self, session_id: str, message: bytes, origin: Origin = NOBODY, answer: bytes = b""
@@ -318,7 +318,11 @@ class Sessions:
             if len(self._corrupt) >= 1000:
                 self._corrupt.clear()
             self._corrupt.add(session_id)
-            log.error("stored state cannot be read: %s", complaint, extra={"session_id": session_id})
+            log.error(
+                "what is stored of this session cannot be read (delete it, or restore the key): %s",
+                complaint,
+                extra={"session_id": session_id},
+            )
         return StateCorrupt(session_id)
 
 

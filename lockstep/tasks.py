@@ -21,9 +21,9 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
-    def repeat(self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float]) -> None:
-        """Take a turn after each pause, for ever; a turn that fails does not end it."""
-        self.spawn(self._repeat(turn, pause_s))
+    def repeat(self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float], what: str) -> None:
+        """Take a turn after each pause, for ever; one that fails is logged as `what` and does not end it."""
+        self.spawn(self._repeat(turn, pause_s, what))
 
     async def close(self) -> None:
         tasks = tuple(self._running)
@@ -31,15 +31,17 @@ class Tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _repeat(self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float]) -> None:
+    async def _repeat(
+        self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float], what: str
+    ) -> None:
         while True:
             await asyncio.sleep(pause_s())
             try:
                 await turn()
             except BrokerUnavailable as error:
-                log.warning("%s put off: %s", turn.__name__, error.message)
+                log.warning("%s is put off: %s", what, error.message)
             except Exception:
-                log.exception("%s failed", turn.__name__)
+                log.exception("%s failed", what)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -1,13 +1,15 @@
 """A connection that is kept up."""
 
 import asyncio
+import logging
+import re
 
 import pytest
 
 from broker.endpoint import parse
 from broker.link import Link, LinkDown, Wire
 from lockstep.metrics import Metrics
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, free_port
 
 
 async def nothing(wire: Wire) -> None:
@@ -58,6 +60,37 @@ async def test_a_call_is_on_its_way_before_it_is_awaited() -> None:
         first = link.call("INCR", "calls")
         assert await link.call("GET", "calls") == b"1"
         assert await first == 1
+    finally:
+        await link.close()
+        redis.close()
+
+
+async def test_the_return_of_redis_is_logged_with_how_long_it_was_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def back() -> list[str]:
+        return [line for line in caplog.messages if "is back" in line]
+
+    port = free_port()
+    redis = RedisServer(port=port)
+    link = Link(parse(redis.url), "commands", nothing, Metrics())
+    try:
+        await link.start()
+        assert back() == []
+        wire = link.wire
+        assert wire is not None
+        redis.close()
+        await wire.lost
+        redis = RedisServer(port=port)
+        async with asyncio.timeout(10):
+            while not link.is_up:
+                await asyncio.sleep(0.01)
+        (line,) = back()
+        assert re.fullmatch(
+            rf"Redis is back at redis://127\.0\.0\.1:{port}\S* \(for commands\), after \d+\.\d s", line
+        )
     finally:
         await link.close()
         redis.close()

@@ -1,13 +1,22 @@
 """Log lines: what is written once, and what is left out."""
 
+import ast
 import io
 import json
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lockstep.logs import JsonFormatter, Sparing
+from tests.processes import ROOT
+
+# What these are called in the code says nothing to whoever runs a server.
+OUR_WORDS = re.compile(
+    r"\b(link|wire|keeper|subscriber|hub|peers?|rooms?|broker|lapse|agenda|store|sweep|resp|_\w+)\b", re.I
+)
 
 
 class Log:
@@ -50,3 +59,28 @@ def test_each_request_and_each_connection_has_its_line(account: dict[str, object
     for _ in range(3):
         log.say(100.0, "it is over", **account)
     assert len(log.lines) == 3
+
+
+def logged_texts() -> dict[str, list[str]]:
+    """The messages of all calls of a logger, by file."""
+    found: dict[str, list[str]] = {}
+    root = Path(ROOT)
+    folders = ("lockstep", "handlers", "broker")
+    for path in [root / "server.py", *(path for each in folders for path in (root / each).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "log"
+                and node.func.attr in ("info", "warning", "error", "exception")
+            ):
+                assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}: a text of its own"
+                found.setdefault(path.name, []).append(node.args[0].value)
+    return found
+
+
+def test_a_log_line_names_things_as_users_know_them() -> None:
+    texts = logged_texts()
+    assert len(texts) > 5, "the lines are looked for where they are"
+    assert [text for each in texts.values() for text in each if OUR_WORDS.search(text)] == []
