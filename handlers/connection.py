@@ -8,7 +8,6 @@ it echoes illegal close codes. So the handshake is Tornado's, and what follows i
 import asyncio
 import logging
 import socket
-import ssl
 from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
@@ -40,7 +39,6 @@ MAX_UNSENT_BYTES = 1_048_576
 CLOSE_TIMEOUT_S = 5.0
 TOO_SLOW_TIMEOUT_S = 1.0
 _PING_FRAME = encode_frame(PING, b"")
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Service(Protocol):
@@ -141,7 +139,7 @@ class Connection:
             return
         try:
             sent = self._socket.send(batch.data)
-        except _WOULD_BLOCK:
+        except BlockingIOError:
             sent = 0
         except OSError:
             self._abort()
@@ -176,7 +174,7 @@ class Connection:
         """Put the frame on the wire; what the socket does not take now becomes the backlog."""
         try:
             sent = self._socket.send(frame)
-        except _WOULD_BLOCK:
+        except BlockingIOError:
             sent = 0
         except OSError:
             self._abort()
@@ -198,9 +196,6 @@ class Connection:
         self.clear_descriptor = -1
         self._loop.add_writer(self._socket.fileno(), self._on_writable)
 
-    def _is_clear(self) -> None:
-        self.clear_descriptor = self._socket.fileno()
-
     def _queue_all(self, frames: list[tuple[Kind, bytes]]) -> None:
         assert self._backlog is not None
         for kind, frame in frames:
@@ -215,7 +210,7 @@ class Connection:
         assert self._backlog is not None
         try:
             self._backlog.flush(self._socket)
-        except _WOULD_BLOCK:
+        except BlockingIOError:
             return
         except OSError:
             self._abort()
@@ -223,7 +218,7 @@ class Connection:
         self._backlog = None
         self._loop.remove_writer(self._socket.fileno())
         if not self._is_closing:
-            self._is_clear()
+            self.clear_descriptor = self._socket.fileno()
         self._end_if_done()
 
     # --- receiving -------------------------------------------------------------------------------
@@ -264,7 +259,7 @@ class Connection:
             return
         try:
             data = self._socket.recv(READ_BYTES)
-        except _WOULD_BLOCK:
+        except BlockingIOError:
             return
         except OSError:
             data = b""
@@ -416,30 +411,3 @@ class Connection:
         self._socket.close()
         self._backlog = self._reader = self._frames = None
         self._service.on_end(self)
-
-
-class EncryptedConnection(Connection):
-    """The same over TLS, for who serves it without a proxy."""
-
-    __slots__ = ()
-    _socket: ssl.SSLSocket
-
-    def __init__(
-        self, sock: socket.socket, service: Service, session_id: str | None, address: str = ""
-    ) -> None:
-        super().__init__(sock, service, session_id, address)
-        self.clear_descriptor = -1  # nothing goes past the encryption
-
-    def _is_clear(self) -> None:
-        pass
-
-    def send_batch(self, batch: Batch) -> None:
-        # One by one: what TLS has once been offered must be offered again as it is (SSL_write(3)).
-        for kind, frame in batch.frames:
-            self.send(frame, kind)
-
-    def _read(self) -> None:
-        super()._read()
-        # What is decrypted already does not make the socket readable again.
-        while not self._is_over and not self._is_paused and self._socket.pending():
-            super()._read()

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import ssl
 import time
 from collections import deque
 
@@ -11,7 +10,7 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
 
 from handlers.base import JsonErrors
-from handlers.connection import Connection, EncryptedConnection
+from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
 from handlers.reading import ReadingTurns
@@ -211,11 +210,10 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         except StreamClosedError:
             return
         session_id, complaint = self._asked_for()
-        kind = EncryptedConnection if isinstance(sock, ssl.SSLSocket) else Connection
         address = self._addresses.client_of(
             self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
         )
-        connection = kind(sock, self._clients, session_id, address)
+        connection = Connection(sock, self._clients, session_id, address)
         self._clients.metrics.opened.inc()
         if session_id is None:
             connection.close(POLICY_VIOLATION, complaint or "")

@@ -5,13 +5,11 @@ import contextlib
 import json
 import random
 import socket
-import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -551,48 +549,19 @@ async def test_whatever_happens_messages_are_complete_and_states_are_in_order(se
             assert max(seen, default=0) >= max(before, default=0), "a message overtook a state"
 
 
-# --- over TLS ------------------------------------------------------------------------------------
-
-# Made for this test and good for nothing else.
-KEY_AND_CERTIFICATE = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgAY4ejI6pumehTYV2
-UoPxkPws7o0Y5Q39p+RcTBYCX8mhRANCAAScC23bk7OCtIPF/WQdD6Br2pHuXtbT
-Y8i3WAdp2lWnRnNRyK10dbs3ftH9Obo8sbRnLpauhOY8Utwxbs+6e6H/
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBmzCCAUGgAwIBAgIUdCbtck5Ltor9Mp2nbfVmBUNIna4wCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMjIxMzQ0NloYDzIxMjYxMDI5
-MjEzNDQ2WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAAScC23bk7OCtIPF/WQdD6Br2pHuXtbTY8i3WAdp2lWnRnNRyK10dbs3
-ftH9Obo8sbRnLpauhOY8Utwxbs+6e6H/o28wbTAdBgNVHQ4EFgQU8ij0ON3AbE+c
-u5cVIym+ck8+9QcwHwYDVR0jBBgwFoAU8ij0ON3AbE+cu5cVIym+ck8+9QcwDwYD
-VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
-zj0EAwIDSAAwRQIgXEooGAwYJxGS5TrDRFiCkSwKjFNpzyktNoBX7xXhPFMCIQDD
-J6WlXbVExKwXIdkch5ct0FMcJWBgG4ILXpq2SXQflA==
------END CERTIFICATE-----
-"""
+# --- at one server, on the very loop of the test -------------------------------------------------
 
 
 @asynccontextmanager
-async def hub_of_a_server(tls_in: Path | None) -> AsyncIterator[tuple[Server, WsClient, str]]:
-    """A server on this very loop, over TLS if there is a place for its certificate, and a client of it."""
+async def hub_of_a_server() -> AsyncIterator[tuple[Server, WsClient, str]]:
+    """A server on this very loop, and a client of it."""
     server = Server(Settings(port=0, log_level="warning"))
-    trusting = None
-    if tls_in is not None:
-        (tls_in / "server.pem").write_text(KEY_AND_CERTIFICATE)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tls_in / "server.pem")
-        server.http.ssl_options = context
-        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        trusting.check_hostname = False
-        trusting.verify_mode = ssl.CERT_NONE
     sockets = bind_sockets(0, "127.0.0.1")
     await server.start(sockets)
     session_id = str(uuid.uuid4())
     url = f"ws://127.0.0.1:{sockets[0].getsockname()[1]}/ws?sessionId={session_id}"
     try:
-        async with await WsClient.connect(url, tls=trusting, rcvbuf=65_536) as client:
+        async with await WsClient.connect(url, rcvbuf=65_536) as client:
             assert (await client.recv())["type"] == "CONNECTED"
             yield server, client, session_id
     finally:
@@ -604,19 +573,15 @@ def an_update(session_id: str, version: int, size: int) -> bytes:
     return json.dumps({"sessionId": session_id, "state": state}).encode()
 
 
-@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "TLS"])
-async def test_a_client_that_reads_gets_every_state_of_one_turn_of_the_loop(
-    is_encrypted: bool, tmp_path: Path
-) -> None:
-    async with hub_of_a_server(tmp_path if is_encrypted else None) as (server, client, session_id):
+async def test_a_client_that_reads_gets_every_state_of_one_turn_of_the_loop() -> None:
+    async with hub_of_a_server() as (server, client, session_id):
         for version in range(1, 21):
             server.hub.on_published(an_update(session_id, version, 300))
         assert [(await client.recv())["state"]["version"] for _ in range(20)] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "TLS"])
-async def test_a_client_that_fell_behind_gets_everything_in_order(is_encrypted: bool, tmp_path: Path) -> None:
-    async with hub_of_a_server(tmp_path if is_encrypted else None) as (server, client, session_id):
+async def test_a_client_that_fell_behind_gets_everything_in_order() -> None:
+    async with hub_of_a_server() as (server, client, session_id):
         for version in range(1, 201):
             server.hub.on_published(an_update(session_id, version, 100_000))
             server.hub.on_relayed(session_id, json.dumps({"type": "NOTE", "version": version}).encode())
@@ -637,26 +602,9 @@ async def test_a_client_that_fell_behind_gets_everything_in_order(is_encrypted: 
         await client.fence()
 
 
-async def test_one_that_is_too_slow_over_tls_is_told_so(tmp_path: Path) -> None:
-    async with hub_of_a_server(tmp_path) as (server, client, session_id):
-        for number in range(200):
-            server.hub.on_relayed(
-                session_id, json.dumps({"type": "NOTE", "n": number, "x": "x" * 60_000}).encode()
-            )
-        numbers = []
-        while not isinstance(message := await client.recv(), Closed):
-            numbers.append(message["n"])
-        assert message == Closed(4001, "Too slow")
-        assert numbers == list(range(len(numbers)))
-
-
-@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "TLS"])
-async def test_what_came_together_with_a_question_is_answered_after_it(
-    is_encrypted: bool, tmp_path: Path
-) -> None:
-    async with hub_of_a_server(tmp_path if is_encrypted else None) as (_, client, _):
+async def test_what_came_together_with_a_question_is_answered_after_it() -> None:
+    async with hub_of_a_server() as (_, client, _):
         pings = [encode(TEXT, json.dumps({"type": "PING", "id": number}).encode()) for number in range(300)]
-        # One record of TLS, of which the server reads a part at a time.
         await client.send_raw(encode(TEXT, b'{"type":"RECONNECT"}') + b"".join(pings))
         assert (await client.recv())["type"] == "ERROR"  # there is no such session
         assert [(await client.recv())["id"] for _ in range(300)] == list(range(300))
