@@ -17,6 +17,7 @@ from tornado.httputil import HTTPHeaders
 from lockstep.access import OPEN, Access, Scope
 from lockstep.errors import Unauthorized
 from lockstep.messages import UUID
+from lockstep.state import dumps
 
 LEEWAY_S = 5.0
 MIN_SECRET_BYTES = 32
@@ -141,7 +142,21 @@ def _access(claims: dict[str, Any]) -> Access:
         session_ids = frozenset(each.lower() for each in listed)
         if not session_ids or not all(UUID.fullmatch(each) for each in session_ids):
             raise ValueError("sid")
-    return Access(scope, session_ids, subject, float(claims["exp"]))
+    caller = _caller(subject, session_ids, scope, claims)
+    return Access(scope, session_ids, subject, float(claims["exp"]), caller=caller)
+
+
+def _caller(
+    subject: str | None, session_ids: frozenset[str] | None, scope: Scope, claims: dict[str, Any]
+) -> str:
+    """The subject; without one, what a token says besides, so that a renewed token is the same caller."""
+    if subject:
+        return subject.replace("\0", "\0\0")  # so that no subject can pass for a token without one
+    audience = claims.get("aud")
+    if isinstance(audience, list):
+        audience = sorted(map(str, audience))
+    sids = "*" if session_ids is None else sorted(session_ids)
+    return "\0" + dumps([claims.get("iss"), audience, sids, scope.name]).decode()
 
 
 def _token_of(headers: HTTPHeaders) -> str | None:

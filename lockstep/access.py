@@ -22,13 +22,17 @@ class Scope(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who asks, and what for. `session_ids` is None for all of them, `expires_at_s` epoch seconds."""
+    """Who asks, and what for. `session_ids` is None for all of them, `expires_at_s` epoch seconds.
+
+    `caller` tells whose an Idempotency-Key is; empty where nobody says who he is.
+    """
 
     scope: Scope
     session_ids: frozenset[str] | None = None
     subject: str | None = None
     expires_at_s: float | None = None
     is_by_token: bool = True
+    caller: str = ""
 
     def covers(self, session_id: str) -> bool:
         return self.session_ids is None or session_id in self.session_ids

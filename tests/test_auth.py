@@ -18,8 +18,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from tornado.httputil import HTTPHeaders
 
-from handlers.tokens import Keys
+from handlers.tokens import Keys, Tokens
 from tests.processes import ROOT, Answer, ServerProcess, request
 from tests.redis_server import RedisServer
 from tests.ws_client import Closed, WsClient
@@ -438,3 +439,40 @@ async def test_with_tokens_switches_are_limited_exactly_over_two_processes_and_a
         for server in servers:
             server.stop()
         redis.close()
+
+
+# --- whose a key of idempotency is ---------------------------------------------------------------
+
+
+def caller_of(**claims: Any) -> str:
+    tokens = Tokens(Keys([(None, SECRET.encode(), "HS256")]), "")
+    headers = HTTPHeaders({"Authorization": f"Bearer {token(**claims)}"})
+    return tokens.access(headers, None).caller
+
+
+def test_a_renewed_token_is_the_same_caller() -> None:
+    sids = [str(uuid4()), str(uuid4())]
+    for claims in (
+        {"sub": ANNA},
+        {"iss": "school", "aud": ["b", "a"], "sid": sids},
+        {"scope": "admin"},
+    ):
+        other = {"aud": ["a", "b"], "sid": [each.upper() for each in reversed(sids)]}
+        respelled = claims | {name: other[name] for name in other.keys() & claims.keys()}
+        assert caller_of(ttl_s=60, **claims) == caller_of(ttl_s=600, jti="other", **respelled)
+
+
+def test_who_is_another_has_keys_of_its_own() -> None:
+    one, other = str(uuid4()), str(uuid4())
+    without_subject = {"iss": "school", "aud": "clocks", "sid": one}
+    callers = [
+        caller_of(sub=ANNA),
+        caller_of(sub=BERT),
+        caller_of(**without_subject),
+        *(caller_of(**without_subject | {name: other}) for name in ("iss", "aud", "sid")),
+        caller_of(scope="view", **without_subject),
+        caller_of(sub=caller_of(**without_subject)),
+        caller_of(sub="\0" + caller_of(**without_subject)),
+    ]
+    assert "" not in callers
+    assert len(set(callers)) == len(callers)
