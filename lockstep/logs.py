@@ -2,17 +2,33 @@
 
 import logging
 import math
+import os
+import select
 import sys
+import threading
+import time
+from collections import deque
 
 from lockstep.state import dumps, iso
 
-FIELDS = ("session_id", "request_id", "method", "path", "status", "duration_ms", "close_code", "left_out")
+FIELDS = (
+    *("session_id", "request_id", "method", "path", "status", "duration_ms", "close_code"),
+    *("left_out", "lines_dropped"),
+)
 """What a line may carry beside its message, given as `extra`."""
 
 
 ACCOUNTS = ("duration_ms", "close_code")
 """What marks the one line of each request and of each connection's end."""
 MAX_KINDS = 1000
+# So much waits for a reader of the log; what comes beyond it is dropped.
+MAX_WAITING_BYTES = 1_048_576
+# Lines that come within this time are written together: fewer system calls, and fewer wake-ups.
+GATHER_S = 0.02
+# At the end of the process its last lines are waited for so long.
+FLUSH_TIMEOUT_S = 1.0
+# A write of this size to a pipe is never mixed with another process's (pipe(7)).
+ATOMIC_BYTES = 4096
 
 
 class Sparing(logging.Filter):
@@ -65,9 +81,85 @@ class TextFormatter(logging.Formatter):
         )
 
 
+class NeverWaiting(logging.Handler):
+    """Writes lines to a descriptor from a thread of its own, so that whoever logs never waits for the reader.
+
+    While nobody reads, up to 1 MiB is kept. Lines beyond it are dropped and counted, and the next one that
+    is kept says how many. The descriptor stays blocking: its mode is shared with whoever started us.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._untold = 0  # dropped since the last line that was kept
+        self._lines: deque[bytes] = deque()
+        # Each is changed by one side only: by whoever holds the handler's lock, or by the thread.
+        self._dropped = self._unwritable = 0
+        self._kept_bytes = self._written_bytes = 0
+        self._has_lines = threading.Event()
+        threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were lost."""
+        return self._dropped + self._unwritable
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._kept_bytes - self._written_bytes > MAX_WAITING_BYTES:
+            self._dropped += 1
+            self._untold += 1
+            return
+        if self._untold:
+            record.lines_dropped = self._untold
+        try:
+            line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        except Exception:
+            self.handleError(record)
+            return
+        self._untold = 0
+        self._kept_bytes += len(line)
+        self._lines.append(line)
+        if not self._has_lines.is_set():
+            self._has_lines.set()
+
+    def flush(self) -> None:
+        """Wait until what was logged is written, if somebody reads it."""
+        end_s = time.monotonic() + FLUSH_TIMEOUT_S
+        while self._written_bytes != self._kept_bytes and time.monotonic() < end_s:
+            time.sleep(GATHER_S / 4)
+
+    def _write_for_ever(self) -> None:
+        while True:
+            self._has_lines.wait()
+            time.sleep(GATHER_S)
+            self._has_lines.clear()
+            while self._lines:
+                piece = self._lines.popleft()
+                while self._lines and len(piece) + len(self._lines[0]) <= ATOMIC_BYTES:
+                    piece += self._lines.popleft()
+                self._write(piece)
+                self._written_bytes += len(piece)
+
+    def _write(self, piece: bytes) -> None:
+        left = memoryview(piece)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])  # whoever shares it has made it non-blocking
+            except OSError:
+                self._unwritable += piece.count(b"\n")
+                return  # the reader is gone, or the disk is full: there is nobody to tell
+
+
+def dropped_lines() -> int:
+    """How many lines of this process were dropped."""
+    return sum(each.dropped for each in logging.getLogger().handlers if isinstance(each, NeverWaiting))
+
+
 def configure(level: str) -> None:
     """Send everything to standard error, from `level` on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = NeverWaiting(sys.stderr.fileno())
     handler.addFilter(Sparing())
     handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

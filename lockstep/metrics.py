@@ -1,7 +1,7 @@
 """What operators see at /metrics: every figure of a process is named here, with bounded labels."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,8 +12,11 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from lockstep import __version__
+from lockstep.logs import dropped_lines
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LAG_INTERVAL_S = 0.25
@@ -23,12 +26,20 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the text, fo
 _ASKED = frozenset({"PING", "RECONNECT"})
 
 
+class _DroppedLines(Collector):
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "lockstep_log_lines_dropped", "Log lines dropped because nobody read them.", dropped_lines()
+        )
+
+
 class Metrics:
     """One registry per process. Counting is cheap enough for every message; nothing here waits or raises."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        registry.register(_DroppedLines())
         Gauge("lockstep_info", "The version that runs.", ["version"], registry=registry).labels(
             __version__
         ).set(1)

@@ -71,7 +71,14 @@ def parse_answer(answer: bytes) -> Answer:
 class ServerProcess:
     """One `server.py` on a free port of its own, ended by its own pid."""
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None, wait: bool = True) -> None:
+    def __init__(
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        wait: bool = True,
+        stderr: int = subprocess.PIPE,
+    ) -> None:
+        """`stderr`: a descriptor for its log, which then is not kept here."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LOCKSTEP_")}
         if not any(arg.startswith("--port=") for arg in args):
             args = ("--port=0", *args)
@@ -80,7 +87,7 @@ class ServerProcess:
             cwd=ROOT,
             env=clean | (env or {}),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
         )
         self.pid = self.process.pid
         self.url = ""
@@ -90,16 +97,18 @@ class ServerProcess:
 
     def wait_until_ready(self) -> None:
         assert self.process.stdout is not None
-        assert self.process.stderr is not None
         for line in self.process.stdout:
             found = START_LINE.search(line.decode())
             if found:
                 self.url = found[1]
                 break
         else:
-            raise AssertionError(f"the server did not start: {self.process.stderr.read().decode()}")
-        # Log lines are kept, and read so that the pipe never fills.
+            told = b"" if self.process.stderr is None else self.process.stderr.read()
+            raise AssertionError(f"the server did not start: {told.decode()}")
         self.log_lines: list[str] = []
+        if self.process.stderr is None:
+            return
+        # Log lines are kept, and read so that the pipe never fills.
         self._log_reader = threading.Thread(target=self._read_log, daemon=True)
         self._log_reader.start()
 

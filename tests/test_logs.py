@@ -1,17 +1,25 @@
 """Log lines: what is written once, and what is left out."""
 
 import ast
+import asyncio
+import fcntl
 import io
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lockstep.logs import JsonFormatter, Sparing
-from tests.processes import ROOT
+from lockstep import logs
+from lockstep.logs import JsonFormatter, NeverWaiting, Sparing
+from tests.processes import ROOT, ServerProcess, wait_until
 
 # What these are called in the code says nothing to whoever runs a server.
 OUR_WORDS = re.compile(
@@ -84,3 +92,114 @@ def test_a_log_line_names_things_as_users_know_them() -> None:
     texts = logged_texts()
     assert len(texts) > 5, "the lines are looked for where they are"
     assert [text for each in texts.values() for text in each if OUR_WORDS.search(text)] == []
+
+
+# --- nobody reads ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def a_narrow_pipe() -> Iterator[tuple[int, int]]:
+    """As small as a pipe can be, so that it is full soon."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(reader, False)
+    try:
+        yield reader, writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+class Unread:
+    """A logger to a pipe, of which the test reads when it wants to."""
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader = reader
+        self._read = b""
+        self.handler = NeverWaiting(writer)
+        self.handler.setFormatter(JsonFormatter())
+
+    def say(self, message: str) -> None:
+        self.handler.handle(logging.LogRecord("lockstep", logging.WARNING, "", 0, message, (), None))
+
+    def lines_until(self, message: str) -> list[dict[str, Any]]:
+        def lines() -> list[dict[str, Any]] | None:
+            try:
+                self._read += os.read(self._reader, 65_536)
+            except BlockingIOError:
+                return None
+            told = [json.loads(line) for line in self._read.splitlines() if line.endswith(b"}")]
+            return told if any(line["message"] == message for line in told) else None
+
+        told: list[dict[str, Any]] = wait_until(lines, what=f"the line {message!r}")
+        return told
+
+
+def test_what_nobody_reads_is_dropped_and_counted_and_the_next_line_says_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "MAX_WAITING_BYTES", 20_000)
+    with a_narrow_pipe() as pipe:
+        log = Unread(*pipe)
+        for number in range(1000):
+            log.say(f"line {number}")
+        dropped = log.handler.dropped
+        assert 0 < dropped < 1000
+        kept = [f"line {number}" for number in range(1000 - dropped)]
+        assert [line["message"] for line in log.lines_until(kept[-1])] == kept
+        log.say("somebody reads again")
+        *_, last = log.lines_until("somebody reads again")
+        assert last["lines_dropped"] == dropped
+        log.say("all is well")
+        *_, last = log.lines_until("all is well")
+        assert "lines_dropped" not in last
+        assert log.handler.dropped == dropped
+
+
+def test_lines_of_processes_that_share_a_pipe_are_not_mixed() -> None:
+    with a_narrow_pipe() as (reader, writer):
+        first, second = Unread(reader, writer), Unread(reader, writer)
+        for number in range(500):
+            first.say(f"first {number} " + "x" * 300)
+            second.say(f"second {number}")
+        first.say("the end")
+        told = first.lines_until("the end")  # parses each
+        assert len({line["message"] for line in told}) > 500
+
+
+def test_a_reader_that_is_gone_costs_lines_and_nothing_else() -> None:
+    reader, writer = os.pipe()
+    handler = NeverWaiting(writer)
+    os.close(reader)
+    handler.handle(logging.LogRecord("lockstep", logging.WARNING, "", 0, "heard by nobody", (), None))
+    handler.flush()
+    assert handler.dropped == 1
+    os.close(writer)
+
+
+def test_the_last_lines_of_a_process_are_written() -> None:
+    script = (
+        "import logging; from lockstep import logs; logs.configure('info'); "
+        "[logging.info(f'line {n}') for n in range(2000)]"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, check=True)
+    assert [json.loads(line)["message"] for line in ended.stderr.splitlines()][-1] == "line 1999"
+
+
+async def test_a_log_that_nobody_reads_stops_no_process() -> None:
+    with a_narrow_pipe() as (_, writer):
+        server = await asyncio.to_thread(ServerProcess, stderr=writer)
+        try:
+            # The path and the id are in the line: the pipe is full soon, and then what is kept.
+            asked = f"GET /{'x' * 200} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {'y' * 128}\r\n"
+            reading, writing = await asyncio.open_connection("127.0.0.1", server.port)
+            writing.write(f"{asked}\r\n".encode() * 2999 + f"{asked}Connection: close\r\n\r\n".encode())
+            async with asyncio.timeout(60):
+                assert (await reading.read()).count(b"HTTP/1.1 404") == 3000
+            writing.close()
+            text = (await server.call("GET", "/metrics")).raw.decode()
+            dropped = re.search(r"^lockstep_log_lines_dropped_total (\S+)$", text, re.MULTILINE)
+            assert dropped is not None
+            assert float(dropped[1]) > 0
+        finally:
+            assert await asyncio.to_thread(server.stop) == 0
