@@ -251,7 +251,7 @@ def cancel(session: Session, now_ms: int) -> Step:
 def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | None = None) -> Rule:
     """The rule, refused unless the settled session is what its sender saw.
 
-    `tags` are those of If-Match; "*" stands for any.
+    `tags` are those of If-Match.
     """
     if version is None and tags is None:
         return rule
@@ -259,15 +259,19 @@ def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | 
     def guarded(session: Session, now_ms: int) -> Step:
         step, now_ms = settled(session, now_ms)
         session = step.session
-        if tags is not None and "*" not in tags and session.tag not in tags:
-            raise PreconditionFailed(
-                f"Session {session.session_id} is at {session.tag}, not as If-Match says"
-            )
+        if tags is not None and not session.is_one_of(tags):
+            raise not_as_matched(session)
         if version is not None and session.version != version:
             raise Conflict(f"Session {session.session_id} is at version {session.version}, not {version}")
         return step.followed_by(rule(session, now_ms))
 
     return guarded
+
+
+def not_as_matched(session: Session) -> PreconditionFailed:
+    return PreconditionFailed(
+        f"Session {session.session_id} is at version {session.version}, not as If-Match says"
+    )
 
 
 def settled(session: Session, now_ms: int) -> tuple[Step, int]:

@@ -13,6 +13,7 @@ from lockstep.errors import MalformedJson
 from lockstep.state import (
     Session,
     dumps,
+    entity_tag,
     iso,
     participant_to_dict,
     participants_to_list,
@@ -61,8 +62,7 @@ class Head(Struct, frozen=True):
 
     @property
     def tag(self) -> str:
-        """What ETag carries."""
-        return f'"{self.position[0]}-{self.position[1]}"'
+        return entity_tag(*self.position, self.commit)
 
     def is_of(self, other: "Head | None") -> bool:
         """True if both are of the very same state."""

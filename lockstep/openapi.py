@@ -152,7 +152,7 @@ def _creation(mode: Mode) -> Schema:
 
 def _parameters() -> dict[str, Schema]:
     whole = {"type": "integer", "minimum": 0, "maximum": validation.MAX_INT}
-    tags = {"type": "string", "examples": ['"0lquvc000k3f9-3"']}
+    tags = {"type": "string", "examples": ['"0lquvc000k3f9-3-Zk8w_q1B"']}
     return {
         "Id": _parameter("path", "id", {"type": "string", "pattern": UUID}, "The session", required=True),
         "Status": _parameter("query", "status", schema_of(Choice(Status)), "Only sessions of this status"),
@@ -180,7 +180,12 @@ def _parameters() -> dict[str, Schema]:
             {"type": "string", "pattern": _anchored(validation.EPOCH.pattern)},
             "Which creation of the session is meant",
         ),
-        "IfMatch": _parameter("header", "If-Match", tags, "Only if the state still is one of these"),
+        "IfMatch": _parameter(
+            "header",
+            "If-Match",
+            tags,
+            "Only if the state still is one of these; a tag may end after the version",
+        ),
         "IfNoneMatch": _parameter("header", "If-None-Match", tags, "Only if the state is none of these"),
         "IdempotencyKey": _parameter(
             "header",
@@ -325,7 +330,7 @@ def _schemas() -> dict[str, Schema]:
 def _headers() -> dict[str, Schema]:
     return {
         "RequestId": {"description": "The request's own X-Request-ID, or one made for it", "schema": STRING},
-        "ETag": {"description": '"<epoch>-<version>"', "schema": STRING},
+        "ETag": {"description": '"<epoch>-<version>-<commit>"', "schema": STRING},
         "Location": {"description": "The session's path", "schema": STRING},
         "RetryAfter": {"description": "Seconds", "schema": COUNT},
         "Replayed": {

@@ -130,8 +130,16 @@ class Session(Struct, frozen=True):
 
     @property
     def tag(self) -> str:
-        """What ETag and If-Match carry."""
-        return f'"{self.epoch}-{self.version}"'
+        return entity_tag(self.epoch, self.version, self.commit)
+
+    def is_one_of(self, tags: frozenset[str]) -> bool:
+        """Is it what one of these tags of an If-Match names? The shorter form, without commit, will do."""
+        return not tags.isdisjoint(("*", self.tag, f'"{self.epoch}-{self.version}"'))
+
+
+def entity_tag(epoch: str, version: int, commit: str) -> str:
+    """What ETag carries: equal for two states if and only if they are the same."""
+    return f'"{epoch}-{version}-{commit}"'
 
 
 @lru_cache(1024)  # a state has seven of them, and most are those of the state before

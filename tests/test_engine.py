@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from lockstep import engine
 from lockstep.errors import (
@@ -651,14 +652,16 @@ def test_the_expected_version_is_that_of_the_settled_session() -> None:
 
 
 def test_if_match_holds_for_epoch_and_version_together() -> None:
-    session = running(60_000, 60_000)
-    assert session.tag == f'"{EPOCH}-2"'
-    for tags in ({session.tag}, {'"other"', session.tag}, {"*"}):
+    session = structs.replace(running(60_000, 60_000), commit="Zk8w_q1B")
+    assert session.tag == f'"{EPOCH}-2-Zk8w_q1B"'
+    for tags in ({session.tag}, {f'"{EPOCH}-2"'}, {'"other"', session.tag}, {"*"}):
         step = engine.expecting(engine.pause, tags=frozenset(tags))(session, T0 + 1_000)
         assert step == engine.pause(session, T0 + 1_000)
 
 
-@pytest.mark.parametrize("tag", [f'"{EPOCH}-1"', '"0000000000000-2"', f"{EPOCH}-2", '""'])
+@pytest.mark.parametrize(
+    "tag", [f'"{EPOCH}-1"', '"0000000000000-2"', f"{EPOCH}-2", f'"{EPOCH}-2-Zk8w_q1B"', '""']
+)
 def test_if_match_that_does_not_hold_is_412(tag: str) -> None:
     rule = engine.expecting(engine.pause, tags=frozenset({tag}))
     error = refusal(rule, running(60_000, 60_000), T0 + 1_000)

@@ -111,7 +111,7 @@ def test_the_head_of_a_state_is_read_from_its_first_bytes() -> None:
     head = Head(SESSION, (EPOCH, 2), "AbC_-012", T0 + 60_000)
     assert messages.read_head(state) == head
     assert messages.read_head(state[: messages.BEGINNING_BYTES]) == head
-    assert head.tag == session.tag == f'"{EPOCH}-2"'
+    assert head.tag == session.tag == f'"{EPOCH}-2-{session.commit}"'
 
 
 def test_the_longest_beginning_fits_into_what_is_read_of_it() -> None:

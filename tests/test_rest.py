@@ -143,7 +143,7 @@ def fields_of(answer: Answer) -> set[str]:
 
 
 def tag(session: dict[str, Any]) -> str:
-    return f'"{session["epoch"]}-{session["version"]}"'
+    return f'"{session["epoch"]}-{session["version"]}-{session["commit"]}"'
 
 
 def instant_ms(text: str) -> int:
@@ -620,6 +620,11 @@ async def test_if_match_must_hold(api: Api) -> None:
         f'W/"{epoch}-2"',
         '"',
         f'"{epoch}-1", "x"',
+        f'"{epoch}-2-00000000"',
+        f'"{epoch}-2-"',
+        f'"{epoch}-1-{session["commit"]}"',
+        tag(session)[1:-1],
+        f"W/{tag(session)}",
     ):
         refused = await api.command(session_id, "pause", If_Match=stale)
         assert error_of(refused, 412, "CONFLICT")["details"] == {"state": session}
@@ -1000,7 +1005,8 @@ async def test_etag_and_if_none_match(api: Api) -> None:
     for known in (tag(session), f"W/{tag(session)}", f'"x", {tag(session)}', "*"):
         answer = await api("GET", path, If_None_Match=known)
         assert (answer.status, answer.raw, answer.headers["etag"]) == (304, b"", tag(session))
-    for other in ('"x"', tag(session)[1:-1], f'"{session["epoch"]}-1"'):
+    # The tags of before named epoch and version, which two states can share where data were lost.
+    for other in ('"x"', tag(session)[1:-1], f'"{session["epoch"]}-1"', f'"{session["epoch"]}-2"'):
         assert (await api("GET", path, If_None_Match=other)).status == 200
     paused = await api.done(session["session_id"], "pause")
     answer = await api("GET", path, If_None_Match=tag(session))
@@ -1009,10 +1015,11 @@ async def test_etag_and_if_none_match(api: Api) -> None:
 
 async def test_an_etag_is_of_the_settled_state(api: Api) -> None:
     session = await api.running("global")
-    await api.done(session["session_id"], "adjust", {"delta_ms": -DAY_MS})
+    adjusted = await api.done(session["session_id"], "adjust", {"delta_ms": -DAY_MS})
     path = f"/v1/sessions/{session['session_id']}"
-    answer = await api("GET", path, If_None_Match=f'"{session["epoch"]}-3"')
-    assert (answer.status, answer.headers["etag"]) == (200, f'"{session["epoch"]}-4"')
+    answer = await api("GET", path, If_None_Match=tag(adjusted))
+    assert answer.data["version"] == 4
+    assert (answer.status, answer.headers["etag"]) == (200, tag(answer.data))
 
 
 ROUTES = {

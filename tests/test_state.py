@@ -365,7 +365,7 @@ def test_what_is_not_a_state_is_not_read_as_one(raw: bytes) -> None:
 
 
 def test_the_tag_is_epoch_and_version_in_quotes() -> None:
-    assert running(60_000).tag == f'"{EPOCH}-2"'
+    assert replace(running(60_000), commit="Zk8w_q1B").tag == f'"{EPOCH}-2-Zk8w_q1B"'
 
 
 def test_the_dict_and_the_json_are_the_same() -> None:
