@@ -87,6 +87,15 @@ class MemoryBroker(Broker):
     async def load(self, session_ids: list[str]) -> list[bytes | None]:
         return [kept.state if (kept := self._alive(session_id)) else None for session_id in session_ids]
 
+    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
+        states = await self.load(session_ids)
+        size = 0
+        for place, loaded in enumerate(states):
+            size += len(loaded or b"")
+            if place and size > at_most_bytes:
+                return states[:place]
+        return states
+
     async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
         (state,) = await self.load([session_id])
         self._forget()

@@ -60,6 +60,7 @@ class RedisBroker(Broker):
         self._commit = Script("commit")
         self._end = Script("end")
         self._due = Script("due")
+        self._load = Script("load")
         self._history = Script("history")
         self._publish = Script("publish")
         self._spend = Script("spend")
@@ -168,6 +169,10 @@ class RedisBroker(Broker):
             return []
         states = await self._ask("MGET", *(self._state_key(session_id) for session_id in session_ids))
         return list(states)
+
+    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
+        keys = [self._state_key(session_id) for session_id in session_ids]
+        return list(checked(await self._twice(lambda: self._load(self._link, keys, at_most_bytes))))
 
     async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
         state, record = await self._ask("MGET", self._state_key(session_id), self._done_key(key))

@@ -57,6 +57,10 @@ class Batch:
 class Peer(Protocol):
     """One client's connection. Nothing here ever waits for the client."""
 
+    @property
+    def is_over(self) -> bool:
+        """True when nothing can be sent any more, and its end has been told."""
+
     def send_batch(self, batch: Batch) -> None:
         """Send its frames as if one by one, each by its kind, but where that goes at once."""
 
@@ -163,12 +167,16 @@ class Broker(abc.ABC):
         """The stored states, None where there is none, in the order asked for."""
 
     @abc.abstractmethod
+    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
+        """The same for the first of them: one, and more as long as all together have no more bytes."""
+
+    @abc.abstractmethod
     async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
         """The stored state, and what is kept under the key of a request that is done once."""
 
     @abc.abstractmethod
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
-        """The same, but only the first bytes of each, enough for ``messages.read_head``."""
+        """As ``load``, but only the first bytes of each, enough for ``messages.read_head``."""
 
     @abc.abstractmethod
     async def commit(self, commit: Commit) -> Outcome:

@@ -134,6 +134,6 @@ class Room:
         self._batch = Batch(frames)
         self._unserved = self.peers.copy()
         for peer, count in ahead.items():
-            del self._unserved[peer]
+            self._unserved.pop(peer, None)  # it may be gone since, with one of these sends
             if count < len(frames):
                 peer.send_batch(Batch(frames[count:]))

@@ -610,6 +610,18 @@ async def test_load_answers_in_the_order_asked_for(broker: Broker) -> None:
         assert await broker.load([]) == []
 
 
+async def test_load_some_stops_before_it_is_too_much_but_not_before_the_first(broker: Broker) -> None:
+    async with started(broker):
+        large = [await created(broker, new_id(), metadata={"text": "x" * 3_000}) for _ in range(3)]
+        asked = [large[0].session_id, new_id(), large[1].session_id, large[2].session_id]
+        loaded = await broker.load(asked)
+        size = len(loaded[0] or b"")
+        assert await broker.load_some(asked, 1) == loaded[:1]
+        assert await broker.load_some(asked, 2 * size - 1) == loaded[:2]
+        assert await broker.load_some(asked, 2 * size + 10) == loaded[:3]
+        assert await broker.load_some(asked, 10 * size) == loaded
+
+
 async def test_beginnings_are_the_first_bytes_of_what_load_gives(broker: Broker) -> None:
     async with started(broker):
         small, due = await created(broker, new_id()), await fell_due(broker, new_id())

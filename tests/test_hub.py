@@ -1,6 +1,7 @@
 """The hub with peers and a broker that do just what a test says."""
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -42,6 +43,8 @@ def deleted(epoch: str) -> bytes:
 class FakePeer:
     """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
 
+    is_over = False
+
     def __init__(self) -> None:
         self.got: list[Any] = []
         self.frames: list[bytes] = []
@@ -77,6 +80,7 @@ class FakeBroker:
         self.states: dict[str, bytes] = {}
         self.is_away = False
         self.unheard: list[str] = []
+        self.loaded: list[list[str]] = []
         self.on_load: Callable[[], None] = lambda: None
         self.hearing: Callable[[], Any] = lambda: asyncio.sleep(0)
 
@@ -96,6 +100,13 @@ class FakeBroker:
         found = [self.states.get(session_id) for session_id in session_ids]
         self.on_load()
         await asyncio.sleep(0)
+        return found
+
+    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
+        found = await self.load(session_ids)
+        sizes = list(itertools.accumulate(len(each or b"") for each in found))
+        found = [each for place, each in enumerate(found) if not place or sizes[place] <= at_most_bytes]
+        self.loaded.append(session_ids[: len(found)])
         return found
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
@@ -442,6 +453,58 @@ async def test_a_peer_is_greeted_when_its_channel_is_heard_and_not_before() -> N
         assert peer.heard == ["CONNECTED", ("STATE_UPDATE", 1)]
 
 
+async def test_a_peer_that_ends_while_its_channel_is_joined_leaves_no_trace() -> None:
+    async with a_world() as world:
+        is_heard = asyncio.Event()
+        world.broker.hearing = is_heard.wait
+        peer = FakePeer()
+        joining = asyncio.create_task(world.hub.join(S, peer))
+        await settled()
+        peer.is_over = True
+        world.hub.leave(S, peer)
+        is_heard.set()
+        await joining
+        await settled()
+        assert (world.hub.peers, world.hub._rooms, world.hub._joining) == ([], {}, {})
+        assert world.broker.unheard == [S], "the channel is left, too"
+        assert peer.got == []
+
+
+async def test_a_peer_that_cannot_be_set_up_leaves_no_trace() -> None:
+    async with a_world() as world:
+
+        async def failing() -> None:
+            raise RuntimeError
+
+        world.broker.hearing = failing
+        with pytest.raises(RuntimeError):
+            await world.hub.join(S, FakePeer())
+        assert (world.hub.peers, world.hub._rooms, world.hub._joining) == ([], {}, {})
+        assert world.broker.unheard == [S]
+
+
+@pytest.mark.parametrize("leaver", ["one in the room", "one that joins too"])
+async def test_a_channel_is_not_left_while_another_peer_joins_it(leaver: str) -> None:
+    async with a_world() as world:
+        there = await world.join()
+        is_heard = asyncio.Event()
+        world.broker.hearing = is_heard.wait
+        leaving, staying = FakePeer(), FakePeer()
+        joining = [asyncio.create_task(world.hub.join(S, peer)) for peer in (leaving, staying)]
+        await settled()
+        world.hub.leave(S, there)
+        leaving.is_over = leaver == "one that joins too"
+        is_heard.set()
+        await asyncio.gather(*joining)
+        assert world.broker.unheard == []
+        world.hub.on_published(published(1))
+        await served()
+        assert staying.heard == ["CONNECTED", ("STATE_UPDATE", 1)]
+        for peer in (leaving, staying):
+            world.hub.leave(S, peer)
+        assert (world.broker.unheard, world.hub.peers) == ([S], [])
+
+
 async def test_a_channel_is_left_with_the_last_peer() -> None:
     async with a_world() as world:
         first, second = await world.join(), await world.join()
@@ -561,6 +624,39 @@ async def test_a_sync_without_a_session_is_refused() -> None:
         with pytest.raises(SessionNotFound):
             await world.hub.sync(S, peer)
         assert peer.heard == []
+
+
+async def test_a_peer_that_leaves_while_it_is_answered_takes_nothing_from_the_others() -> None:
+    async with a_world() as world:
+        leaving, staying = await world.join(), await world.join()
+        world.broker.states[S] = state(3)
+
+        def leave() -> None:
+            world.broker.on_load = lambda: None
+            world.hub.on_published(published(2))
+            world.hub.leave(S, leaving)
+            leaving.is_over = True
+            # The answer is ready before the room is served.
+            world.hub._serving.cancel()  # type: ignore[union-attr]
+
+        world.broker.on_load = leave
+        await world.hub.sync(S, leaving)
+        world.hub._serve()
+        world.hub.on_published(published(3))
+        await served()
+        assert leaving.got == []
+        assert staying.heard == [("STATE_UPDATE", 2), ("STATE_UPDATE", 3)]
+        assert world.hub.peers == [staying]
+
+
+async def test_a_peer_that_is_told_that_its_session_is_gone_is_sent_no_state_behind_it() -> None:
+    async with a_world() as world:
+        peer = await world.join()
+        world.broker.states[S] = state(3)
+        world.broker.on_load = lambda: world.hub.on_published(deleted(EPOCH))
+        await world.hub.sync(S, peer)
+        await served()
+        assert peer.heard == ["SESSION_DELETED", 1000]
 
 
 async def test_a_sync_is_answered_from_the_room_while_the_store_is_away() -> None:
@@ -755,6 +851,40 @@ async def test_all_rooms_are_repaired_however_many() -> None:
         assert [peer.heard for peer in peers.values()] == [
             [("STATE_SYNC", number + 1)] for number in range(250)
         ]
+
+
+async def test_a_repair_reads_whole_only_what_differs_and_little_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_module, "REPAIR_BYTES", 4_000)
+    async with a_world() as world:
+        ids = [f"{number:08}-0000-4000-8000-000000000000" for number in range(30)]
+        large = b" " * 1_000
+        peers = []
+        for session_id in ids:
+            world.broker.states[session_id] = state(3, sid=session_id) + large
+            peers.append(await world.join(session_id))
+        for session_id in ids[:10]:
+            world.hub.on_published(published(3, sid=session_id))
+        await settled()
+        for peer in peers:
+            peer.got.clear()
+        await world.gap()
+        assert [peer.heard for peer in peers] == [[]] * 10 + [[("STATE_SYNC", 3)]] * 20
+        read = [session_id for together in world.broker.loaded for session_id in together]
+        assert sorted(read) == ids[10:], "only what is not as stored is read, and once"
+        assert max(map(len, world.broker.loaded)) == 3, "no more than fits is read in one go"
+
+
+async def test_new_rooms_are_read_when_the_store_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_world() as world:
+        monkeypatch.setattr(hub_module, "RETRY_S", 0)
+        world.broker.states[S] = state(3, due=T0 + 500)
+        world.broker.is_away = True
+        await world.join()
+        world.broker.is_away = False
+        await settled()
+        assert world.deadlines.armed == {S: T0 + 500}
 
 
 async def test_a_room_whose_last_peer_leaves_during_a_repair_is_passed_over() -> None:
