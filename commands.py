@@ -1,6 +1,7 @@
-"""What the console script does besides serving: check-config, doctor, token."""
+"""What the console script does besides serving: check-config, doctor, token, and help for all of it."""
 
 import asyncio
+import inspect
 import os
 import resource
 import sys
@@ -12,18 +13,35 @@ from typing import Any
 
 import jwt
 
-from broker import examine
+from broker import check_url, examine
 from handlers.tokens import Keys
-from lockstep.config import Settings, SettingsError, read_settings
+from lockstep import __version__
+from lockstep.access import Scope
+from lockstep.config import Settings, SettingsError, nearest, read_settings, usage
+from lockstep.messages import UUID
 
 MASKED = "***"
 # What a process opens besides its clients: listeners, Redis, the loop, files.
 OWN_DESCRIPTORS = 64
-TOKEN_OPTIONS = {"sid", "scope", "ttl", "sub", "aud", "jwt_secret_file", "jwt_private_key_file", "kid"}
+SCOPES = tuple(scope.name.lower() for scope in Scope)
+TOKEN_OPTIONS = {
+    "sid": "ID|ID,ID|*: the sessions it is for; * for all",
+    "scope": f"{'|'.join(SCOPES)}: what it allows; each includes those before it",
+    "sub": "ID: the participant whose it is, or a user's name for the history",
+    "ttl": "SECONDS: how long it is valid; 3600 unless given",
+    "aud": "NAME: what the servers' --jwt-audience says, where it says something",
+    "jwt_secret_file": "FILE: sign with this secret (HS256)",
+    "jwt_private_key_file": "FILE: or with this private key, PEM (RS256, ES256, EdDSA)",
+    "kid": "NAME: which key that is, where the servers' keys have names",
+}
+MAX_TTL_S = 10 * 365 * 24 * 3600
 
 
 def check_config(args: Sequence[str]) -> None:
-    """lockstep check-config [SETTINGS]: print what would be in force, or what is wrong."""
+    """lockstep check-config [SETTINGS]
+
+    Print the settings that would be in force, secrets masked, or what is wrong with them.
+    """
     settings = _settings(args)
     for field in fields(settings):
         print(f"{field.name} = {_shown(field.name, getattr(settings, field.name))}")
@@ -31,6 +49,7 @@ def check_config(args: Sequence[str]) -> None:
 
 def _settings(args: Sequence[str]) -> Settings:
     settings = read_settings(args, os.environ)
+    check_url(settings.broker)
     Keys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
     return settings
 
@@ -47,7 +66,10 @@ def _shown(name: str, value: Any) -> str:
 
 
 def doctor(args: Sequence[str]) -> None:
-    """lockstep doctor [SETTINGS]: look at what production needs; each line ok, or what to do."""
+    """lockstep doctor [SETTINGS]
+
+    Look at what a process with these settings needs, Redis above all; each line is ok or says what to do.
+    """
     settings = _settings(args)
     findings = [_descriptors(settings), *asyncio.run(examine(settings))]
     for is_ok, text in findings:
@@ -65,33 +87,54 @@ def _descriptors(settings: Settings) -> tuple[bool, str]:
 
 
 def token(args: Sequence[str]) -> None:
-    """lockstep token --sid=ID|* --scope=view|control|admin [--ttl=SECONDS] [--sub=PARTICIPANT] KEY
+    """lockstep token --sid=ID --scope=SCOPE [--sub=ID] --jwt-secret-file=FILE
 
-    KEY is --jwt-secret-file=FILE, or --jwt-private-key-file=FILE, with --kid=NAME where keys have names.
+    Print a token for a server that was started with the same secret (or the public key).
     """
     given = dict(_option(arg) for arg in args)
     for name in given:
         if name not in TOKEN_OPTIONS:
-            raise SettingsError(f"--{name.replace('_', '-')}: no such option of token")
+            meant = nearest(name, TOKEN_OPTIONS)
+            hint = f"; did you mean {_flag(meant)}?" if meant else "; lockstep token --help lists them"
+            raise SettingsError(f"{_flag(name)}: no such option of token{hint}")
     for name in ("sid", "scope"):
         if name not in given:
-            raise SettingsError(f"--{name}: is needed")
-    if given["scope"] not in ("view", "control", "admin"):
-        raise SettingsError(f"--scope: {given['scope']!r} is not view, control or admin")
-    ttl = given.get("ttl", "3600")
-    if not ttl.isdecimal() or not int(ttl):
-        raise SettingsError(f"--ttl: {ttl!r} is not a number of seconds")
-    sids, now_s = given["sid"].split(","), int(time.time())
+            raise SettingsError(f"{_flag(name)} is needed: {TOKEN_OPTIONS[name]}")
+    now_s = int(time.time())
     claims: dict[str, Any] = {
-        "sid": sids[0] if len(sids) == 1 else sids,
-        "scope": given["scope"],
+        "sid": _sid(given["sid"]),
+        "scope": _scope(given["scope"], given.get("sub")),
         "iat": now_s,
-        "exp": now_s + int(ttl),
+        "exp": now_s + _ttl_s(given.get("ttl", "3600")),
     }
     claims |= {name: given[name] for name in ("sub", "aud") if name in given}
     key, algorithm = _signing_key(given)
     headers = {"kid": given["kid"]} if "kid" in given else None
     print(jwt.encode(claims, key, algorithm=algorithm, headers=headers))
+
+
+def _sid(text: str) -> str | list[str]:
+    sids = text.split(",")
+    if sids == ["*"]:
+        return "*"
+    for each in sids:
+        if not UUID.fullmatch(each.lower()):
+            raise SettingsError(f"--sid: {each!r} is no session id (a UUID), nor * for all sessions")
+    return sids[0] if len(sids) == 1 else sids
+
+
+def _scope(text: str, sub: str | None) -> str:
+    if text not in SCOPES:
+        raise SettingsError(f"--scope: {text!r} is none of {', '.join(SCOPES)}")
+    if text == "play" and (sub is None or not UUID.fullmatch(sub.lower())):
+        raise SettingsError("--sub: the scope play is a participant's: its participant_id (a UUID) is needed")
+    return text
+
+
+def _ttl_s(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 0 < int(text) <= MAX_TTL_S):
+        raise SettingsError(f"--ttl: {text!r} is not a number of seconds from 1 to {MAX_TTL_S}")
+    return int(text)
 
 
 def _signing_key(given: Mapping[str, str]) -> tuple[Any, str]:
@@ -100,7 +143,11 @@ def _signing_key(given: Mapping[str, str]) -> tuple[Any, str]:
         return Path(given["jwt_secret_file"]).read_bytes().strip(), "HS256"
     if "jwt_private_key_file" in given:
         return Keys.private(given["jwt_private_key_file"])
-    raise SettingsError("--jwt-secret-file or --jwt-private-key-file: is needed")
+    raise SettingsError("--jwt-secret-file or --jwt-private-key-file is needed: to sign with")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _option(arg: str) -> tuple[str, str]:
@@ -115,3 +162,48 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "doctor": doctor,
     "token": token,
 }
+
+
+def run_command(args: Sequence[str]) -> bool:
+    """Do what the first word asks, or help; False where there is none, which is to serve.
+
+    Raises SettingsError for a word that is no command.
+    """
+    word = args[0] if args and not args[0].startswith("-") and "=" not in args[0] else None
+    if "--help" in args or "-h" in args:
+        print(_help(word))
+    elif list(args) == ["--version"]:
+        print(f"lockstep {__version__}")
+    elif word in COMMANDS:
+        COMMANDS[word](args[1:])
+    elif word is not None:
+        meant = nearest(word, COMMANDS)
+        raise SettingsError(
+            f"{word}: no such command; "
+            + (
+                f"did you mean {meant}?"
+                if meant
+                else f"there are {', '.join(COMMANDS)}; without one it serves"
+            )
+        )
+    elif late := next((arg for arg in args if arg in COMMANDS), None):
+        raise SettingsError(f"{late}: a command comes first: lockstep {late} --SETTING=VALUE")
+    else:
+        return False
+    return True
+
+
+def _help(word: str | None) -> str:
+    settings = f"Settings, with their defaults; also LOCKSTEP_PORT=8080, or port = 8080 in FILE:\n\n{usage()}"
+    if word in COMMANDS:
+        options = settings
+        if word == "token":
+            options = "\n".join(f"  {_flag(name):<24} {text}" for name, text in TOKEN_OPTIONS.items())
+        return f"usage: {inspect.getdoc(COMMANDS[word])}\n\n{options}"
+    commands = "\n\n".join(
+        inspect.cleandoc(command.__doc__ or "").replace("\n\n", "\n    ") for command in COMMANDS.values()
+    )
+    return (
+        "usage: lockstep [--SETTING=VALUE ...] [--config=FILE]\n\nServe. Else, by a command in front:\n\n"
+        f"{commands}\n\nlockstep COMMAND --help says more.\n\n{settings}"
+    )

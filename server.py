@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tornado.netutil import bind_sockets
 
 from broker import open_broker
-from commands import COMMANDS
+from commands import run_command
 from handlers import front
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
@@ -20,7 +20,7 @@ from handlers.listening import LISTEN_BACKLOG, FrontServer
 from handlers.origins import Origins
 from handlers.tokens import Keys, Tokens
 from lockstep import logs
-from lockstep.config import Settings, SettingsError, read_settings, usage
+from lockstep.config import Settings, SettingsError, read_settings
 from lockstep.deadlines import Deadlines
 from lockstep.errors import GOING_AWAY
 from lockstep.hub import Hub
@@ -179,12 +179,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
-    if "--help" in args or "-h" in args:
-        print(usage())
-        return
     try:
-        if args and args[0] in COMMANDS:
-            COMMANDS[args[0]](args[1:])
+        if run_command(args):
             return
         settings = read_settings(args, os.environ)
     except (SettingsError, ValueError) as error:

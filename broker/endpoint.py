@@ -5,13 +5,19 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import parse_url
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.exceptions import RedisError
 
 CONNECT_TIMEOUT_S = 1.0
+EXAMPLES = (
+    "memory://, redis://127.0.0.1:6379/0, unix:///run/redis.sock?db=0 "
+    "or redis+sentinel://a:26379,b:26379/service/0"
+)
+# What a URL's query may say.
+OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -72,27 +78,48 @@ class Endpoint:
 def parse(url: str) -> Endpoint:
     """redis://, rediss://, unix:// as redis-py reads them, and redis+sentinel://h:p,h:p/service/db.
 
-    Raises ValueError, saying what it cannot use; never with the password in it.
+    Raises ValueError, saying what it cannot use and what could be; never with the password in it.
     """
     try:
-        parts = urlsplit(url)
-        if parts.scheme == "redis+sentinel":
-            return _parse_sentinel(url)
-        if parts.scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("the scheme must be redis, rediss, unix or redis+sentinel")
-        options: dict[str, Any] = dict(parse_url(url))
+        return _parse(url)
+    except OSError as error:
+        why = f"its certificates cannot be read ({error.strerror or error})"
     except ValueError as error:
-        raise ValueError(f"broker: {_shown(url)}: {error}") from None
+        why = str(error)
+    raise ValueError(f"broker: {_shown(url)!r} cannot be used: {why}; a broker looks like {EXAMPLES}")
+
+
+def _parse(url: str) -> Endpoint:
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in ("redis", "rediss", "unix", "redis+sentinel"):
+        raise ValueError("the scheme must be memory, redis, rediss, unix or redis+sentinel, and :// follow")
+    if any(character.isspace() for character in url):
+        raise ValueError("there is a space in it")
+    if scheme == "redis+sentinel":
+        return _parse_sentinel(url)
+    parts = urlsplit(url)
+    if scheme == "unix":
+        if not parts.path:
+            raise ValueError("it names no socket")
+    elif not parts.hostname:
+        raise ValueError("it names no host")
+    elif not _is_port(parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2] or "6379"):
+        raise ValueError("its port is not one from 1 to 65535")
+    elif not (parts.path in ("", "/") or parts.path[1:].isdecimal()):
+        raise ValueError("behind the host comes /db, a number")
+    if unknown := parse_qs(parts.query).keys() - OPTIONS:
+        raise ValueError(f"{min(unknown)} is none of its options ({', '.join(sorted(OPTIONS))})")
+    options: dict[str, Any] = dict(parse_url(url))
     endpoint = Endpoint(
         shown=_shown(url),
         username=options.get("username"),
         password=options.get("password"),
         db=int(options.get("db", 0)),
     )
-    if parts.scheme == "unix":
+    if scheme == "unix":
         return replace(endpoint, path=options["path"])
     endpoint = replace(endpoint, host=options.get("host", "127.0.0.1"), port=int(options.get("port", 6379)))
-    return replace(endpoint, tls=_tls(options)) if parts.scheme == "rediss" else endpoint
+    return replace(endpoint, tls=_tls(options)) if scheme == "rediss" else endpoint
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:
@@ -115,7 +142,7 @@ def _parse_sentinel(url: str) -> Endpoint:
     sentinels = []
     for each in hosts.split(","):
         host, _, port = each.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not _is_port(port):
             raise ValueError(f"{each!r} is not host:port")
         sentinels.append((host, int(port)))
     if not service or (db and not db.isdigit()):
@@ -130,7 +157,12 @@ def _parse_sentinel(url: str) -> Endpoint:
     )
 
 
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= 65_535
+
+
 def _shown(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    _, at, rest = rest.rpartition("@")
-    return f"{scheme}://{'***@' if at else ''}{rest}"
+    """Without what may be a password, wherever it stands."""
+    scheme, separator, _ = url.partition("://")
+    _, at, rest = url.rpartition("@")
+    return f"{scheme + separator if separator else ''}***@{rest}" if at else url

@@ -1,7 +1,8 @@
 """Settings: read and checked once at the start, flags over environment over file, then passed down."""
 
+import difflib
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -138,7 +139,7 @@ def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
     values = {}
     for key, (source, value) in given.items():
         if key not in kinds:
-            raise SettingsError(f"{source}: no such setting")
+            raise SettingsError(f"{source}: no such setting{_did_you_mean(source, key, kinds)}")
         values[key] = _value(source, kinds[key], value)
     settings = Settings(**values)
     _check(settings, {key: source for key, (source, _) in given.items()})
@@ -146,15 +147,30 @@ def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def usage() -> str:
-    lines = [
-        "usage: lockstep [check-config | doctor] [--SETTING=VALUE ...] [--config=FILE]",
-        "       lockstep token --sid=ID --scope=view|control|admin --jwt-secret-file=FILE [--ttl=S]",
-        "",
-    ]
+    """Every setting as a flag, with its default and what it says."""
+    lines = []
     for field in fields(Settings):
-        flag = f"--{field.name.replace('_', '-')}={field.default}"
+        default = ("no", "yes")[field.default] if isinstance(field.default, bool) else field.default
+        flag = f"--{field.name.replace('_', '-')}={default}"
         lines.append(f"  {flag:<44} {HELP[field.name]}")
     return "\n".join(lines)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one that whoever wrote `word` may have meant."""
+    return next(iter(difflib.get_close_matches(word, known, 1)), None)
+
+
+def _did_you_mean(source: str, key: str, known: Iterable[str]) -> str:
+    """The nearest setting, spelled as it would be where the unknown one stands."""
+    meant = nearest(key, [*known, "config"])
+    if meant is None:
+        return "; lockstep --help lists them"
+    if source.startswith("--"):
+        meant = "--" + meant.replace("_", "-")
+    elif source.startswith("LOCKSTEP_"):
+        meant = "LOCKSTEP_" + meant.upper()
+    return f"; did you mean {meant}?"
 
 
 def _flag(arg: str) -> tuple[str, tuple[str, str]]:

@@ -88,8 +88,25 @@ async def test_an_old_redis_is_refused_by_its_version(
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("redis://:hush@127.0.0.1:port/0", "broker: redis://"),
+        ("redis://:hush@127.0.0.1:port/0", "broker: 'redis://***@127.0.0.1:port/0' cannot be used: its port"),
+        ("redis://:hush@127.0.0.1:99999/0", "its port is not one from 1 to 65535"),
+        ("redis://:hush@127.0.0.1:0", "its port is not one from 1 to 65535"),
+        ("redis://:hush@[::1]:99999", "its port is not one from 1 to 65535"),
+        ("redis://:hush@127.0.0.1/zero", "/db, a number"),
+        ("redis://:hush@127.0.0.1/0?ssl_ca_cert=x", "ssl_ca_cert is none of its options"),
+        ("rediss://:hush@127.0.0.1/0?ssl_ca_certs=/nowhere", "its certificates cannot be read"),
+        ("redis://:hush@", "it names no host"),
+        ("redis://:hush@ 127.0.0.1", "a space"),
+        ("redis://", "it names no host"),
+        ("redis:/:hush@127.0.0.1", "the scheme must be"),
+        ("redis:/x", "the scheme must be"),
         ("http://:hush@127.0.0.1/0", "the scheme must be"),
+        ("hush@localhost:6379", "the scheme must be"),
+        ("localhost:6379", "the scheme must be"),
+        ("memory", "the scheme must be"),
+        ("", "the scheme must be"),
+        ("unix://", "it names no socket"),
+        ("redis+sentinel://:hush@127.0.0.1:99999/service", "is not host:port"),
         ("redis+sentinel://:hush@127.0.0.1:26379", "/service"),
         ("redis+sentinel://:hush@127.0.0.1/service", "is not host:port"),
     ],
@@ -98,6 +115,7 @@ def test_an_url_that_cannot_be_used_is_named_without_its_password(url: str, comp
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - what it says is what is tested
         parse(url)
     assert complaint in str(refused.value)
+    assert "redis://127.0.0.1:6379/0" in str(refused.value), "what one looks like"
     assert "hush" not in str(refused.value)
 
 

@@ -173,6 +173,14 @@ def test_origins_are_a_list(given: str, allowed: set[str]) -> None:
     assert read_settings([f"--origins={given}"], {}).allowed_origins == allowed
 
 
+def test_of_an_unknown_key_the_nearest_is_told_as_it_is_spelled_there(file: Path) -> None:
+    assert complaint(["--drain=1"]).endswith("did you mean --drain-s?")
+    assert complaint([], {"LOCKSTEP_ORIGIN": "*"}).endswith("did you mean LOCKSTEP_ORIGINS?")
+    file.write_text('brocker = "memory://"')
+    assert complaint([f"--config={file}"]).endswith("did you mean broker?")
+    assert complaint(["--zzz=1"]).endswith("lockstep --help lists them")
+
+
 def test_the_usage_explains_every_setting() -> None:
     names = [field.name for field in fields(Settings)]
     assert set(HELP) == set(names)

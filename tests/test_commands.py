@@ -1,0 +1,122 @@
+"""What the console script says to whoever meets it for the first time: one line for what it cannot do."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import jwt
+import pytest
+
+from commands import COMMANDS, TOKEN_OPTIONS
+from lockstep.access import Scope
+from lockstep.config import Settings
+from tests.processes import ROOT
+
+SESSION = "7f3c1f6e-2f6b-4b0e-9a51-0d6f3c1d2e3f"
+PLAYER = "11111111-1111-4111-8111-111111111111"
+# The two doors: the file in a checkout, and what an installation puts on the PATH.
+DOORS = ([sys.executable, "server.py"], [str(Path(sys.executable).parent / "lockstep")])
+
+
+def lockstep(*args: str, door: list[str] = DOORS[0]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*door, *args], cwd=ROOT, env={}, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def complaint(*args: str) -> str:
+    """The one line with which it ends."""
+    done = lockstep(*args)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.strip()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text("0123456789abcdef" * 4 + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["chek-config"], "chek-config: no such command; did you mean check-config?"),
+        (["docter", "--port=1"], "docter: no such command; did you mean doctor?"),
+        (["serve"], "serve: no such command; there are check-config, doctor, token; without one it serves"),
+        (["--port=1", "doctor"], "doctor: a command comes first: lockstep doctor --SETTING=VALUE"),
+        (["check-config", "--drain=1"], "--drain: no such setting; did you mean --drain-s?"),
+    ],
+)
+def test_what_is_no_command_is_told_with_the_nearest(args: list[str], said: str) -> None:
+    assert complaint(*args) == f"lockstep: {said}"
+
+
+@pytest.mark.parametrize(
+    "url", ["redis:/x", "http://127.0.0.1/0", "", "redis://127.0.0.1:99999", "localhost:6379"]
+)
+@pytest.mark.parametrize("command", [[], ["check-config"], ["doctor"]])
+def test_a_broker_that_cannot_be_one_ends_the_start_and_says_what_one_looks_like(
+    command: list[str], url: str
+) -> None:
+    said = complaint(*command, "--port=0", f"--broker={url}")
+    assert said.startswith("lockstep: broker: ")
+    assert "a broker looks like memory://, redis://127.0.0.1:6379/0" in said
+
+
+def test_help_lists_every_command_and_every_setting() -> None:
+    for args in (["--help"], ["-h"]):
+        said = lockstep(*args).stdout
+        for command in COMMANDS:
+            assert f"\nlockstep {command} " in said
+        for field in fields(Settings):
+            assert f"--{field.name.replace('_', '-')}=" in said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_lists_what_it_takes(command: str) -> None:
+    done = lockstep(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: lockstep {command} ")
+    names = TOKEN_OPTIONS if command == "token" else [field.name for field in fields(Settings)]
+    for name in names:
+        assert f"--{name.replace('_', '-')}" in done.stdout
+    if command == "token":
+        for scope in Scope:
+            assert scope.name.lower() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--scope=view"], "--sid is needed: ID|ID,ID|*"),
+        (["--sid=*"], "--scope is needed: "),
+        (["--sid=7f3c1f6e", "--scope=view"], "--sid: '7f3c1f6e' is no session id (a UUID), nor *"),
+        ([f"--sid={SESSION},", "--scope=view"], "--sid: '' is no session id"),
+        ([f"--sid={SESSION},*", "--scope=view"], "--sid: '*' is no session id"),
+        (["--sid=*", "--scope=root"], "--scope: 'root' is none of view, "),
+        (["--sid=*", "--scope=view", "--ttl=0"], "--ttl: '0' is not a number of seconds"),
+        (["--sid=*", "--scope=view", "--ttl=1h"], "--ttl: '1h' is not a number of seconds"),
+        (["--sid=*", "--scope=view", "--ttl=" + "9" * 30], "is not a number of seconds"),
+        (["--sid=*", "--scpe=view"], "--scpe: no such option of token; did you mean --scope?"),
+        (["--sid=*", "--scope=view", "--sub"], "--sub: options are given as --name=value"),
+        (["--sid=*", "--scope=view"], "--jwt-secret-file or --jwt-private-key-file is needed"),
+    ],
+)
+def test_a_token_that_nobody_would_believe_is_not_made(args: list[str], said: str) -> None:
+    assert said in complaint("token", *args)
+
+
+@pytest.mark.parametrize("door", DOORS, ids=["server.py", "lockstep"])
+def test_both_doors_make_a_token_with_what_was_asked(door: list[str], secret: Path) -> None:
+    done = lockstep(
+        *("token", f"--sid={SESSION.upper()}", "--scope=view", f"--sub={PLAYER}", "--ttl=60"),
+        f"--jwt-secret-file={secret}",
+        door=door,
+    )
+    assert done.returncode == 0, done.stderr
+    claims = jwt.decode(done.stdout.strip(), secret.read_bytes().strip(), algorithms=["HS256"])
+    assert (claims["sid"], claims["scope"], claims["sub"]) == (SESSION.upper(), "view", PLAYER)
+    assert claims["exp"] - claims["iat"] == 60
