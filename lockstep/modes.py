@@ -72,7 +72,9 @@ def end_turn(session: Session, heir: int | None) -> Session:
 def _earns_increment(session: Session, ending: Participant, heir: int | None) -> bool:
     if session.mode not in BANK_MODES or ending.has_expired or heir is None:
         return False
-    # Within a group the bank runs on: only a turn that leaves the group is rewarded.
+    # Only a turn that passes to somebody else is rewarded, and within a group the bank runs on.
+    if heir == session.active:
+        return False
     return session.mode is Mode.PER_PARTICIPANT or session.participants[heir].group_id != ending.group_id
 
 

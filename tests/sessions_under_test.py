@@ -359,7 +359,7 @@ class Counter:
             if heir is None:
                 self._over("expired")
                 return
-            stays = self.spec.mode == "per_group" and heir.group == self.turn.group
+            stays = self._account(heir) == self._account(self.turn)
             if self.spec.mode in ("per_participant", "per_group") and not stays and not self._bank.is_out:
                 self._bank.left += self.spec.increment_ms
         self.turn, self.since = heir, self.at

@@ -541,11 +541,19 @@ def test_a_named_participant_is_next_and_the_order_goes_on_from_there() -> None:
     assert active(engine.switch(session, T0).session) == D
 
 
-def test_a_switch_to_oneself_is_a_turn_of_its_own() -> None:
+def test_a_switch_to_oneself_is_a_turn_of_its_own_and_earns_nothing() -> None:
     session = running(60_000, 60_000, increment_ms=2_000)
     session = engine.switch(session, T0 + 5_000, next_participant_id=A).session
-    assert (active(session), remaining(session), turns(session)) == (A, (57_000, 60_000), (1, 0))
-    assert (session.cycle_started_at_ms, session.deadline_ms) == (T0 + 5_000, T0 + 62_000)
+    assert (active(session), remaining(session), turns(session)) == (A, (55_000, 60_000), (1, 0))
+    assert (session.cycle_started_at_ms, session.deadline_ms) == (T0 + 5_000, T0 + 60_000)
+
+
+def test_a_turn_that_comes_back_earns_nothing() -> None:
+    alone = engine.switch(running(60_000, increment_ms=2_000), T0 + 5_000).session
+    assert remaining(alone) == (55_000,)
+    session = engine.switch(running(1_000, 60_000, increment_ms=2_000), T0 + 1_000).session
+    session = engine.switch(session, T0 + 2_000).session
+    assert (active(session), remaining(session)) == (B, (0, 59_000))
 
 
 def test_a_lone_participant_follows_upon_themselves() -> None:

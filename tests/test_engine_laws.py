@@ -479,7 +479,7 @@ def test_a_bank_is_its_budget_and_increments_and_adjustments_less_what_was_charg
                 and heir is not None
                 and not ending.has_expired
             ):
-                is_rewarded = before.mode is Mode.PER_PARTICIPANT or account_of(session, heir) != account
+                is_rewarded = account_of(session, heir) != account
                 given_ms[account] += before.increment_ms if is_rewarded else 0
         if command is not None and command.name == "adjust":
             target = command.arguments["target"]
