@@ -116,6 +116,8 @@ class MemoryBroker(Broker):
         is_now = now_ms - MAX_BEHIND_MS <= commit.now_ms <= now_ms + MAX_AHEAD_MS
         if not is_now or (commit.due_ms is not None and commit.due_ms > now_ms):
             return Outcome.WRONG_TIME
+        if commit.charge is not None and not self._count(commit, commit.charge):
+            return Outcome.LIMITED
         lapses_at_ms = commit.lapses_at_ms
         if kept and not commit.prolongs:
             lapses_at_ms = min(lapses_at_ms, kept.lapses_at_ms)
@@ -131,6 +133,19 @@ class MemoryBroker(Broker):
         self._remember(commit.once)
         self._published(messages.state_update(commit.session_id, commit.now_ms, commit.state))
         return Outcome.APPLIED
+
+    def _count(self, commit: Commit, charge: Charge) -> bool:
+        """Count a change that is about to be made, unless it is one too many."""
+        now_s = time.monotonic()
+        count, left_ms = self._windows.look(charge, now_s)
+        if count < charge.limit:
+            count, left_ms = self._windows.spend(charge, now_s)
+            is_allowed = True
+        else:
+            count, is_allowed = count + 1, False
+        if commit.on_counted is not None:
+            commit.on_counted(count, left_ms)
+        return is_allowed
 
     async def delete(self, session_id: str) -> bool:
         kept = self._alive(session_id)

@@ -200,7 +200,11 @@ class RedisBroker(Broker):
         try:
             reply = await self._commit(
                 self._link,
-                [*self._keys(commit.session_id), *self._done_keys(commit.once)],
+                [
+                    *self._keys(commit.session_id),
+                    *self._done_keys(commit.once),
+                    *self._window_keys(commit.charge),
+                ],
                 commit.session_id,
                 commit.expected,
                 commit.beginning,
@@ -216,16 +220,19 @@ class RedisBroker(Broker):
                 LAPSE_GRACE_MS,
                 KEPT_EVENTS,
                 *_record(commit.once),
+                *((commit.charge.limit, commit.charge.window_ms) if commit.charge else (0, 0)),
                 *commit.events,
             )
         except LinkDown as down:
             if down.sent or is_retry:
                 return None
             raise BrokerUnavailable("not_applied") from None
-        outcome, *instant = checked(reply)
-        self._sample(sent_at_s, instant[:2])
+        outcome, seconds, microseconds, *extra = checked(reply)
+        self._sample(sent_at_s, (seconds, microseconds))
         if outcome == b"done":
-            raise AlreadyDone(instant[2])
+            raise AlreadyDone(extra[0])
+        if extra and commit.on_counted is not None:
+            commit.on_counted(*extra)
         return None if outcome == b"unknown" else Outcome(outcome.decode())
 
     async def delete(self, session_id: str) -> bool:
@@ -252,7 +259,7 @@ class RedisBroker(Broker):
         return bool(reply)
 
     def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
-        keys = [f"{self._prefix}rl:{charge.key}" for charge in charges]
+        keys = self._window_keys(*charges)
         limits = [number for charge in charges for number in (charge.limit, charge.window_ms)]
         return self._counts(self._spend(self._link, keys, *limits))
 
@@ -327,6 +334,9 @@ class RedisBroker(Broker):
 
     def _done_keys(self, once: Once | None) -> list[str]:
         return [] if once is None else [self._done_key(once.key)]
+
+    def _window_keys(self, *charges: Charge | None) -> list[str]:
+        return [f"{self._prefix}rl:{charge.key}" for charge in charges if charge is not None]
 
     def _keys(self, session_id: str) -> list[str]:
         prefix = self._prefix

@@ -209,6 +209,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._is_answered = False
         self._task: asyncio.Task[None] | None = None
         self.charge: Awaitable[Standing] | None = None
+        self._standing: Standing | None = None
         self.access = OPEN
         self.initialize(**services)
 
@@ -254,15 +255,23 @@ class ApiHandler(HTTPMessageDelegate):
     def _token_in_query(self) -> str | None:
         return self.query_arguments().get("token", [None])[0] if "token=" in self._query else None
 
-    def switched_id(self) -> str | None:
-        """The session that this request switches."""
-        return None
+    @property
+    def rates(self) -> RateLimits | None:
+        """What limits this caller, if anything does."""
+        is_trusted = self.access.is_by_token and self.access.scope is Scope.ADMIN
+        return None if is_trusted else self._front.rates
 
     async def admit(self) -> None:
         """Raises RateLimited; else the answer says where the caller stands."""
         charge, self.charge = self.charge, None
         if charge is not None:
-            self._reply_headers.update((await charge).headers())
+            self.tell_standing(await charge)
+
+    def tell_standing(self, standing: Standing) -> None:
+        """Say in the answer where the caller stands; of several limits, in the one that is nearest."""
+        if self._standing is None or standing.remaining < self._standing.remaining:
+            self._standing = standing
+            self._reply_headers.update(standing.headers())
 
     async def _answer(self) -> None:
         try:
@@ -274,20 +283,19 @@ class ApiHandler(HTTPMessageDelegate):
             self._reply_error(LockstepError("Internal server error"))
 
     async def _act(self) -> None:
-        rates = self._front.rates
         refusal = None
         if self.needs_token and self.method != "OPTIONS":
             try:
                 self.access = self._front.tokens.access(self.headers, self._token_in_query())
             except Unauthorized as error:
                 refusal = error  # but it counts
-        is_trusted = self.access.is_by_token and self.access.scope is Scope.ADMIN
-        if not self.is_limited or rates is None or is_trusted:
+        rates = self.rates
+        if not self.is_limited or rates is None:
             if refusal is not None:
                 raise refusal
             await self._do()
             return
-        self.charge = rates.charge(self.client, self.switched_id())
+        self.charge = rates.charge(self.client)
         if not self.admits_itself or refusal is not None:
             await self.admit()
         if refusal is not None:

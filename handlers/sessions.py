@@ -8,6 +8,7 @@ from handlers.origins import Origins
 from lockstep import engine, messages, validation
 from lockstep.engine import Rule, Step
 from lockstep.idempotency import Idempotent, Replay
+from lockstep.limits import SwitchLimit
 from lockstep.sessions import Answer, Origin, Sessions, answer_state
 from lockstep.state import dumps, iso, participants_to_list
 from lockstep.validation import Complaints
@@ -26,7 +27,7 @@ class SessionsApi(ApiHandler):
         super().initialize(origins)
         self.sessions = sessions
 
-    def origin(self) -> Origin:
+    def origin(self, limit: SwitchLimit | None = None) -> Origin:
         """Who asks, and by what the request is known again, if it names itself. Raises ValidationError."""
         key = self.headers.get("Idempotency-Key")
         once = None
@@ -36,7 +37,7 @@ class SessionsApi(ApiHandler):
                 self.method, self.path, self.access.subject or "", key, self.read_body(), kept_s * 1000
             )
         admission = None if self.charge is None else self.admit
-        return Origin(self.access.subject, self.request_id, once=once, admission=admission)
+        return Origin(self.access.subject, self.request_id, once=once, admission=admission, limit=limit)
 
     async def _act(self) -> None:
         try:
@@ -116,11 +117,6 @@ class CommandHandler(SessionsApi):
 
     admits_itself = True
 
-    def switched_id(self) -> str | None:
-        session_id, command = self._arguments
-        session_id = session_id.lower()
-        return session_id if command == "switch" and messages.UUID.fullmatch(session_id) else None
-
     @property
     def route(self) -> str:
         return f"/v1/sessions/ID/{self._arguments[1]}"
@@ -136,7 +132,10 @@ class CommandHandler(SessionsApi):
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
         rule = self.access.rule_for(command, session_id, rule)
         answer = _Once(_switched if command == "switch" else answer_state)
-        step = await self.sessions.apply(session_id, rule, self.origin(), answer)
+        limit = self.rates.switches(session_id) if command == "switch" and self.rates is not None else None
+        step = await self.sessions.apply(session_id, rule, self.origin(limit), answer)
+        if limit is not None and limit.standing is not None:
+            self.tell_standing(limit.standing)
         self.set_header("ETag", step.session.tag)
         self.reply(answer(step))
 

@@ -1,7 +1,7 @@
 """What the middle asks of its edges: a broker on one side, peers on the other."""
 
 import abc
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -90,6 +90,8 @@ class Outcome(Enum):
     """Something else is stored than the commit was decided on."""
     WRONG_TIME = "wrong_time"
     """The commit's instant is not the broker's time, or an expiry in it is not due yet."""
+    LIMITED = "limited"
+    """It would be one too many in the window that it is counted in."""
 
 
 class Commit(Struct, frozen=True):
@@ -100,6 +102,9 @@ class Commit(Struct, frozen=True):
     last expiry in it, if any. The session lapses at `lapses_at_ms`, or, unless the commit
     `prolongs`, when it would have lapsed without it, if that is earlier.
     With `once` its record is stored together with the change, and a change whose key is known is not made.
+    With `charge` the change is counted in that window together with its being stored, and only then;
+    `on_counted` is told the count, this change included, and the ms until the window's end, also where
+    that is one too many.
     """
 
     session_id: str
@@ -114,6 +119,8 @@ class Commit(Struct, frozen=True):
     lapses_at_ms: int
     prolongs: bool
     once: Once | None = None
+    charge: Charge | None = None
+    on_counted: Callable[[int, int], None] | None = None
 
 
 class History(Struct, frozen=True):

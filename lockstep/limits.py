@@ -56,6 +56,11 @@ class FixedWindows:
     def __init__(self) -> None:
         self._windows: dict[str, tuple[int, float]] = {}
 
+    def look(self, charge: Charge, now_s: float) -> tuple[int, int]:
+        """The count so far, and the ms until the window's end."""
+        count, ends_s = self._windows.get(charge.key, (0, 0.0))
+        return (0, 0) if ends_s <= now_s else (count, math.ceil((ends_s - now_s) * 1000))
+
     def spend(self, charge: Charge, now_s: float) -> tuple[int, int]:
         """The count, this one included, and the ms until the window's end."""
         count, ends_s = self._windows.get(charge.key, (0, 0.0))
@@ -84,48 +89,73 @@ class RateLimits:
         # Until when the store need not be asked, since it has said no.
         self._refused_until_s: dict[str, float] = {}
 
-    def charge(self, client: str, switched_id: str | None = None) -> Awaitable[Standing] | None:
+    def charge(self, client: str) -> Awaitable[Standing] | None:
         """Begin to count a request; None where nothing limits it.
 
         Raises RateLimited, and so may what it returns. The count is on its way to the store then, so that
         what the caller asks of the store next goes along with it.
         """
-        charges = []
-        if self._general.amount:
-            charges.append(Charge(f"general:{client}", self._general.amount, self._general.window_s * 1000))
-        if self._switch.amount and switched_id is not None:
-            charges.append(Charge(f"switch:{switched_id}", self._switch.amount, self._switch.window_s * 1000))
-        if not charges:
+        if not self._general.amount:
             return None
-        now_s = time.monotonic()
-        for charge in charges:
-            left_s = self._refused_until_s.get(charge.key, 0.0) - now_s
-            if left_s > 0:
-                raise self._refusal(charge, left_s)
-        return self._standing(charges, now_s, self._broker.spend(charges))
+        charge = Charge(f"general:{client}", self._general.amount, self._general.window_s * 1000)
+        self.raise_if_refused(charge)
+        return self._standing(charge, self._broker.spend([charge]))
 
-    async def _standing(
-        self, charges: Sequence[Charge], now_s: float, counted: Awaitable[list[tuple[int, int]]]
-    ) -> Standing:
+    def switches(self, session_id: str) -> "SwitchLimit | None":
+        """What a switch of this session is counted by; None where nothing limits it."""
+        if not self._switch.amount:
+            return None
+        charge = Charge(f"switch:{session_id}", self._switch.amount, self._switch.window_s * 1000)
+        return SwitchLimit(self, charge)
+
+    def raise_if_refused(self, charge: Charge) -> None:
+        """Raises RateLimited where this process knows already that the window is full."""
+        left_s = self._refused_until_s.get(charge.key, 0.0) - time.monotonic()
+        if left_s > 0:
+            raise self._refusal(charge, left_s)
+
+    def standing(self, charge: Charge, count: int, reset_ms: int) -> Standing | None:
+        """Where a caller stands who was counted; None, and known from now on, where that was one too many."""
+        if count > charge.limit:
+            if len(self._refused_until_s) >= MAX_REMEMBERED:
+                self._refused_until_s.clear()
+            self._refused_until_s[charge.key] = time.monotonic() + reset_ms / 1000
+            return None
+        return Standing(charge.limit, charge.limit - count, math.ceil(reset_ms / 1000))
+
+    async def _standing(self, charge: Charge, counted: Awaitable[list[tuple[int, int]]]) -> Standing:
         try:
-            counts = await counted
+            ((count, reset_ms),) = await counted
         except BrokerUnavailable:
-            counts = [self._here.spend(charge, now_s) for charge in charges]
-        standings = []
-        for charge, (count, reset_ms) in zip(charges, counts, strict=False):
-            if count > charge.limit:
-                if len(self._refused_until_s) >= MAX_REMEMBERED:
-                    self._refused_until_s.clear()
-                self._refused_until_s[charge.key] = now_s + reset_ms / 1000
-                raise self._refusal(charge, reset_ms / 1000)
-            standings.append(Standing(charge.limit, charge.limit - count, math.ceil(reset_ms / 1000)))
-        return min(standings, key=lambda standing: standing.remaining)
+            count, reset_ms = self._here.spend(charge, time.monotonic())
+        standing = self.standing(charge, count, reset_ms)
+        if standing is None:
+            raise self._refusal(charge, reset_ms / 1000)
+        return standing
 
     def _refusal(self, charge: Charge, reset_s: float) -> RateLimited:
         kind = charge.key.partition(":")[0]
         self._metrics.limited.labels(kind).inc()
         standing = Standing(charge.limit, 0, max(1, math.ceil(reset_s)))
         return RateLimited(SWITCH if kind == "switch" else GENERAL, standing.reset_s, standing.headers())
+
+
+class SwitchLimit:
+    """One switch of a session, which is counted when it is made and not before.
+
+    So nobody who may not switch, or comes too late, spends what the others are allowed.
+    """
+
+    def __init__(self, rates: RateLimits, charge: Charge) -> None:
+        self._rates = rates
+        self.charge = charge
+        self.standing: Standing | None = None
+
+    def raise_if_refused(self) -> None:
+        self._rates.raise_if_refused(self.charge)
+
+    def on_counted(self, count: int, reset_ms: int) -> None:
+        self.standing = self._rates.standing(self.charge, count, reset_ms)
 
 
 class Addresses:

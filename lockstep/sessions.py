@@ -24,6 +24,7 @@ from lockstep.errors import (
     StateCorrupt,
 )
 from lockstep.idempotency import Idempotent
+from lockstep.limits import SwitchLimit
 from lockstep.metrics import Metrics
 from lockstep.state import TERMINAL, Session, Status
 from lockstep.turns import Turns
@@ -64,13 +65,15 @@ class Origin(Struct, frozen=True):
     """Who asked for a change, and in which request; kept in its events.
 
     `once` is given where the request shall be done once, however often it comes; `admission` where a limit
-    may still refuse it: called when the state has been read, before anything is decided.
+    may still refuse it: called when the state has been read, before anything is decided. What `limit` allows
+    is counted together with the change.
     """
 
     actor: str | None = None
     request_id: str | None = None
     once: Idempotent | None = None
     admission: Callable[[], Awaitable[None]] | None = None
+    limit: SwitchLimit | None = None
 
 
 NOBODY = Origin()
@@ -157,7 +160,10 @@ class Sessions:
             refusal = None
             if is_settled:
                 try:
-                    step = step.followed_by(rule(step.session, now_ms))
+                    decided = rule(step.session, now_ms)
+                    if origin.limit is not None:
+                        origin.limit.raise_if_refused()
+                    step = step.followed_by(decided)
                 except LockstepError as error:
                     refusal = error
             if step.transitions:
@@ -166,7 +172,8 @@ class Sessions:
                     # The clock was just measured anew; what is not due yet will be within moments.
                     await asyncio.sleep(WRONG_TIME_PAUSE_S)
                     continue
-                if outcome is Outcome.CONFLICT:
+                if outcome is Outcome.CONFLICT or outcome is Outcome.LIMITED:
+                    # A limit refuses the next attempt; what fell due is committed then all the same.
                     continue
             if refusal is not None:
                 if isinstance(refusal, Conflict):
@@ -280,6 +287,8 @@ class Sessions:
             # Firing prolongs nothing, so that an abandoned session ends.
             prolongs=bool(decided),
             once=done,
+            charge=origin.limit.charge if origin.limit is not None and decided else None,
+            on_counted=origin.limit.on_counted if origin.limit is not None else None,
         )
         try:
             outcome = await self._broker.commit(commit)

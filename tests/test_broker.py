@@ -19,7 +19,7 @@ from msgspec import structs
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep import engine, messages, state
-from lockstep.contract import AlreadyDone, Broker, Commit, Once, Outcome
+from lockstep.contract import AlreadyDone, Broker, Charge, Commit, Once, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.sessions import new_epoch
 from lockstep.state import Mode, OnTimeout, Participant, Session
@@ -207,6 +207,52 @@ async def test_a_creation_is_refused_where_a_session_is_and_leaves_it_untouched(
         await broker.publish(session_id, b'{"type":"LAST"}')
         await ears.until(lambda ears: ears.relayed)
         assert len(ears.published) == 1
+
+
+async def test_what_is_counted_is_what_is_applied_and_one_too_many_changes_nothing(broker: Broker) -> None:
+    session_id = new_id()
+    charge, counts = Charge(f"switch:{session_id}", 2, 60_000), []
+
+    async def switched(before: Session, expected: Outcome, **changes: object) -> Session:
+        commit, session = commit_of(broker, before, engine.switch(before, broker.now_ms()))
+        commit = structs.replace(
+            commit,
+            charge=charge,
+            on_counted=lambda count, left_ms: counts.append((count, left_ms)),
+            **changes,
+        )
+        assert await broker.commit(commit) is expected
+        return session
+
+    async with started(broker, session_id) as ears:
+        first = await applied(broker, await created(broker, session_id), engine.start)
+        second = await switched(first, Outcome.APPLIED)
+        await switched(first, Outcome.CONFLICT)
+        await switched(second, Outcome.WRONG_TIME, now_ms=broker.now_ms() - HOUR_MS)
+        assert [count for count, _ in counts] == [1]
+        third = await switched(second, Outcome.APPLIED)
+        before, history = await stored(broker, session_id), await broker.history(session_id)
+        await switched(third, Outcome.LIMITED)
+        assert (await stored(broker, session_id), await broker.history(session_id)) == (before, history)
+        assert [count for count, _ in counts] == [1, 2, 3]
+        assert all(0 < left_ms <= 60_001 for _, left_ms in counts)
+        # What is not counted is not held up by what is.
+        await applied(broker, third, engine.switch)
+        await ears.until_published(5)
+
+
+async def test_a_window_of_commits_ends(broker: Broker) -> None:
+    session_id = new_id()
+    charge, ends_ms = Charge(f"switch:{session_id}", 1, 100), []
+    async with started(broker):
+        session = await applied(broker, await created(broker, session_id), engine.start)
+        for _ in range(2):
+            commit, session = commit_of(broker, session, engine.switch(session, broker.now_ms()))
+            commit = structs.replace(
+                commit, charge=charge, on_counted=lambda _, left_ms: ends_ms.append(broker.now_ms() + left_ms)
+            )
+            assert await broker.commit(commit) is Outcome.APPLIED
+            await reached(broker, ends_ms[-1] + 20)
 
 
 async def test_of_two_creations_at_once_one_is_applied(broker: Broker) -> None:
