@@ -121,22 +121,33 @@ export function isNewer(state, than) {
 /* ---- Server time ---- */
 
 const SAMPLES_KEPT = 8;
+const JUMP_MS = 250; // some browsers round both clocks to 100 ms
 
 /**
  * What time it is at the server, measured by questions and answers.
  *
- * Its basis is `performance.now()`: setting the local wall clock changes nothing. The answer with the shortest
+ * Its basis is `performance.now()`: setting the local wall clock does not move it. The answer with the shortest
  * round trip counts, for it can be wrong by half of that at most. Old answers that a new one contradicts are
- * forgotten: the server's clock was set, or this machine slept and its monotonic clock stood still.
+ * forgotten: the server's clock was set.
+ *
+ * On some platforms the monotonic clock stands still while the machine sleeps. The wall clock does not, so a jump
+ * between the two makes `errorMs` infinite until something is measured anew. Somebody who sets the wall clock
+ * causes the same: the two cannot be told apart, and a needless measurement costs little.
  */
 export class ServerTime {
   #samples = [];
   #offsetMs;
+  #wallLeadMs;
 
-  /** @param {() => number} [localMs] a monotonic clock */
-  constructor(localMs = () => performance.now()) {
+  /**
+   * @param {() => number} [localMs] a monotonic clock
+   * @param {() => number} [wallMs] a clock that also runs while the machine sleeps
+   */
+  constructor(localMs = () => performance.now(), wallMs = () => Date.now()) {
     this.localMs = localMs;
-    this.#offsetMs = Date.now() - localMs(); // the best guess until the server has said something
+    this.wallMs = wallMs;
+    this.#wallLeadMs = wallMs() - localMs();
+    this.#offsetMs = this.#wallLeadMs; // the best guess until the server has said something
   }
 
   /** Server time in epoch ms, not rounded. */
@@ -144,9 +155,15 @@ export class ServerTime {
     return this.localMs() + this.#offsetMs;
   }
 
-  /** The most by which `now()` can be wrong, in ms; Infinity as long as nothing was measured. */
+  /** The most by which `now()` can be wrong, in ms; Infinity as long as nothing was measured, and after a jump. */
   get errorMs() {
-    return this.#samples.length ? Math.min(...this.#samples.map((sample) => sample.roundTripMs)) / 2 : Infinity;
+    if (this.#samples.length === 0 || this.hasJumped) return Infinity;
+    return Math.min(...this.#samples.map((sample) => sample.roundTripMs)) / 2;
+  }
+
+  /** Whether the wall clock and the monotonic one have moved apart since the last answer, or since `forget()`. */
+  get hasJumped() {
+    return Math.abs(this.wallMs() - this.localMs() - this.#wallLeadMs) > JUMP_MS;
   }
 
   /**
@@ -162,6 +179,8 @@ export class ServerTime {
       leastMs: timestampMs - receivedMs,
       mostMs: timestampMs + 1 - sentMs,
     };
+    if (this.hasJumped) this.forget();
+    this.#wallLeadMs = this.wallMs() - this.localMs(); // the two drift apart a little all the time
     const agrees = (old) => old.leastMs <= sample.mostMs && sample.leastMs <= old.mostMs;
     const kept = this.#samples.every(agrees) ? this.#samples.slice(1 - SAMPLES_KEPT) : [];
     this.#samples = [...kept, sample];
@@ -169,9 +188,10 @@ export class ServerTime {
     this.#offsetMs = (best.leastMs + best.mostMs) / 2;
   }
 
-  /** Measure anew, as after a reconnect: perhaps to another process. What is known holds until the first answer. */
+  /** Measure anew, as after a jump or a reconnect. `now()` goes on as before until the first answer. */
   forget() {
     this.#samples = [];
+    this.#wallLeadMs = this.wallMs() - this.localMs();
   }
 }
 
@@ -185,88 +205,133 @@ export function backoffMs(attempt, random = Math.random) {
   return random() * Math.min(15_000, 500 * 2 ** attempt);
 }
 
+const TOKEN_REFUSED = 4501;
+
 /**
- * What a close code asks for.
+ * What a close code asks for. That a session was deleted is said by SESSION_DELETED: a bare 1000 can come from
+ * anything on the way.
  *
- * @returns {"retry" | "gone" | "refused"} come back; the session was deleted; don't come back like this
+ * @returns {"retry" | "refused"} come back, after 4501 with another token; don't come back like this
  */
 export function afterClose(code) {
-  if (code === 1000) return "gone";
-  return code === 1008 || (code >= 4500 && code <= 4999) ? "refused" : "retry";
+  return code === 1008 || (code >= 4500 && code <= 4999 && code !== TOKEN_REFUSED) ? "refused" : "retry";
 }
 
-const CONNECT_WITHIN_MS = 10_000;
+const CONNECT_WITHIN_MS = 10_000; // and as long for a token
 const PING_EVERY_MS = 5_000;
 const PONG_WITHIN_MS = 4_000;
 const BURST = 5; // PINGs in quick succession after each connect: one of them will meet no queue
 const BURST_PAUSE_MS = 60;
 const STEADY_AFTER_MS = 10_000; // a connection that lasted this long starts the backoff anew
+const LOOK_AT_CLOCKS_EVERY_MS = 1_000;
+const SLEPT_MS = 5_000; // timers of a visible page are hardly ever this late
+
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** What the server said, or undefined where that is no message: the page of a proxy, a payload gone wrong, anything. */
+function parse(data) {
+  let message;
+  try {
+    message = JSON.parse(data);
+  } catch {
+    return undefined;
+  }
+  if (typeof message?.type !== "string") return undefined;
+  if (message.type === "PONG" && !Number.isFinite(message.timestamp)) return undefined;
+  if (["STATE_UPDATE", "STATE_SYNC"].includes(message.type) && !isObject(message.state)) return undefined;
+  return message;
+}
 
 /**
  * One session, followed over a WebSocket for as long as it exists.
  *
  * It connects, asks for the present state, measures the server's time, notices when the line is dead though
  * nothing has said so, and comes back. It never invents a state: `state` is always one that the server sent.
+ * Nothing that a listener or a token function does or throws keeps it from coming back, `close()` apart.
  *
  * Events, each a CustomEvent with these fields in `detail`:
  *
  * - `state` {state, timestamp, sync}: a newer state, or with `sync` the one to show instead of whatever was shown
  * - `missing` {}: connected, but there is no such session; should it be created, `state` follows
  * - `deleted` {}: the session was deleted
- * - `status` {status, retryMs?, code?, reason?}: see `status`
- * - `error` {code, message}: the server did not understand or could not do something
+ * - `status` {status, retryMs?, code?, reason?, error?}: see `status`; `error` is what a token function threw
+ * - `error` {code, message}: the server did not understand or could not do something; INVALID_MESSAGE also where
+ *   this client did not understand the server
  * - `message` {...}: whatever else is published to the session's clients
  */
 export class Lockstep extends EventTarget {
   /** @type {object | null} the latest state */
   state = null;
   /**
-   * "connecting" at first, "online", "offline" (and coming back); for good: "gone" (the session was deleted),
-   * "refused" (the server wants no more of this), "closed" (by `close()`).
+   * "connecting" at first, "online", "offline" (and coming back); "unsure": connected, but the machine has slept or
+   * its clock was set, and the server's time is being measured anew. For good: "gone" (the session was deleted),
+   * "refused" (the server wants no more of this), "closed" (by `close()`); `connect()` begins anew.
    */
   status = "connecting";
   time = new ServerTime();
 
   #url;
   #token;
-  #socket = null;
+  #line = null; // one attempt to connect, and the connection that becomes of it: {socket, isDeleted}
   #attempt = 0;
   #onlineSinceMs = 0;
   #retryTimer;
   #pingTimer;
-  #patienceTimer; // runs while an answer is due: to the connect, or to a PING
+  #patienceTimer; // runs while an answer is due: to the call for a token, to the connect, or to a PING
   #ping = { id: 0, sentMs: 0, isDue: false };
   #burst = 0;
-  #listening = null;
+  #watching = null;
+  #clocksSeenMs = 0;
 
   /**
-   * @param {string | URL} url the server's `/ws`, as ws:, wss:, http: or https:
+   * @param {string | URL} url the server's `/ws`, as ws:, wss:, http: or https:, or relative to the document
    * @param {string} sessionId
-   * @param {{ token?: string | (() => string) }} [options] where the server wants tokens; a function is asked anew
-   *   before each connect
+   * @param {{ token?: string | (() => string | Promise<string>) }} [options] where the server wants tokens. A
+   *   function is asked anew for each connection, so also after the token it gave has run out (4501). One that
+   *   throws, or has not answered after 10 s, has cost an attempt, no more. There is nothing else to try than a
+   *   string: once refused, it is refused for good.
    */
   constructor(url, sessionId, { token } = {}) {
     super();
+    if (typeof token !== "function" && !/^[\w.-]*$/.test(token ?? "")) {
+      throw new TypeError("token is neither a JWT nor a function that gives one");
+    }
     this.#token = token;
-    this.#url = new URL(url);
+    this.#url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
     this.#url.protocol = this.#url.protocol.replace("http", "ws");
+    if (!/^wss?:$/.test(this.#url.protocol)) throw new TypeError(`${url} is not ws:, wss:, http: or https:`);
+    this.#url.hash = "";
     this.#url.searchParams.set("sessionId", sessionId);
   }
 
   /** Connect, and stay connected until `close()` or until the server ends it for good. */
   connect() {
-    if (this.#socket) return;
+    if (this.#line) return;
     clearTimeout(this.#retryTimer);
-    this.#listenToTheMachine();
-    const socket = (this.#socket = new WebSocket(this.#url, this.#protocols()));
-    socket.onmessage = ({ data }) => this.#hear(data);
-    socket.onclose = ({ code, reason }) => this.#lost(code, reason);
-    this.#expectAnswer(CONNECT_WITHIN_MS);
+    this.#watchTheMachine();
+    const line = (this.#line = { socket: null, isDeleted: false });
+    if (!["connecting", "offline"].includes(this.status)) this.#setStatus("connecting");
+    this.#open(line);
   }
 
-  #protocols() {
-    const token = typeof this.#token === "function" ? this.#token() : this.#token;
-    return token ? ["lockstep.v1.json", `bearer.${token}`] : [];
+  /** A line that was given up meanwhile does nothing any more: `#line` is another one then, or none. */
+  async #open(line) {
+    if (line !== this.#line) return;
+    this.#expectAnswer(CONNECT_WITHIN_MS, { reason: "No token" });
+    try {
+      const token = typeof this.#token === "function" ? await this.#token() : this.#token;
+      if (line !== this.#line) return;
+      line.socket = new WebSocket(this.#url, token ? ["lockstep.v1.json", `bearer.${token}`] : []);
+    } catch (error) {
+      if (line === this.#line) this.#lost({ reason: "No token", error });
+      return;
+    }
+    line.socket.onmessage = ({ data }) => {
+      this.#lookAtClocks();
+      if (line === this.#line) this.#hear(data);
+    };
+    line.socket.onclose = ({ code, reason }) => this.#lost({ code, reason });
+    this.#expectAnswer(CONNECT_WITHIN_MS);
   }
 
   /** Leave for good. */
@@ -277,17 +342,22 @@ export class Lockstep extends EventTarget {
 
   /** Find out now whether the connection still stands; when waiting to come back, come back now. */
   probe() {
-    if (this.status === "online") this.#sendPing();
+    if (this.#isOnline) this.#sendPing();
     else if (this.status === "offline") this.connect();
   }
 
+  get #isOnline() {
+    return this.status === "online" || this.status === "unsure";
+  }
+
   #hear(data) {
-    const message = JSON.parse(data);
-    switch (message.type) {
+    const message = parse(data);
+    switch (message?.type) {
+      case undefined:
+        this.#emit("error", { code: "INVALID_MESSAGE", message: "The server sent what is no message" });
+        break;
       case "CONNECTED":
-        // From here on every change is heard; what changed before is asked for.
         this.#online();
-        this.#send({ type: "RECONNECT" });
         break;
       case "STATE_UPDATE":
         if (isNewer(message.state, this.state)) this.#show(message, false);
@@ -301,6 +371,7 @@ export class Lockstep extends EventTarget {
       case "SESSION_DELETED":
         if (this.state?.epoch > message.epoch) break; // an earlier session of the same id
         this.state = null;
+        this.#line.isDeleted = true;
         this.#emit("deleted");
         break;
       case "ERROR":
@@ -314,16 +385,22 @@ export class Lockstep extends EventTarget {
 
   #show({ state, timestamp }, sync) {
     this.state = state;
+    this.#line.isDeleted = false; // created anew
     this.#emit("state", { state, timestamp, sync });
   }
 
   #online() {
-    clearTimeout(this.#patienceTimer);
     this.#onlineSinceMs = performance.now();
+    this.#measureAnew();
+    // From here on every change is heard; what changed before is asked for.
+    this.#send({ type: "RECONNECT" });
+    this.#setStatus("online");
+  }
+
+  #measureAnew() {
     this.time.forget();
     this.#burst = BURST;
     this.#ping.isDue = false;
-    this.#setStatus("online");
     this.#sendPing();
   }
 
@@ -337,49 +414,54 @@ export class Lockstep extends EventTarget {
 
   #hearPong({ id, timestamp }) {
     const receivedMs = this.time.localMs();
-    if (id !== this.#ping.id) return;
+    if (!this.#ping.isDue || id !== this.#ping.id) return;
     clearTimeout(this.#patienceTimer);
     this.#ping.isDue = false;
     this.time.learn(this.#ping.sentMs, receivedMs, timestamp);
     this.#burst -= 1;
     this.#pingTimer = setTimeout(() => this.#sendPing(), this.#burst > 0 ? BURST_PAUSE_MS : PING_EVERY_MS);
+    if (this.status === "unsure") this.#setStatus("online");
   }
 
   /** A dead line closes nothing: the browser may take minutes to notice, so silence is taken for the end. */
-  #expectAnswer(withinMs) {
+  #expectAnswer(withinMs, orElse = { code: 1006, reason: "No answer" }) {
     clearTimeout(this.#patienceTimer);
-    this.#patienceTimer = setTimeout(() => this.#lost(1006, "No answer"), withinMs);
+    this.#patienceTimer = setTimeout(() => this.#lost(orElse), withinMs);
   }
 
-  #lost(code, reason) {
-    const lastedMs = this.status === "online" ? performance.now() - this.#onlineSinceMs : 0;
+  #lost(why) {
+    const lastedMs = this.#isOnline ? performance.now() - this.#onlineSinceMs : 0;
+    const isDeleted = why.code === 1000 && this.#line.isDeleted;
     this.#drop();
-    const fate = afterClose(code);
-    if (fate !== "retry") return this.#end(fate, { code, reason });
+    if (isDeleted) return this.#end("gone", why);
+    const hasNoOther = why.code === TOKEN_REFUSED && typeof this.#token !== "function";
+    if (hasNoOther || afterClose(why.code) === "refused") return this.#end("refused", why);
     // Who was sent away is expected elsewhere, also when that happens several times in a rolling restart.
-    if (lastedMs > STEADY_AFTER_MS || (lastedMs > 0 && code === 1001)) this.#attempt = 0;
+    if (lastedMs > STEADY_AFTER_MS || (lastedMs > 0 && why.code === 1001)) this.#attempt = 0;
     const retryMs = backoffMs(this.#attempt++);
     this.#retryTimer = setTimeout(() => this.connect(), retryMs);
-    this.#setStatus("offline", { code, reason, retryMs });
+    this.#setStatus("offline", { ...why, retryMs });
   }
 
   #drop() {
     for (const timer of [this.#retryTimer, this.#pingTimer, this.#patienceTimer]) clearTimeout(timer);
-    const socket = this.#socket;
-    this.#socket = null;
+    const socket = this.#line?.socket;
+    this.#line = null;
     if (!socket) return;
     socket.onmessage = socket.onclose = null; // what it still says is no longer about us
     socket.close();
   }
 
   #end(status, detail) {
-    this.#listening?.abort();
-    this.#listening = null;
+    this.#watching?.abort();
+    this.#watching = null;
+    this.#attempt = 0;
     this.#setStatus(status, detail);
   }
 
   #send(message) {
-    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+    const socket = this.#line?.socket;
+    if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
   }
 
   #setStatus(status, detail = {}) {
@@ -387,17 +469,49 @@ export class Lockstep extends EventTarget {
     this.#emit("status", { status, ...detail });
   }
 
+  /** The last thing that any of the methods above do: a listener may call every method there is. */
   #emit(type, detail = {}) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
+  /**
+   * Has this machine slept? Where the monotonic clock stood still meanwhile, it and the wall clock have moved apart;
+   * where it ran on, a timer is late. What was under way was asked before, so its answer would mislead.
+   */
+  #lookAtClocks() {
+    const nowMs = this.time.localMs();
+    // The timers of a hidden page come seldom.
+    const isLate = nowMs - this.#clocksSeenMs > SLEPT_MS && !globalThis.document?.hidden;
+    this.#clocksSeenMs = nowMs;
+    if (!isLate && !this.time.hasJumped) return;
+    if (!this.#isOnline) {
+      this.time.forget();
+      return this.probe();
+    }
+    this.#measureAnew();
+    this.#setStatus("unsure");
+  }
+
   /** A network that returns and a page that is looked at again are worth a question before its time. */
-  #listenToTheMachine() {
-    if (this.#listening || !globalThis.document) return;
-    this.#listening = new AbortController();
-    const { signal } = this.#listening;
+  #watchTheMachine() {
+    if (this.#watching) return;
+    this.#watching = new AbortController();
+    this.#clocksSeenMs = this.time.localMs();
+    const { signal } = this.#watching;
+    const looking = setInterval(() => this.#lookAtClocks(), LOOK_AT_CLOCKS_EVERY_MS);
+    signal.addEventListener("abort", () => clearInterval(looking));
+    if (!globalThis.document) return;
     addEventListener("online", () => this.probe(), { signal });
     addEventListener("offline", () => this.probe(), { signal });
-    document.addEventListener("visibilitychange", () => document.hidden || this.probe(), { signal });
+    document.addEventListener(
+      "visibilitychange",
+      () => {
+        this.#clocksSeenMs = this.time.localMs(); // late timers of a hidden page say nothing
+        if (document.hidden) return;
+        this.#lookAtClocks();
+        this.probe();
+      },
+      { signal },
+    );
   }
 }

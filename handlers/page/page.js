@@ -419,6 +419,7 @@ function draw(state) {
 const LINK_TEXT = {
   connecting: "Connecting…",
   online: "Connected",
+  unsure: "Checking the time…",
   offline: "Reconnecting…",
   gone: "Ended",
   refused: "Not connected",
