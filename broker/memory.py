@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from lockstep import messages
 from lockstep.contract import AlreadyDone, Broker, Charge, Commit, History, Listener, Once, Outcome
@@ -177,13 +178,21 @@ class MemoryBroker(Broker):
     def leave(self, key: str, limit: int) -> None:
         self._inside.leave(key, limit)
 
-    async def history(self, session_id: str) -> History | None:
+    async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
         kept = self._alive(session_id)
         head = messages.read_head(kept.state) if kept else None
         if kept is None or head is None:
             return None
-        first_version = kept.last_version - len(kept.events) + 1
-        return History(head.position[0], first_version, list(kept.events))
+        oldest = kept.last_version - len(kept.events) + 1
+        skipped = min(max(0, since + 1 - oldest), len(kept.events))
+        events: list[bytes] = []
+        for event in islice(kept.events, skipped, None):
+            max_bytes -= len(event) + 1
+            if events and max_bytes < 0:
+                break
+            events.append(event)
+        epoch, version = head.position
+        return History(epoch, version, oldest + skipped, events)
 
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
         return self._lapses.after(after, limit)

@@ -273,18 +273,21 @@ class RedisBroker(Broker):
     def leave(self, key: str, limit: int) -> None:
         self._occupancy.leave(key, limit)
 
-    async def history(self, session_id: str) -> History | None:
+    async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
         state_key, events_key, *_ = self._keys(session_id)
         beginning, entries = checked(
             await self._twice(
-                lambda: self._history(self._link, [state_key, events_key], messages.BEGINNING_BYTES)
+                lambda: self._history(
+                    self._link, [state_key, events_key], messages.BEGINNING_BYTES, since + 1, max_bytes
+                )
             )
         )
         head = messages.read_head(beginning)
         if head is None:
             return None
-        first_version = int(entries[0][0].partition(b"-")[0]) if entries else head.position[1] + 1
-        return History(head.position[0], first_version, [fields[1] for _, fields in entries])
+        epoch, version = head.position
+        first_version = int(entries[0][0].partition(b"-")[0]) if entries else version + 1
+        return History(epoch, version, first_version, [fields[1] for _, fields in entries])
 
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
         score = after[0]

@@ -170,8 +170,10 @@ class EventsHandler(SessionsApi):
         query = self.query(complaints, since=since, epoch=validation.epoch)
         complaints.raise_if_any()
         self.access.require_view(session_id)
-        epoch, events = await self.sessions.events(session_id, query["since"], query["epoch"])
-        self.reply(b'{"epoch":"' + epoch.encode() + b'","events":[' + b",".join(events) + b"]}")
+        history = await self.sessions.events(session_id, query["since"], query["epoch"])
+        next_since = "null" if history.next_since is None else str(history.next_since)
+        head = f'{{"epoch":"{history.epoch}","next_since":{next_since},"events":['
+        self.reply(head.encode() + b",".join(history.events) + b"]}")
 
 
 class _Once:

@@ -124,11 +124,21 @@ class Commit(Struct, frozen=True):
 
 
 class History(Struct, frozen=True):
-    """What is kept of a session's events: `events[0]` is of version `first_version`."""
+    """Some of a session's events, one for each version: `events[0]` is of version `first_version`.
+
+    Where there are none, `first_version` is that of the next one to come. `version` is the session's.
+    """
 
     epoch: str
+    version: int
     first_version: int
     events: list[bytes]
+
+    @property
+    def next_since(self) -> int | None:
+        """The version behind which more of them follow; None where these are the last."""
+        last_version = self.first_version + len(self.events) - 1
+        return last_version if last_version < self.version else None
 
 
 class Broker(abc.ABC):
@@ -224,8 +234,11 @@ class Broker(abc.ABC):
         """Count one out that was let in under the same ``limit``."""
 
     @abc.abstractmethod
-    async def history(self, session_id: str) -> History | None:
-        """The last 1,000 events, and the epoch they are of; None if there is no such session."""
+    async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
+        """Those of the last 1,000 events that are above version `since`; None if there is no such session.
+
+        Up to `max_bytes` of them, a separator of one byte counted with each, but one where there is one.
+        """
 
     @abc.abstractmethod
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:

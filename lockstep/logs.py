@@ -131,7 +131,6 @@ class NeverWaiting(logging.Handler):
     def _write_for_ever(self) -> None:
         while True:
             self._has_lines.wait()
-            time.sleep(GATHER_S)
             self._has_lines.clear()
             while self._lines:
                 piece = self._lines.popleft()
@@ -139,6 +138,7 @@ class NeverWaiting(logging.Handler):
                     piece += self._lines.popleft()
                 self._write(piece)
                 self._written_bytes += len(piece)
+            time.sleep(GATHER_S)
 
     def _write(self, piece: bytes) -> None:
         left = memoryview(piece)

@@ -12,6 +12,7 @@ from lockstep.engine import Transition
 from lockstep.errors import MalformedJson
 from lockstep.state import (
     Session,
+    Status,
     dumps,
     entity_tag,
     iso,
@@ -48,8 +49,9 @@ _UPDATE_ID = slice(
 )
 _TIMESTAMP = slice(_UPDATE_ID.stop + len('","timestamp":'), _UPDATE_ID.stop + len('","timestamp":') + 13)
 _STATE_AT = len('{"type":"STATE_UPDATE","sessionId":"","timestamp":,"state":') + 36 + 13
-BEGINNING_BYTES = 200
-"""No beginning is longer; this much of a stored state is enough for `read_head`."""
+_STATUS = re.compile(_STATE_BEGINS + rb'"sync_mode":"\w+","status":"(\w+)"')
+BEGINNING_BYTES = 256
+"""No beginning is longer; this much of a stored state is enough for `read_head` and `read_status`."""
 
 
 class Head(Struct, frozen=True):
@@ -83,6 +85,15 @@ def beginning(session: Session) -> bytes:
 def read_head(state: bytes) -> Head | None:
     """The head of a stored state; None if these bytes are not one."""
     return _head(_STATE.match(state))
+
+
+def read_status(state: bytes) -> Status | None:
+    """The status of a stored state, by its beginning; None if these bytes are not one."""
+    match = _STATUS.match(state)
+    try:
+        return Status(match[match.re.groups].decode()) if match else None
+    except ValueError:
+        return None
 
 
 def _head(match: re.Match[bytes] | None) -> Head | None:

@@ -532,7 +532,20 @@ def _paths() -> dict[str, Schema]:
         "get": _operation(
             "events",
             "What each version changed",
-            {"200": _answer("The history", _data(_object({"epoch": STRING, "events": _list_of("Event")})))},
+            {
+                "200": _answer(
+                    "A page of the history",
+                    _data(
+                        _object(
+                            {
+                                "epoch": STRING,
+                                "next_since": {"type": ["integer", "null"]},
+                                "events": _list_of("Event"),
+                            }
+                        )
+                    ),
+                )
+            },
             (
                 *OF_THE_STORE,
                 errors.ValidationError,

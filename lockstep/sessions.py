@@ -6,13 +6,13 @@ import random
 import string
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from lockstep import engine, messages, state
-from lockstep.contract import AlreadyDone, Broker, Commit, Outcome
+from lockstep.contract import AlreadyDone, Broker, Commit, History, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.errors import (
     Conflict,
@@ -33,7 +33,14 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_S = 2.0
 WRONG_TIME_PAUSE_S = 0.002
+# For one page of a list: so many sessions are looked at, at a time and in all; those of which the status fits
+# are loaded few at a time. States of 1,000 participants are large, and nobody else is served meanwhile.
+SCANNED_AT_ONCE = 100
 MAX_SCANNED = 2000
+LOADED_AT_ONCE = 16
+MAX_LISTED_BYTES = 262_144
+# An answer with a page of events is 256 KiB at most; the rest of it is what stands around them.
+MAX_EVENTS_BYTES = 262_144 - 128
 _BASE36 = string.digits + string.ascii_lowercase
 _CHANCE = random.Random()  # seeded by the system; asking it each time costs a system call
 
@@ -77,6 +84,9 @@ class Origin(Struct, frozen=True):
 
 
 NOBODY = Origin()
+
+Place = tuple[int, str]
+"""Where a session stands in the list of all: (instant of lapse in ms, id)."""
 
 Answer = Callable[[Step], bytes]
 """What a request that makes this step is answered."""
@@ -204,44 +214,64 @@ class Sessions:
             assert once is not None
             raise once.replay(already.record) from None
 
-    async def events(self, session_id: str, since: int | None, epoch: str | None) -> tuple[str, list[bytes]]:
-        """The epoch, and the events after version `since` (None: all that are kept).
+    async def events(self, session_id: str, since: int | None, epoch: str | None) -> History:
+        """A page of the events after version `since` (None: from the oldest that is kept).
 
         Raises EventsGone where some of them are no longer kept, or are of another epoch.
         """
         await self.read(session_id)
-        history = await self._broker.history(session_id)
+        history = await self._broker.history(session_id, since or 0, MAX_EVENTS_BYTES)
         if history is None:
             raise SessionNotFound(session_id)
         if epoch is not None and epoch != history.epoch:
             raise EventsGone(f"Session {session_id} was created anew: its epoch is {history.epoch}")
-        if since is None:
-            return history.epoch, history.events
-        if since + 1 < history.first_version:
+        if since is not None and since + 1 < history.first_version:
             raise EventsGone(f"Events of session {session_id} are kept from version {history.first_version}")
-        return history.epoch, history.events[since + 1 - history.first_version :]
+        return history
 
-    async def list(
-        self, status: Status | None, limit: int, after: tuple[int, str]
-    ) -> tuple[list[bytes], tuple[int, str] | None]:
+    async def list(self, status: Status | None, limit: int, after: Place) -> tuple[list[bytes], Place | None]:
         """Up to `limit` states as stored, and where to go on; None at the end.
 
-        There may be fewer before the end: no more than `MAX_SCANNED` are looked at for one page.
+        There may be fewer before the end: no more than `MAX_SCANNED` are looked at for one page, and it has
+        no more than `MAX_LISTED_BYTES`, except where the first state alone has.
         """
         found: list[bytes] = []
-        for _ in range(max(1, MAX_SCANNED // limit)):
-            page = await self._broker.page(after, limit)
-            states = await self._broker.load([session_id for _, session_id in page])
-            for place, raw in zip(page, states, strict=True):
-                after = place
-                if raw is not None and self._has_status(raw, status):
+        found_bytes = 0
+        for _ in range(MAX_SCANNED // SCANNED_AT_ONCE):
+            page = await self._broker.page(after, SCANNED_AT_ONCE)
+            beginnings = await self._broker.beginnings([session_id for _, session_id in page])
+            fitting = [
+                place
+                for place, beginning in zip(page, beginnings, strict=True)
+                if beginning is not None
+                and (is_of := messages.read_status(beginning)) is not None
+                and status in (None, is_of)
+            ]
+            async for place, raw in self._loaded(fitting):
+                if self._has_status(raw, status):
+                    found_bytes += len(raw) + 1
+                    if found and found_bytes > MAX_LISTED_BYTES:
+                        return found, after
                     found.append(raw)
+                after = place
                 if len(found) == limit:
                     return found, after
-            if len(page) < limit:
+            if len(page) < SCANNED_AT_ONCE:
                 return found, None
+            after = page[-1]
             await asyncio.sleep(0)
         return found, after
+
+    async def _loaded(self, places: Sequence[Place]) -> AsyncIterator[tuple[Place, bytes]]:
+        """The states that are still there: few at first, since most of them may not be wanted any more."""
+        count = 1
+        while places:
+            some, places = places[:count], places[count:]
+            states = await self._broker.load([session_id for _, session_id in some])
+            for place, raw in zip(some, states, strict=True):
+                if raw is not None:
+                    yield place, raw
+            count = min(2 * count, LOADED_AT_ONCE)
 
     def _has_status(self, raw: bytes, status: Status | None) -> bool:
         try:

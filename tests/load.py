@@ -38,6 +38,18 @@ def data(response: HTTPResponse) -> Any:
     return ujson.loads(response.body)["data"]
 
 
+async def history(url: str, session_id: str) -> list[dict[str, Any]]:
+    """All events of a session, page by page."""
+    events: list[dict[str, Any]] = []
+    since = ""
+    while True:
+        page = data(await rest(f"{url}/v1/sessions/{session_id}/events{since}", method="GET"))
+        events += page["events"]
+        if page["next_since"] is None:
+            return events
+        since = f"?since={page['next_since']}"
+
+
 def chess(session_id: str | None = None, budget_ms: int = 3_600_000, **fields: Any) -> dict[str, Any]:
     return {
         "session_id": session_id or str(uuid.uuid4()),

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import ujson
 
+from lockstep.logs import GATHER_S
+
 ROOT = Path(__file__).parent.parent
 START_LINE = re.compile(r"Lockstep is ready at (http://\S+)")
 
@@ -105,7 +107,7 @@ class ServerProcess:
         else:
             told = b"" if self.process.stderr is None else self.process.stderr.read()
             raise AssertionError(f"the server did not start: {told.decode()}")
-        self.log_lines: list[str] = []
+        self._log_lines: list[str] = []
         if self.process.stderr is None:
             return
         # Log lines are kept, and read so that the pipe never fills.
@@ -115,7 +117,7 @@ class ServerProcess:
     def _read_log(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.log_lines.append(line.decode().rstrip())
+            self._log_lines.append(line.decode().rstrip())
 
     @property
     def ws_url(self) -> str:
@@ -129,6 +131,12 @@ class ServerProcess:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Answer:
         return await request(self.url + path, method, body, headers)
+
+    @property
+    def log_lines(self) -> list[str]:
+        """The lines of whatever was answered before this is asked for."""
+        time.sleep(3 * GATHER_S)  # they are written behind the answer
+        return self._log_lines
 
     def log(self) -> list[dict[str, object]]:
         return [ujson.loads(line) for line in self.log_lines if line.startswith("{")]

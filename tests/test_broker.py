@@ -26,6 +26,7 @@ from lockstep.state import Mode, OnTimeout, Participant, Session
 from tests.redis_server import RedisServer
 
 PATIENCE_S = 10.0
+HISTORY_BYTES = 2**24
 HOUR_MS = 3_600_000
 ONE_DAY_MS = 86_400_000
 
@@ -199,11 +200,11 @@ async def test_a_creation_is_refused_where_a_session_is_and_leaves_it_untouched(
     async with started(broker, session_id) as ears:
         await created(broker, session_id)
         before = await stored(broker, session_id)
-        history = await broker.history(session_id)
+        history = await broker.history(session_id, 0, HISTORY_BYTES)
         second, _ = creation(broker, session_id)
         assert await broker.commit(second) is Outcome.CONFLICT
         assert await stored(broker, session_id) == before
-        assert await broker.history(session_id) == history
+        assert await broker.history(session_id, 0, HISTORY_BYTES) == history
         await broker.publish(session_id, b'{"type":"LAST"}')
         await ears.until(lambda ears: ears.relayed)
         assert len(ears.published) == 1
@@ -275,7 +276,7 @@ async def test_commit_refuses_a_stale_version_and_changes_nothing(broker: Broker
         stale, _ = commit_of(broker, first, engine.cancel(first, broker.now_ms()))
         assert await broker.commit(stale) is Outcome.CONFLICT
         assert await stored(broker, session_id) == state.to_json(second)
-        history = await broker.history(session_id)
+        history = await broker.history(session_id, 0, HISTORY_BYTES)
         assert history is not None
         assert len(history.events) == 2
         third = await applied(broker, second, engine.pause)
@@ -314,7 +315,7 @@ async def test_a_commit_offered_twice_is_applied_once_and_answers_applied_twice(
         for commit in (creating, starting):
             assert await broker.commit(commit) is Outcome.APPLIED
             assert await broker.commit(commit) is Outcome.APPLIED
-        history = await broker.history(session_id)
+        history = await broker.history(session_id, 0, HISTORY_BYTES)
         assert history is not None
         assert [json.loads(event)["version"] for event in history.events] == [1, 2]
         await broker.publish(session_id, b'{"type":"LAST"}')
@@ -366,7 +367,7 @@ async def test_an_expiry_that_is_not_due_yet_is_the_wrong_time(broker: Broker) -
         early, _ = commit_of(broker, running, engine.settle(running, running.deadline_ms), settled=1)
         assert await broker.commit(early) is Outcome.WRONG_TIME
         assert await stored(broker, session.session_id) == state.to_json(running)
-        history = await broker.history(session.session_id)
+        history = await broker.history(session.session_id, 0, HISTORY_BYTES)
         assert history is not None
         assert len(history.events) == 2
 
@@ -403,7 +404,7 @@ async def test_an_instant_that_is_not_the_brokers_is_the_wrong_time(broker: Brok
             await broker.commit(structs.replace(commit, now_ms=commit.now_ms + off_ms)) is Outcome.WRONG_TIME
         )
         assert await stored(broker, commit.session_id) is None
-        assert await broker.history(commit.session_id) is None
+        assert await broker.history(commit.session_id, 0, HISTORY_BYTES) is None
 
 
 # --- history -------------------------------------------------------------------------------------
@@ -415,7 +416,7 @@ async def test_there_is_one_event_for_each_version_in_order(broker: Broker) -> N
         session = await applied(broker, session, engine.start)
         session = await applied(broker, session, engine.switch, engine.switch, engine.switch)
         await applied(broker, session, engine.complete)
-        history = await broker.history(session.session_id)
+        history = await broker.history(session.session_id, 0, HISTORY_BYTES)
         assert history is not None
         assert (history.epoch, history.first_version) == (session.epoch, 1)
         told = [json.loads(event) for event in history.events]
@@ -430,9 +431,9 @@ async def test_the_last_thousand_events_are_kept(broker: Broker) -> None:
         session = await applied(broker, session, engine.start)
         for _ in range(2):
             session = await applied(broker, session, *[engine.switch] * 499)
-        exactly = await broker.history(session.session_id)
+        exactly = await broker.history(session.session_id, 0, HISTORY_BYTES)
         session = await applied(broker, session, *[engine.switch] * 3)
-        more = await broker.history(session.session_id)
+        more = await broker.history(session.session_id, 0, HISTORY_BYTES)
         assert exactly is not None
         assert more is not None
         assert (exactly.first_version, len(exactly.events)) == (1, 1000)
@@ -440,9 +441,32 @@ async def test_the_last_thousand_events_are_kept(broker: Broker) -> None:
         assert [json.loads(event)["version"] for event in more.events] == list(range(4, 1004))
 
 
+async def test_history_goes_on_behind_a_version_in_pages(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id(), mode=Mode.COUNT_UP)
+        session = await applied(broker, session, engine.start)
+        session = await applied(broker, session, *[engine.switch] * 98)
+        whole = await broker.history(session.session_id, 0, HISTORY_BYTES)
+        assert whole is not None
+        sizes = [len(event) + 1 for event in whole.events]
+        for since, count in ((0, 1), (0, 2), (1, 3), (50, 17), (60, 40), (99, 1)):
+            exactly = sum(sizes[since : since + count])
+            # One where there is one, however little is asked for.
+            for max_bytes, told in ((exactly, count), (exactly - 1, max(1, count - 1))):
+                page = await broker.history(session.session_id, since, max_bytes)
+                assert page is not None
+                assert (page.epoch, page.version, page.first_version) == (session.epoch, 100, since + 1)
+                assert page.events == whole.events[since : since + told]
+                assert page.next_since == (None if since + told == 100 else since + told)
+        for since in (100, 101, 2**53 - 1):
+            page = await broker.history(session.session_id, since, HISTORY_BYTES)
+            assert page is not None
+            assert (page.first_version, page.events, page.next_since) == (101, [], None)
+
+
 async def test_there_is_no_history_of_no_session(broker: Broker) -> None:
     async with started(broker):
-        assert await broker.history(new_id()) is None
+        assert await broker.history(new_id(), 0, HISTORY_BYTES) is None
 
 
 async def test_a_creation_removes_what_a_deleted_session_left(broker: Broker) -> None:
@@ -450,9 +474,9 @@ async def test_a_creation_removes_what_a_deleted_session_left(broker: Broker) ->
         session_id = new_id()
         old = await fell_due(broker, session_id)
         assert await broker.delete(session_id)
-        assert await broker.history(session_id) is None
+        assert await broker.history(session_id, 0, HISTORY_BYTES) is None
         new = await created(broker, session_id)
-        history = await broker.history(session_id)
+        history = await broker.history(session_id, 0, HISTORY_BYTES)
         assert history is not None
         assert (history.epoch, history.first_version, len(history.events)) == (new.epoch, 1, 1)
         assert new.epoch > old.epoch
@@ -778,7 +802,7 @@ async def test_a_session_that_lapses_is_announced_like_a_deletion_and_gone(broke
         assert end["type"] == "SESSION_DELETED"
         assert (end["sessionId"], end["epoch"], end["deleted"]) == (session_id, session.epoch, True)
         assert await broker.load([session_id, other_id]) == [None, state.to_json(other)]
-        assert await broker.history(session_id) is None
+        assert await broker.history(session_id, 0, HISTORY_BYTES) is None
         assert [each for _, each in await broker.page((0, ""), 10)] == [other_id]
         assert await broker.lapse(100) == 0
         assert await broker.delete(session_id) is False

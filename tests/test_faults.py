@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.load import Switcher, Watcher, chess, data, eventually, identity, rest, switching, watching
+from tests.load import (
+    Switcher,
+    Watcher,
+    chess,
+    data,
+    eventually,
+    history,
+    identity,
+    rest,
+    switching,
+    watching,
+)
 from tests.processes import ServerProcess
 from tests.redis_server import Proxy, RedisServer, Sentinels
 
@@ -62,12 +73,12 @@ class Scene:
 
     async def assert_nothing_lost(self) -> None:
         for session_id, request_ids in self.switcher.acknowledged.items():
-            history = data(await rest(f"{self.servers[1].url}/v1/sessions/{session_id}/events", method="GET"))
-            versions = [event["version"] for event in history["events"]]
+            events = await history(self.servers[1].url, session_id)
+            versions = [event["version"] for event in events]
             assert versions == list(range(versions[0], versions[0] + len(versions))), (
                 "a version twice, or none"
             )
-            kept = [event.get("request_id") for event in history["events"]]
+            kept = [event.get("request_id") for event in events]
             missing = set(request_ids) - set(kept)
             assert not missing, f"{len(missing)} acknowledged changes of {session_id} are gone"
             assert len(kept) == len(set(kept)), "a request was applied twice"
@@ -277,10 +288,8 @@ async def test_after_a_failover_every_client_shows_what_the_new_master_has(how: 
             # Replication is asynchronous: what the old master had not passed on is gone, and counted.
             lost = 0
             for session_id, request_ids in play.switcher.acknowledged.items():
-                history = data(
-                    await rest(f"{play.servers[0].url}/v1/sessions/{session_id}/events", method="GET")
-                )
-                lost += len(set(request_ids) - {event.get("request_id") for event in history["events"]})
+                events = await history(play.servers[0].url, session_id)
+                lost += len(set(request_ids) - {event.get("request_id") for event in events})
             acknowledged = sum(map(len, play.switcher.acknowledged.values()))
             print(f"failover ({how}): {lost} of {acknowledged} acknowledged changes lost with the old master")
             play.assert_refused_in_time()

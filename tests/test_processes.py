@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ujson
 
-from tests.load import chess, data, eventually, identity, rest, watching
+from tests.load import chess, data, eventually, history, identity, rest, watching
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer
 from tests.ws_client import Closed, WsClient
@@ -43,8 +43,7 @@ async def command(server: ServerProcess, session_id: str, name: str, body: Any =
 
 
 async def versions_in_history(server: ServerProcess, session_id: str) -> list[int]:
-    history = data(await rest(f"{server.url}/v1/sessions/{session_id}/events", method="GET"))
-    return [event["version"] for event in history["events"]]
+    return [event["version"] for event in await history(server.url, session_id)]
 
 
 async def test_a_change_at_any_process_reaches_every_client_of_all_in_order(

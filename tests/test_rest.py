@@ -81,10 +81,16 @@ class Api:
         return read
 
     async def events(self, session_id: str, query: str = "") -> list[dict[str, Any]]:
-        answer = await self("GET", f"/v1/sessions/{session_id}/events{query}")
-        assert answer.status == 200, answer.raw
-        events: list[dict[str, Any]] = answer.data["events"]
-        return events
+        """The events of all pages, from where the query begins."""
+        events: list[dict[str, Any]] = []
+        while True:
+            answer = await self("GET", f"/v1/sessions/{session_id}/events{query}")
+            assert answer.status == 200, answer.raw
+            assert len(answer.raw) <= 262_144 or len(answer.data["events"]) == 1
+            events += answer.data["events"]
+            if answer.data["next_since"] is None:
+                return events
+            query = f"?since={answer.data['next_since']}&epoch={answer.data['epoch']}"
 
 
 @pytest.fixture(scope="module")
@@ -787,8 +793,8 @@ async def test_events_tell_each_version_since(api: Api) -> None:
     await api.done(session_id, "start", X_Request_ID="req-2")
     await api.done(session_id, "switch")
     answer = await api("GET", f"/v1/sessions/{session_id}/events")
-    assert set(answer.data) == {"epoch", "events"}
-    assert answer.data["epoch"] == epoch
+    assert set(answer.data) == {"epoch", "next_since", "events"}
+    assert (answer.data["epoch"], answer.data["next_since"]) == (epoch, None)
     created, started, switched = answer.data["events"]
     assert [event["type"] for event in (created, started, switched)] == ["created", "started", "switched"]
     assert started["request_id"] == "req-2"
@@ -829,6 +835,28 @@ async def test_events_of_another_epoch_or_older_than_kept_are_gone() -> None:
         error_of(await api("GET", f"/v1/sessions/{session_id}/events?since=1"), 410, "EVENTS_GONE")
         assert len(await api.events(session_id, "?since=2")) == 1_000
         assert [event["version"] for event in await api.events(session_id)] == list(range(3, 1_003))
+
+
+async def test_events_of_a_thousand_participants_come_in_pages_and_the_largest_alone(api: Api) -> None:
+    crowd = [
+        {"participant_id": str(uuid4()), "total_time_ms": 60_000, "group_id": "♫" * 100} for _ in range(1000)
+    ]
+    session = await api.create("per_group", participants=crowd)
+    session_id = session["session_id"]
+    await api.done(session_id, "start")
+    for _ in range(9):
+        await api.done(session_id, "switch")
+    pages = []
+    since: int | None = 0
+    while since is not None:
+        answer = await api("GET", f"/v1/sessions/{session_id}/events?since={since}")
+        pages.append([event["version"] for event in answer.data["events"]])
+        since = answer.data["next_since"]
+        assert since == (pages[-1][-1] if pages[-1][-1] < 11 else None)
+        assert len(answer.raw) <= 262_144 or len(pages[-1]) == 1
+    assert pages[0] == [1]
+    assert len(pages) > 2
+    assert [version for page in pages for version in page] == list(range(1, 12))
 
 
 @pytest.mark.parametrize(

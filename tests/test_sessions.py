@@ -26,7 +26,7 @@ from lockstep.errors import (
     SessionNotFound,
     StateCorrupt,
 )
-from lockstep.sessions import Lifetimes, Origin, Sessions, new_epoch
+from lockstep.sessions import LOADED_AT_ONCE, MAX_LISTED_BYTES, Lifetimes, Origin, Sessions, new_epoch
 from lockstep.state import Session, Status, iso
 from tests.test_broker import Ears, YieldingBroker, commit_of, new_id
 
@@ -43,6 +43,21 @@ class OfferedBroker(MemoryBroker):
     async def commit(self, commit: Commit) -> Outcome:
         self.offered.append(commit)
         return await super().commit(commit)
+
+
+class CountingBroker(MemoryBroker):
+    """Counts the bytes of the states that are loaded whole."""
+
+    loaded_bytes = 0
+
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        states = await super().load(session_ids)
+        self.loaded_bytes += sum(len(each) for each in states if each is not None)
+        return states
+
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        states = await MemoryBroker.load(self, session_ids)
+        return [state and state[: messages.BEGINNING_BYTES] for state in states]
 
 
 @asynccontextmanager
@@ -89,8 +104,14 @@ async def read(service: Sessions, session_id: str) -> dict[str, Any]:
 
 
 async def told(service: Sessions, session_id: str) -> list[dict[str, Any]]:
-    _, events = await service.events(session_id, None, None)
-    return [json.loads(event) for event in events]
+    events: list[dict[str, Any]] = []
+    since: int | None = None
+    while True:
+        page = await service.events(session_id, since, None)
+        events += [json.loads(event) for event in page.events]
+        since = page.next_since
+        if since is None:
+            return events
 
 
 # --- many at once --------------------------------------------------------------------------------
@@ -584,9 +605,9 @@ async def test_events_go_on_after_a_version() -> None:
         session = await running(sessions_)
         await sessions_.apply(session.session_id, engine.pause)
         for since, versions in ((0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, []), (99, [])):
-            epoch, events = await sessions_.events(session.session_id, since, session.epoch)
-            assert epoch == session.epoch
-            assert [json.loads(each)["version"] for each in events] == versions
+            page = await sessions_.events(session.session_id, since, session.epoch)
+            assert (page.epoch, page.next_since) == (session.epoch, None)
+            assert [json.loads(each)["version"] for each in page.events] == versions
 
 
 async def test_events_settle_first() -> None:
@@ -604,8 +625,8 @@ async def test_events_that_are_not_kept_any_more_are_gone() -> None:
         assert oldest > 100
         with pytest.raises(EventsGone):
             await sessions_.events(session.session_id, oldest - 2, None)
-        _, events = await sessions_.events(session.session_id, oldest - 1, current["epoch"])
-        assert len(events) == 1_000
+        page = await sessions_.events(session.session_id, oldest - 1, current["epoch"])
+        assert json.loads(page.events[0])["version"] == oldest
 
 
 async def test_events_of_another_epoch_are_gone() -> None:
@@ -616,8 +637,8 @@ async def test_events_of_another_epoch_are_gone() -> None:
         with pytest.raises(EventsGone) as gone:
             await sessions_.events(first.session_id, 0, first.epoch)
         assert gone.value.status == 410
-        epoch, events = await sessions_.events(first.session_id, 0, second.epoch)
-        assert (epoch, len(events)) == (second.epoch, 1)
+        page = await sessions_.events(first.session_id, 0, second.epoch)
+        assert (page.epoch, len(page.events)) == (second.epoch, 1)
 
 
 async def test_an_event_tells_who_and_in_which_request_where_known() -> None:
@@ -685,6 +706,30 @@ async def test_the_list_tells_states_as_stored() -> None:
         assert listed == [state.to_json(session)]
         assert place is None
         assert broker.offered == []
+
+
+async def test_a_page_of_the_list_is_bounded_in_bytes_and_none_is_left_out() -> None:
+    """States of 1,000 participants among small ones."""
+    async with service(broker := CountingBroker()) as sessions_:
+        expected = set()
+        for place in range(30):
+            seats = 1000 if place % 3 == 0 else 2
+            expected.add((await sessions_.create(spec(seats=seats))).session.session_id)
+        for status in (None, Status.PENDING):
+            found = []
+            position: tuple[int, str] | None = (0, "")
+            while position is not None:
+                broker.loaded_bytes = 0
+                page, position = await sessions_.list(status, 100, position)
+                size = sum(map(len, page))
+                assert size <= MAX_LISTED_BYTES or len(page) == 1
+                assert broker.loaded_bytes <= size + LOADED_AT_ONCE * 300_000
+                found += [json.loads(raw)["session_id"] for raw in page]
+            assert len(found) == len(expected)
+            assert set(found) == expected
+        broker.loaded_bytes = 0
+        assert await sessions_.list(Status.RUNNING, 100, (0, "")) == ([], None)
+        assert broker.loaded_bytes == 0
 
 
 # --- how long ------------------------------------------------------------------------------------
