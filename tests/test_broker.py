@@ -232,9 +232,12 @@ async def test_what_is_counted_is_what_is_applied_and_one_too_many_changes_nothi
         await switched(second, Outcome.WRONG_TIME, now_ms=broker.now_ms() - HOUR_MS)
         assert [count for count, _ in counts] == [1]
         third = await switched(second, Outcome.APPLIED)
-        before, history = await stored(broker, session_id), await broker.history(session_id)
+        before, history = await stored(broker, session_id), await broker.history(session_id, 0, HISTORY_BYTES)
         await switched(third, Outcome.LIMITED)
-        assert (await stored(broker, session_id), await broker.history(session_id)) == (before, history)
+        assert (await stored(broker, session_id), await broker.history(session_id, 0, HISTORY_BYTES)) == (
+            before,
+            history,
+        )
         assert [count for count, _ in counts] == [1, 2, 3]
         assert all(0 < left_ms <= 60_001 for _, left_ms in counts)
         # What is not counted is not held up by what is.
