@@ -5,8 +5,11 @@ starve the event loop when a link goes silent. So this speaks RESP2 over hiredis
 """
 
 import asyncio
+import fcntl
 import logging
 import random
+import struct
+import termios
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -56,6 +59,7 @@ class _Batch:
     def __init__(self, token: bytes, sent_at_s: float) -> None:
         self.token = token
         self.sent_at_s = sent_at_s
+        self.ends_at_byte = 0  # of all that is sent over the connection
         self.began_s = time.monotonic()  # exact, which the loop's own time need not be
         self.futures: list[asyncio.Future[Any]] = []
         self.replies: list[Any] = []
@@ -74,7 +78,8 @@ class Wire(asyncio.Protocol):
         self.on_lost: Callable[[], None] | None = None
         self.on_answered: Callable[[float], None] | None = None  # told how long a round trip took, in s
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.heard_at_s = asyncio.get_running_loop().time()
+        # When bytes last came in, or were last seen on their way out.
+        self.moved_at_s = asyncio.get_running_loop().time()
         # Before it is greeted, a Redis may answer whatever we say with the same complaint.
         self.is_greeted = False
         self._reader = hiredis.Reader()
@@ -82,12 +87,16 @@ class Wire(asyncio.Protocol):
         self._batches: deque[_Batch] = deque()
         self._tokens = count()
         self._transport: asyncio.Transport | None = None
+        self._sent_bytes = 0
+        # How much of it had left this machine when that was last looked at, and for which call that was.
+        self._arrived_bytes = 0
+        self._looked_at: _Batch | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at_s = asyncio.get_running_loop().time()
+        self.moved_at_s = asyncio.get_running_loop().time()
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
@@ -159,11 +168,42 @@ class Wire(asyncio.Protocol):
         self._batches.append(batch)
         assert self._transport is not None
         pieces.append(hiredis.pack_command(("ECHO", batch.token)))  # type: ignore[arg-type]
-        self._transport.write(b"".join(pieces))
+        data = b"".join(pieces)
+        self._sent_bytes += len(data)
+        batch.ends_at_byte = self._sent_bytes
+        self._transport.write(data)
 
-    def oldest_wait_s(self, now_s: float) -> float:
-        """How long the oldest call has been waiting for its reply."""
-        return now_s - self._batches[0].sent_at_s if self._batches else 0.0
+    @property
+    def is_waited_for(self) -> bool:
+        return bool(self._batches)
+
+    def look(self, now_s: float) -> None:
+        """See how far the oldest call has got; to be repeated while it is waited for."""
+        if not self._batches:
+            return
+        oldest = self._batches[0]
+        before_bytes, was_oldest = self._arrived_bytes, self._looked_at is oldest
+        # Only of that call itself: what is sent behind it may just fill buffers that nobody empties.
+        if not was_oldest or before_bytes < oldest.ends_at_byte:
+            self._arrived_bytes = self._sent_bytes - self._unsent_bytes()
+            if was_oldest and self._arrived_bytes > before_bytes:
+                self.moved_at_s = now_s
+        self._looked_at = oldest
+
+    def stalled_s(self, now_s: float) -> float:
+        """For how long a call has been waiting, and nothing of it, nor of any reply, has moved."""
+        return now_s - max(self._batches[0].sent_at_s, self.moved_at_s) if self._batches else 0.0
+
+    def _unsent_bytes(self) -> int:
+        """What waits in this process, and, where the system tells, what the other end has not confirmed."""
+        assert self._transport is not None
+        unsent = self._transport.get_write_buffer_size()
+        sock = self._transport.get_extra_info("socket")
+        try:
+            waiting = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):
+            return unsent
+        return unsent + int(struct.unpack("i", waiting)[0])
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -303,17 +343,20 @@ class Link:
 
     async def _connect(self) -> None:
         self._wire = wire = await self._endpoint.connect(Wire)
-        async with asyncio.timeout(GREETING_TIMEOUT_S):
-            for command in self._endpoint.greeting():
-                reply = await wire.call(*command)
-                if isinstance(reply, hiredis.ReplyError):
-                    if str(reply).startswith(REFUSALS):
-                        raise Refused(str(reply))
-                    if command[0] != "CLIENT":
-                        raise LinkDown(sent=False, why=str(reply))
-                if command[0] == "ROLE" and reply[0] != b"master":
-                    raise LinkDown(sent=False, why="it is not a master")
-            await self._on_up(wire)
+        greeting = asyncio.create_task(self._greet(wire))
+        try:
+            # However much there is to say, as long as Redis answers.
+            while not greeting.done():
+                now_s = asyncio.get_running_loop().time()
+                wire.look(now_s)
+                left_s = wire.moved_at_s + GREETING_TIMEOUT_S - now_s
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait((greeting,), timeout=min(left_s, TICK_S))
+            greeting.result()
+        finally:
+            greeting.cancel()
+            await asyncio.gather(greeting, return_exceptions=True)
         if wire.lost.done():
             raise LinkDown(sent=False, why="connection lost")
         wire.is_greeted = True
@@ -329,9 +372,22 @@ class Link:
             )
             self._away_since_s = None
 
+    async def _greet(self, wire: Wire) -> None:
+        for command in self._endpoint.greeting():
+            reply = await wire.call(*command)
+            if isinstance(reply, hiredis.ReplyError):
+                if str(reply).startswith(REFUSALS):
+                    raise Refused(str(reply))
+                if command[0] != "CLIENT":
+                    raise LinkDown(sent=False, why=str(reply))
+            if command[0] == "ROLE" and reply[0] != b"master":
+                raise LinkDown(sent=False, why="it is not a master")
+        await self._on_up(wire)
+
     async def _watch(self) -> None:
         """Return when the connection is lost, or has been silent for too long.
 
+        What is arriving, or still on its way out, is waited for, however long it takes.
         At two looks in succession: when this process itself stood still, the first comes before what
         has arrived meanwhile is read.
         """
@@ -341,8 +397,9 @@ class Link:
         was_late = False
         while not wire.lost.done():
             now_s = loop.time()
-            silence_s, wait_s = now_s - wire.heard_at_s, wire.oldest_wait_s(now_s)
-            is_late = silence_s > SILENCE_S or wait_s > CALL_TIMEOUT_S
+            wire.look(now_s)
+            silence_s = now_s - wire.moved_at_s
+            is_late = silence_s > SILENCE_S or wire.stalled_s(now_s) > CALL_TIMEOUT_S
             if is_late and was_late:
                 return
             was_late = is_late
@@ -351,7 +408,7 @@ class Link:
                 pinged_at_s = now_s
                 wire.ping()
             # Seldom where all is well: each look wakes a process that may have nothing else to do.
-            pause_s = TICK_S if is_quiet or wait_s else PING_INTERVAL_S - silence_s
+            pause_s = TICK_S if is_quiet or wire.is_waited_for else PING_INTERVAL_S - silence_s
             await asyncio.wait((wire.lost,), timeout=max(TICK_S, pause_s))
 
     def _mark_down(self) -> None:

@@ -109,6 +109,8 @@ class Proxy:
         self.swallows_requests = False
         self.swallows_replies = False
         self.refuses = False
+        # How much of either passes in a second; None: as much as comes.
+        self.bytes_per_s: float | None = None
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +123,10 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}/0"
 
     async def __aenter__(self) -> "Proxy":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        listener = socket.create_server(("127.0.0.1", self.port))
+        # So that it is not this link's buffers that take in what a slow one would not.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        self._server = await asyncio.start_server(self._serve, sock=listener)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -170,6 +175,8 @@ class Proxy:
                 if not swallows and changed:
                     writer.write(changed)
                     await writer.drain()
+                    if self.bytes_per_s is not None:
+                        await asyncio.sleep(len(changed) / self.bytes_per_s)
         except OSError:
             pass  # the other side is gone, and so is this one
         finally:
