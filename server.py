@@ -46,7 +46,6 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         keys = Keys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
-        is_limited = keys is not None or not settings.is_on_loopback
         self.metrics = metrics = Metrics()
         metrics.watch(metrics.ready, lambda: not self.not_ready())
         metrics.max_connections.set(settings.max_connections)
@@ -67,11 +66,12 @@ class Server:
             not_ready=self.not_ready,
             metrics=metrics,
             addresses=settings.proxies,
-            rates=RateLimits(self.broker, *settings.rates, metrics) if is_limited else None,
-            tokens=Tokens(keys, settings.jwt_audience),
+            rates=None if settings.is_open_on_loopback else RateLimits(self.broker, *settings.rates, metrics),
+            tokens=Tokens(keys, settings.jwt_audience, settings.jwt_issuer, settings.anonymous),
             places=ConnectionLimits(
                 self.broker,
                 settings.max_connections_per_session,
+                settings.max_connections_per_caller,
                 settings.max_connections_per_ip,
                 settings.max_connections,
                 settings.connection_rate,

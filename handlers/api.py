@@ -5,10 +5,11 @@ kept for, the page and the WebSocket's handshake, `Front` hands on to it.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from http.client import responses
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -32,7 +33,7 @@ from handlers.patience import Patience
 from handlers.reading import ReadingTurns
 from handlers.tokens import Tokens
 from lockstep import messages
-from lockstep.access import OPEN, Scope
+from lockstep.access import OPEN
 from lockstep.errors import (
     LockstepError,
     MalformedJson,
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1_048_576
 # So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
 MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
+# The same where the caller may not do what it asks for: nothing of its body is kept.
+MAX_DRAINED_OF_REFUSED_BYTES = 65_536
 METHODS = ("GET", "POST", "DELETE", "OPTIONS")
 
 # A pattern of paths, who answers, and what he needs for it.
@@ -211,6 +214,8 @@ class ApiHandler(HTTPMessageDelegate):
         self.charge: Awaitable[Standing] | None = None
         self._standing: Standing | None = None
         self.access = OPEN
+        self._refusal: LockstepError | None = None
+        self._max_drained_bytes = MAX_DRAINED_BYTES
         self.initialize(**services)
 
     def initialize(self, origins: Origins) -> None:
@@ -220,26 +225,56 @@ class ApiHandler(HTTPMessageDelegate):
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
         self._in_flight.add(self)
+        self._refusal = self._refusal_of_head()
+        if self._refusal is not None:
+            self._max_drained_bytes = MAX_DRAINED_OF_REFUSED_BYTES
         # The limit is ours to tell, in JSON; Tornado's own would cut the connection.
         self._connection.set_max_body_size(2**62)
         declared = headers.get("Content-Length", "0")
-        if declared.isdecimal() and int(declared) > MAX_DRAINED_BYTES:
+        if declared.isdecimal() and int(declared) > self._max_drained_bytes:
             self._refuse_body()
+
+    def _refusal_of_head(self) -> LockstepError | None:
+        """Why this caller may not do what it asks for, whatever the body says: told before that is read."""
+        try:
+            if self.needs_token:
+                if self.method != "OPTIONS":
+                    self.access = self._front.tokens.access(self.headers, self._token_in_query())
+                    if self._action is not None:
+                        self.authorize()
+            elif self.is_limited and self._front.rates is not None:
+                # It needs no token; but one that is good says whose request it is.
+                with contextlib.suppress(Unauthorized):
+                    self.access = self._front.tokens.access(self.headers, self._token_in_query())
+        except LockstepError as error:
+            return error
+        except Exception:
+            log.exception("a request failed", extra={"request_id": self.request_id})
+            return LockstepError("Internal server error")
+        return None
+
+    def authorize(self) -> None:
+        """Raises Forbidden where `access` does not allow what is asked for."""
 
     def data_received(self, chunk: bytes) -> None:
         self._body_bytes += len(chunk)
-        if self._body_bytes <= MAX_BODY_BYTES:
+        if self._refusal is None and self._body_bytes <= MAX_BODY_BYTES:
             self._body += chunk
-        elif self._body_bytes > MAX_DRAINED_BYTES:
+        elif self._body_bytes > self._max_drained_bytes:
             self._refuse_body()
 
     def _refuse_body(self) -> None:
-        if not self._is_answered:
-            self.set_header("Connection", "close")
+        """Answer now; who still sends is cut off then."""
+        if self._is_answered or self._task is not None:
+            return
+        self.set_header("Connection", "close")
+        if self._refusal is None:
             self._reply_error(too_large(MAX_BODY_BYTES))
+        else:
+            self._task = asyncio.create_task(self._answer())
 
     def finish(self) -> None:
-        if not self._is_answered:
+        if not self._is_answered and self._task is None:
             self._task = asyncio.create_task(self._answer())
 
     def on_connection_close(self) -> None:
@@ -248,7 +283,12 @@ class ApiHandler(HTTPMessageDelegate):
 
     @property
     def client(self) -> str:
-        """The address that the request came from."""
+        """Whose requests are counted together with this one."""
+        return self.access.client or self._address
+
+    @property
+    def _address(self) -> str:
+        """Where the request came from."""
         peer: str = getattr(self._connection.context, "remote_ip", "")
         return self._front.addresses.client_of(peer, self.headers.get("X-Forwarded-For"))
 
@@ -258,8 +298,7 @@ class ApiHandler(HTTPMessageDelegate):
     @property
     def rates(self) -> RateLimits | None:
         """What limits this caller, if anything does."""
-        is_trusted = self.access.is_by_token and self.access.scope is Scope.ADMIN
-        return None if is_trusted else self._front.rates
+        return None if self.access.is_trusted else self._front.rates
 
     async def admit(self) -> None:
         """Raises RateLimited; else the answer says where the caller stands."""
@@ -283,13 +322,7 @@ class ApiHandler(HTTPMessageDelegate):
             self._reply_error(LockstepError("Internal server error"))
 
     async def _act(self) -> None:
-        refusal = None
-        if self.needs_token and self.method != "OPTIONS":
-            try:
-                self.access = self._front.tokens.access(self.headers, self._token_in_query())
-            except Unauthorized as error:
-                refusal = error  # but it counts
-        rates = self.rates
+        rates, refusal = self.rates, self._refusal  # what is refused counts, too
         if not self.is_limited or rates is None:
             if refusal is not None:
                 raise refusal
@@ -307,10 +340,15 @@ class ApiHandler(HTTPMessageDelegate):
             await self.admit()
 
     async def _do(self) -> None:
-        act = getattr(self, self.method.lower(), None) if self.method in METHODS else None
-        if act is None:
+        action = self._action
+        if action is None:
             raise MethodNotAllowed(f"{self.method} is not allowed here")
-        await act(*self._arguments)
+        await action(*self._arguments)
+
+    @property
+    def _action(self) -> Callable[..., Awaitable[None]] | None:
+        """What does what the request's method asks; None where that is not allowed."""
+        return getattr(self, self.method.lower(), None) if self.method in METHODS else None
 
     async def options(self, *arguments: str) -> None:
         methods = ", ".join(self._allowed_methods())

@@ -83,6 +83,7 @@ class Connection:
         "_service",
         "_socket",
         "address",
+        "caller",
         "clear_descriptor",
         "close_code",
         "has_place",
@@ -96,6 +97,7 @@ class Connection:
     ) -> None:
         self.session_id = session_id
         self.address = address
+        self.caller = ""  # whose share of the session's places it takes; nobody's: empty
         self.has_place = False  # counted by the limits
         self.close_code: int | None = None
         self.heartbeat_slot = -1

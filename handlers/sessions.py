@@ -6,6 +6,7 @@ from typing import Any
 from handlers.api import ApiHandler
 from handlers.origins import Origins
 from lockstep import engine, messages, validation
+from lockstep.access import Scope
 from lockstep.engine import Rule, Step
 from lockstep.idempotency import Idempotent, Replay
 from lockstep.limits import SwitchLimit
@@ -53,6 +54,10 @@ class SessionsApi(ApiHandler):
                 answer = await self.sessions.read(replay.session_id)
             self.reply(answer, replay.status)
 
+    def require(self, scope: Scope) -> None:
+        """Of the session in the path, also where that is none: who may not is not told."""
+        self.access.require(scope, self._arguments[0].lower())
+
     def query(self, complaints: Complaints, **fields: Callable[[str], Any]) -> dict[str, Any]:
         return validation.query(self.query_arguments(), fields, complaints)
 
@@ -60,18 +65,31 @@ class SessionsApi(ApiHandler):
 class CollectionHandler(SessionsApi):
     """/v1/sessions"""
 
+    def authorize(self) -> None:
+        if self.method == "POST":
+            self.access.require_scope(Scope.ADMIN)  # for which session, the body says
+        else:
+            self.access.require_of_all(Scope.ADMIN)
+
     async def post(self) -> None:
         answer = _Once(answer_state)
-        self.access.require_admin_of_any()
-        spec = validation.spec(self.read_json())
-        self.access.require_admin(spec.session_id or None)
+        body = self.read_json()
+        self._require_named(body)
+        spec = validation.spec(body)
         step = await self.sessions.create(spec, self.origin(), answer)
         self.set_header("ETag", step.session.tag)
         self.set_header("Location", f"/v1/sessions/{step.session.session_id}")
         self.reply(answer(step), 201)
 
+    def _require_named(self, body: Any) -> None:
+        """Raises Forbidden where the session to be created is none that the token is for."""
+        named = body.get("session_id") if isinstance(body, dict) else None
+        if isinstance(named, str):
+            self.access.require(Scope.ADMIN, named.lower())
+        else:
+            self.access.require_of_all(Scope.ADMIN)
+
     async def get(self) -> None:
-        self.access.require_admin(None)
         complaints = Complaints()
         query = self.query(
             complaints,
@@ -90,9 +108,11 @@ class CollectionHandler(SessionsApi):
 class SessionHandler(SessionsApi):
     """/v1/sessions/ID"""
 
+    def authorize(self) -> None:
+        self.require(Scope.ADMIN if self.method == "DELETE" else Scope.VIEW)
+
     async def get(self, session_id: str) -> None:
         session_id = _valid(session_id)
-        self.access.require_view(session_id)
         state = await self.sessions.read(session_id)
         head = messages.read_head(state)
         assert head is not None
@@ -107,7 +127,6 @@ class SessionHandler(SessionsApi):
 
     async def delete(self, session_id: str) -> None:
         session_id = _valid(session_id)
-        self.access.require_admin(session_id)
         await self.sessions.delete(session_id)
         self.reply_empty(204)
 
@@ -121,8 +140,14 @@ class CommandHandler(SessionsApi):
     def route(self) -> str:
         return f"/v1/sessions/ID/{self._arguments[1]}"
 
+    def authorize(self) -> None:
+        session_id, command = self._arguments
+        self.access.require_command(command, session_id.lower())
+
     async def post(self, session_id: str, command: str) -> None:
         body = self.read_json()
+        if isinstance(body, dict) and body.get("next_participant_id") is not None:
+            self.access.require_scope(Scope.CONTROL)  # a player hands on the turn, but not to whom it likes
         complaints = Complaints()
         session_id = validation.session_id_in_path(session_id, complaints)
         arguments = validation.command(command, body, complaints)
@@ -130,7 +155,7 @@ class CommandHandler(SessionsApi):
         version = arguments.pop("expected_version")
         tags = validation.tags(self.headers.get("If-Match"))
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
-        rule = self.access.rule_for(command, session_id, rule)
+        rule = self.access.rule_of(rule)
         answer = _Once(_switched if command == "switch" else answer_state)
         limit = self.rates.switches(session_id) if command == "switch" and self.rates is not None else None
         step = await self.sessions.apply(session_id, rule, self.origin(limit), answer)
@@ -145,6 +170,9 @@ class MessagesHandler(SessionsApi):
 
     route = "/v1/sessions/ID/messages"
 
+    def authorize(self) -> None:
+        self.require(Scope.CONTROL)
+
     async def post(self, session_id: str) -> None:
         raw = self.read_body(messages.MAX_RELAYED_BYTES)
         body = messages.loads(raw) if raw else None
@@ -152,7 +180,6 @@ class MessagesHandler(SessionsApi):
         session_id = validation.session_id_in_path(session_id, complaints)
         validation.message(body, complaints)
         complaints.raise_if_any()
-        self.access.require_admin(session_id)
         answer = dumps({"session_id": session_id})
         await self.sessions.publish(session_id, raw, self.origin(), answer)
         self.reply(answer, 202)
@@ -163,13 +190,15 @@ class EventsHandler(SessionsApi):
 
     route = "/v1/sessions/ID/events"
 
+    def authorize(self) -> None:
+        self.require(Scope.VIEW)
+
     async def get(self, session_id: str) -> None:
         complaints = Complaints()
         session_id = validation.session_id_in_path(session_id, complaints)
         since = validation.whole_number(0, validation.MAX_INT)
         query = self.query(complaints, since=since, epoch=validation.epoch)
         complaints.raise_if_any()
-        self.access.require_view(session_id)
         history = await self.sessions.events(session_id, query["since"], query["epoch"])
         next_since = "null" if history.next_since is None else str(history.next_since)
         head = f'{{"epoch":"{history.epoch}","next_since":{next_since},"events":['

@@ -16,9 +16,11 @@ from handlers.origins import Origins
 from handlers.reading import ReadingTurns
 from handlers.tokens import SUBPROTOCOL, Tokens
 from lockstep import messages
+from lockstep.access import Scope
 from lockstep.contract import Broker
 from lockstep.errors import (
     ADDRESS_FULL,
+    CALLER_FULL,
     INTERNAL_ERROR,
     POLICY_VIOLATION,
     SERVER_FULL,
@@ -50,6 +52,7 @@ EARLY_BYTES = 4096
 _FULL = {
     "session": (SESSION_FULL, "Too many clients of this session"),
     "process": (SERVER_FULL, "Too many clients"),
+    "caller": (CALLER_FULL, "Too many connections of yours to this session"),
     "address": (ADDRESS_FULL, "Too many clients from this address"),
     "connection_rate": (TOO_MANY_NEW, "Too many new clients"),
 }
@@ -86,7 +89,7 @@ class Clients:
         assert connection.session_id is not None
         try:
             refusal = self._places.refuses_another() or await self._places.enter(
-                connection.session_id, connection.address
+                connection.session_id, connection.caller, connection.address
             )
             if refusal is not None:
                 connection.close(*_FULL[refusal])
@@ -135,7 +138,7 @@ class Clients:
         if connection.has_place:
             connection.has_place = False
             assert connection.session_id is not None
-            self._places.leave(connection.session_id, connection.address)
+            self._places.leave(connection.session_id, connection.caller, connection.address)
 
     async def _sync(self, connection: Connection) -> None:
         assert connection.session_id is not None
@@ -227,7 +230,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         try:
             in_query = self.get_query_argument("token", None)
             access = self._tokens.access(self.request.headers, in_query)
-            access.require_view(session_id)
+            access.require(Scope.VIEW, session_id)
         except Unauthorized as error:
             connection.close(TOKEN_REFUSED, error.message)
         except Forbidden as error:
@@ -237,6 +240,8 @@ class SocketHandler(JsonErrors, WebSocketHandler):
                 connection.close_in(
                     access.expires_at_s - time.time(), TOKEN_REFUSED, "This token has expired"
                 )
+            if not access.is_trusted:
+                connection.caller = access.client if access.subject else connection.address
             await self._clients.welcome(connection)
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:

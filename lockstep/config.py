@@ -1,6 +1,7 @@
 """Settings: read and checked once at the start, flags over environment over file, then passed down."""
 
 import difflib
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,6 +33,7 @@ class Settings:
     ping_timeout_s: float = 4.0
     max_message_bytes: int = 16_384
     max_connections_per_session: int = 1000
+    max_share_per_caller: float = 0.25
     max_connections_per_ip: int = 0
     max_connections: int = 0
     connection_rate: int = 0
@@ -42,6 +44,8 @@ class Settings:
     jwt_secret_file: str = ""
     jwt_public_key_file: str = ""
     jwt_audience: str = ""
+    jwt_issuer: str = ""
+    anonymous: str = "none"
     insecure: bool = False
     drain_s: float = 10.0
     keep_pending_s: float = 24 * 3600.0
@@ -75,6 +79,18 @@ class Settings:
         return bool(self.jwt_secret_file or self.jwt_public_key_file)
 
     @property
+    def is_open_on_loopback(self) -> bool:
+        """Everybody on this machine may do everything, and nobody from elsewhere is expected."""
+        return self.is_on_loopback and not self.has_keys and not self.insecure
+
+    @property
+    def max_connections_per_caller(self) -> int:
+        """To one session; 0: any number."""
+        if self.is_open_on_loopback or self.max_share_per_caller >= 1:
+            return 0
+        return math.ceil(self.max_connections_per_session * self.max_share_per_caller)
+
+    @property
     def rates(self) -> tuple[Rate, Rate]:
         """Of requests by caller, and of switches by session."""
         return Rate.parse(self.rate_limit_general), Rate.parse(self.rate_limit_switch)
@@ -100,6 +116,7 @@ HELP = {
     "ping_timeout_s": "seconds within which a client must answer one",
     "max_message_bytes": "largest WebSocket message a client may send",
     "max_connections_per_session": "WebSockets of one session at all processes together; 0: any number",
+    "max_share_per_caller": "the part of them that one caller (sub, else address) may take; 1: all",
     "max_connections_per_ip": "WebSockets of one address at all processes together; 0: any number",
     "max_connections": "WebSockets of this process at once; 0: any number",
     "connection_rate": "new WebSockets a second at this process; 0: any number",
@@ -110,6 +127,8 @@ HELP = {
     "jwt_secret_file": "file with the secret of tokens that are signed with HS256",
     "jwt_public_key_file": "file with public keys (PEM, or JWKS with kid) of tokens: RS256, ES256, EdDSA",
     "jwt_audience": "what a token must name as its audience (aud)",
+    "jwt_issuer": "what a token must name as its issuer (iss)",
+    "anonymous": "view: with keys, too, callers without a token may connect and read; none: they may not",
     "insecure": "yes: without keys, too, listen where others can reach it",
     "drain_s": "seconds a stopping process may take to finish",
     "keep_pending_s": "seconds a session that was not started is kept",
@@ -236,6 +255,12 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
         "between 0 and ping_interval_s",
     )
     require(settings.max_message_bytes >= 128, "max_message_bytes", "128 or more")
+    require(
+        0 < settings.max_share_per_caller <= 1,
+        "max_share_per_caller",
+        "more than 0 and at most 1, such as 0.25",
+    )
+    require(settings.anonymous in ("none", "view"), "anonymous", "none or view")
     for key in (
         "max_connections_per_session",
         "max_connections_per_ip",

@@ -156,16 +156,27 @@ class ShuttingDown(LockstepError):
 
 
 class Unauthorized(LockstepError):
-    """No token, or one that is not believed. `message` never quotes it."""
+    """No token, or one that is not believed. `message` never quotes it.
+
+    `reason` is missing, malformed, signature, expired, not_yet, audience, issuer or claim.
+    """
 
     code = "UNAUTHORIZED"
     status = 401
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, {"reason": reason})
+
 
 class Forbidden(LockstepError):
+    """`reason` is session, scope (`details.scope` says which would do) or turn."""
+
     code = "FORBIDDEN"
     status = 403
+
+    def __init__(self, message: str, reason: str, **details: str) -> None:
+        super().__init__(message, {"reason": reason, **details})
 
 
 class RateLimited(LockstepError):
@@ -203,5 +214,6 @@ SERVER_FULL = 4003
 ADDRESS_FULL = 4004
 TOO_MANY_NEW = 4005
 TOO_MANY_MESSAGES = 4006
+CALLER_FULL = 4007
 TOKEN_REFUSED = 4501
 TOKEN_FORBIDDEN = 4503

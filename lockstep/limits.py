@@ -190,10 +190,19 @@ class ConnectionLimits:
     """How many WebSockets at once, and how many new ones a second; 0 everywhere: no limit."""
 
     def __init__(
-        self, broker: Broker, per_session: int, per_address: int, in_all: int, per_s: int, metrics: Metrics
+        self,
+        broker: Broker,
+        per_session: int,
+        per_caller: int,
+        per_address: int,
+        in_all: int,
+        per_s: int,
+        metrics: Metrics,
     ) -> None:
+        """`per_caller` is how many of a session's one caller may have."""
         self._broker = broker
         self._per_session = per_session
+        self._per_caller = per_caller
         self._per_address = per_address
         self._in_all = in_all
         self._per_s = per_s
@@ -214,22 +223,34 @@ class ConnectionLimits:
             return self._refused("process")
         return None
 
-    async def enter(self, session_id: str, address: str) -> str | None:
-        """Let one in, or say which limit forbids it. Who was let in has to leave."""
+    async def enter(self, session_id: str, caller: str, address: str) -> str | None:
+        """Let one in, or say which limit forbids it. Who was let in has to leave.
+
+        `caller` is empty for whom its own share does not limit.
+        """
         self._inside += 1
-        if not await self._broker.enter(f"session:{session_id}", self._per_session):
-            self._inside -= 1
-            return self._refused("session")
-        if not await self._broker.enter(f"address:{address}", self._per_address):
-            self._broker.leave(f"session:{session_id}", self._per_session)
-            self._inside -= 1
-            return self._refused("address")
+        entered: list[tuple[str, int]] = []
+        for key, limit in self._counted(session_id, caller, address):
+            if not await self._broker.enter(key, limit):
+                for earlier in entered:
+                    self._broker.leave(*earlier)
+                self._inside -= 1
+                return self._refused(key.partition(":")[0])
+            entered.append((key, limit))
         return None
 
-    def leave(self, session_id: str, address: str) -> None:
+    def leave(self, session_id: str, caller: str, address: str) -> None:
         self._inside -= 1
-        self._broker.leave(f"session:{session_id}", self._per_session)
-        self._broker.leave(f"address:{address}", self._per_address)
+        for key, limit in self._counted(session_id, caller, address):
+            self._broker.leave(key, limit)
+
+    def _counted(self, session_id: str, caller: str, address: str) -> list[tuple[str, int]]:
+        # A caller's own limits come first: what they refuse never took a place from others.
+        return [
+            (f"caller:{session_id}:{caller}", self._per_caller if caller else 0),
+            (f"address:{address}", self._per_address),
+            (f"session:{session_id}", self._per_session),
+        ]
 
     def _refused(self, limit: str) -> str:
         self._metrics.limited.labels(limit).inc()
