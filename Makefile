@@ -9,7 +9,7 @@ SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run install test test-long fuzz conformance check lint lock audit bench up roll down
+.PHONY: run install test test-long fuzz conformance check lint lock audit bench up roll doctor down
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
@@ -21,6 +21,9 @@ up: .venv/.deployed  ## Redis, four processes and nginx at http://127.0.0.1:8080
 
 roll: .venv/.deployed  ## restart the processes one by one; nobody notices
 	@$(BIN)/python deploy/stack.py roll $(STACK)
+
+doctor: .venv/.deployed  ## look at what make up started; each line is ok or says what to do
+	@$(BIN)/python deploy/stack.py doctor $(STACK)
 
 down: .venv/.deployed  ## stop what make up started
 	@$(BIN)/python deploy/stack.py down $(STACK)

@@ -17,10 +17,9 @@ from broker import check_url, examine
 from handlers.tokens import Keys
 from lockstep import __version__
 from lockstep.access import Scope
-from lockstep.config import Settings, SettingsError, nearest, read_settings, usage
+from lockstep.config import Settings, SettingsError, masked, nearest, read_settings, usage
 from lockstep.messages import UUID
 
-MASKED = "***"
 # What a process opens besides its clients: listeners, Redis, the loop, files.
 OWN_DESCRIPTORS = 64
 SCOPES = tuple(scope.name.lower() for scope in Scope)
@@ -44,7 +43,9 @@ def check_config(args: Sequence[str]) -> None:
     """
     settings = _settings(args)
     for field in fields(settings):
-        print(f"{field.name} = {_shown(field.name, getattr(settings, field.name))}")
+        value = getattr(settings, field.name)
+        shown = ("no", "yes")[value] if isinstance(value, bool) else masked(field.name, str(value))
+        print(f"{field.name} = {shown}")
 
 
 def _settings(args: Sequence[str]) -> Settings:
@@ -52,17 +53,6 @@ def _settings(args: Sequence[str]) -> Settings:
     check_url(settings.broker)
     Keys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
     return settings
-
-
-def _shown(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name == "broker":
-        scheme, _, rest = value.partition("://")
-        secret, at, place = rest.rpartition("@")
-        if at:
-            return f"{scheme}://{secret.partition(':')[0]}:{MASKED}@{place}"
-    return str(value)
 
 
 def doctor(args: Sequence[str]) -> None:

@@ -4,6 +4,7 @@
     deploy/stack.py up [--processes=4 ...]   start, and return when everything answers
     deploy/stack.py roll                     restart the processes one after the other, unnoticed
     deploy/stack.py reload                   nginx takes its configuration and certificate anew
+    deploy/stack.py doctor                   look at what runs; each line is ok or says what to do
     deploy/stack.py down                     stop what `up` started, and only that
     deploy/stack.py ctl ARGUMENTS            supervisorctl: status, tail -f NAME, ...
 
@@ -12,6 +13,7 @@ What is the processes' own is set by LOCKSTEP_* variables; LOCKSTEP_BROKER names
 """
 
 import argparse
+import asyncio
 import contextlib
 import fcntl
 import http.client
@@ -26,19 +28,39 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from broker import examine  # noqa: E402
+from lockstep.config import Settings, SettingsError, masked, read_settings  # noqa: E402
+
+# What supervisord.conf says to each process, whatever else is set.
+OWN_FLAGS = ("--address=127.0.0.1", "--trusted-proxies=127.0.0.1")
+# What `up` takes unless it is told otherwise.
+DEFAULTS = {
+    "listen": "127.0.0.1:8080",
+    "processes": 4,
+    "base_port": 8001,
+    "connections": 4000,
+    "certificate": "",
+    "key": "",
+}
 START_WITHIN_S = 30.0
 # supervisord gives Redis the longest, to write what it has.
 STOP_WITHIN_S = 90.0
 # Clients who were sent away are back by then, before the next ones go.
 SETTLE_S = 1.0
 MAX_SOCKET_PATH = 100
+# Of the open files that a process may have; beyond it the doctor says so.
+FULL_AT = 0.9
+# One or several names before the rest of a host, as in lockstep's own check of a wildcard.
+SUBDOMAIN = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 
 
 class Failure(Exception):
@@ -92,7 +114,8 @@ class Stack:
         }
         return dict(os.environ) | ours
 
-    def nginx_conf(self) -> str:
+    def nginx_conf(self, origins: Iterable[str] = ()) -> str:
+        """nginx's configuration; `origins` are those that the processes admit."""
 
         def servers(how: str) -> str:
             return "\n".join(f"        server 127.0.0.1:{port} {how};" for port in self.ports)
@@ -106,6 +129,8 @@ class Stack:
             "socket_servers": servers("max_fails=0"),
             "listen": f"{self.listen} backlog=1024" + (" ssl" if self.certificate else ""),
             "tls": "",
+            "origins": origins_map(origins),
+            "vary": "Origin" if set(origins) - {"*"} else "",
         }
         if self.certificate:
             words["tls"] = (
@@ -116,6 +141,27 @@ class Stack:
             )
         template = (ROOT / "deploy" / "nginx.conf").read_text()
         return re.sub(r"@(\w+)@", lambda found: words[found[1]], template)
+
+
+def origins_map(origins: Iterable[str]) -> str:
+    """The lines of nginx's map from an Origin to what Access-Control-Allow-Origin says."""
+    if "*" in origins:
+        return '        default "*";'
+    lines = ['        default "";']
+    for each in sorted(origins):
+        before, wildcard, behind = each.partition("*")
+        if wildcard:
+            each = f"~^{re.escape(before)}{SUBDOMAIN}{re.escape(behind)}$"
+        lines.append(f'        "{each}" $http_origin;')
+    return "\n".join(lines)
+
+
+def settings_of(environ: Mapping[str, str]) -> Settings:
+    """What the processes make of this environment. Raises Failure."""
+    try:
+        return read_settings(OWN_FLAGS, environ)
+    except SettingsError as error:
+        raise Failure(str(error)) from None
 
 
 def program(name: str) -> str:
@@ -171,6 +217,13 @@ class Running:
             if where == ROOT or where.is_relative_to(self.stack.folder):
                 found.append(int(entry.name))
         return found
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What supervisord was started with, and so each process, whenever it is started."""
+        raw = Path(f"/proc/{self.session}/environ").read_bytes()
+        pairs = (os.fsdecode(each).partition("=") for each in raw.split(b"\0") if each)
+        return {name: value for name, _, value in pairs}
 
     @property
     def supervisor(self) -> Any:
@@ -264,22 +317,59 @@ def check(stack: Stack) -> None:
                 ) from None
 
 
-def check_nginx(stack: Stack) -> None:
-    """Raises Failure with nginx's own words."""
-    command = [program("nginx"), "-t", "-q", "-p", stack.run, "-c", "nginx.conf", "-e", "nginx-error.log"]
+def write_nginx_conf(stack: Stack, origins: Iterable[str]) -> bool:
+    """False where it is as it was. Raises Failure with nginx's own words, and leaves what was there."""
+    path, new = stack.folder / "nginx.conf", stack.folder / "nginx.conf.new"
+    text = stack.nginx_conf(origins)
+    if path.exists() and path.read_text() == text:
+        new = path
+    else:
+        new.write_text(text)
+    command = [program("nginx"), "-t", "-q", "-p", stack.run, "-c", new.name, "-e", "nginx-error.log"]
     told = subprocess.run(command, capture_output=True, text=True, check=False, env=stack.environment)
     if told.returncode:
         lines = [line for line in told.stderr.splitlines() if "[emerg]" in line] or [told.stderr.strip()]
         raise Failure(f"nginx refuses deploy/nginx.conf: {lines[0]}")
+    new.replace(path)
+    return new != path
+
+
+# --- what is said and does not count -------------------------------------------------------------
+
+
+def ignored(running: Running, options: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
+    """Each option and setting given now that differs from what the stack was started with."""
+    found = []
+    for name, given in asdict(as_told(options)).items():
+        if name in DEFAULTS and getattr(options, name) is not None:
+            has = getattr(running.stack, name)
+            if given != has:
+                found.append(f"--{name.replace('_', '-')}={given} (it runs with {has or 'none'})")
+    started_with = running.environ
+    if not running.stack.redis_url:
+        started_with.pop("LOCKSTEP_BROKER", None)  # our own: nobody had set it
+    for name, given in sorted(environ.items()):
+        if name.startswith("LOCKSTEP_") and started_with.get(name) != given:
+            key = name.removeprefix("LOCKSTEP_").lower()
+            has = f"{masked(key, started_with[name])!r}" if name in started_with else "none"
+            found.append(f"{name}={masked(key, given)} (it runs with {has})")
+    return found
+
+
+def tell_ignored(running: Running, options: argparse.Namespace) -> None:
+    if found := ignored(running, options, os.environ):
+        print(f"ignored, since it runs already: {', '.join(found)}; make down up takes them", flush=True)
 
 
 # --- the commands --------------------------------------------------------------------------------
 
 
-def up(stack: Stack) -> None:
+def up(options: argparse.Namespace) -> None:
+    stack = as_told(options)
     running = Running.read(stack.folder)
     if running is not None and running.is_up():
-        print(f"already up: {running.stack.url} (deploy/stack.py roll renews it, down ends it)")
+        print(f"already up: {running.stack.url} (make roll renews it, make down ends it)")
+        tell_ignored(running, options)
         return
     if running is not None and (pids := running.pids()):
         raise Failure(f"processes {pids} of an earlier start still run: make down ends them")
@@ -287,8 +377,7 @@ def up(stack: Stack) -> None:
     environment = stack.environment
     (stack.folder / "redis").mkdir(exist_ok=True)
     (stack.folder / "nginx-temp").mkdir(exist_ok=True)
-    (stack.folder / "nginx.conf").write_text(stack.nginx_conf())
-    check_nginx(stack)
+    write_nginx_conf(stack, settings_of(environment).allowed_origins)
     targets = [{"targets": [f"127.0.0.1:{port}" for port in stack.ports]}]
     (stack.folder / "targets.json").write_text(json.dumps(targets) + "\n")
     with open(stack.folder / "supervisord.out", "wb") as out:
@@ -344,6 +433,9 @@ def wait_until_ready(running: Running, supervisord: "subprocess.Popen[bytes]") -
 
 def roll(running: Running) -> None:
     """Each process is ready, and is the new one, before the next one is touched."""
+    # Before, so that what cannot be used costs nobody his process; and so that the WebSockets that nginx's
+    # old workers carry are those which the roll sends away in any case.
+    reload(running, only_if_it_differs=True)
     supervisor = running.supervisor
     for port in running.stack.ports:
         name = f"lockstep:lockstep-{port}"
@@ -370,11 +462,70 @@ def roll(running: Running) -> None:
             time.sleep(SETTLE_S)
 
 
-def reload(running: Running) -> None:
+def reload(running: Running, only_if_it_differs: bool = False) -> None:
+    differs = write_nginx_conf(running.stack, settings_of(running.environ).allowed_origins)
+    if differs or not only_if_it_differs:
+        running.supervisor.signalProcess("nginx", "HUP")
+
+
+Finding = tuple[bool, str]
+
+
+def doctor(running: Running | None) -> None:
+    """Look at what runs. Exits with 1 where anything is to be mended."""
+    if running is None or not running.is_up():
+        findings = [(False, "it is not up: make up starts it")]
+    else:
+        findings = [*look_at_processes(running), look_at_nginx(running), look_at_open_files(running)]
+        findings += asyncio.run(examine(settings_of(running.environ)))
+    for is_ok, text in findings:
+        print(("ok    " if is_ok else "MEND  ") + text)
+    if not all(is_ok for is_ok, _ in findings):
+        sys.exit(1)
+
+
+def look_at_processes(running: Running) -> Iterator[Finding]:
+    for info in running.supervisor.getAllProcessInfo():
+        name, state = info["name"], info["statename"]
+        if name == "redis" and running.stack.redis_url:
+            continue  # another one is used
+        if state != "RUNNING":
+            said = last_words(running.stack.folder, name)
+            start = f".venv/bin/python deploy/stack.py ctl start {info['group']}:{name}"
+            yield False, f"{name}: {state}: {said}; mend that, then {start}"
+        elif info["group"] != "lockstep":
+            yield True, f"{name}: {info['description']}"
+        elif why := not_ready(f"127.0.0.1:{name.rpartition('-')[2]}"):
+            log = running.stack.folder / f"{name}.log"
+            yield False, f"{name}: {info['description']}, but not ready: {why}; see {log}"
+        else:
+            yield True, f"{name}: {info['description']}, ready"
+
+
+def look_at_nginx(running: Running) -> Finding:
     stack = running.stack
-    (stack.folder / "nginx.conf").write_text(stack.nginx_conf())
-    check_nginx(stack)
-    running.supervisor.signalProcess("nginx", "HUP")
+    why = not_ready(stack.listen, tls=bool(stack.certificate))
+    if why:
+        return (
+            False,
+            f"through nginx: {stack.url}/ready does not answer 200: {why}; see {stack.run}/nginx.log",
+        )
+    return True, f"through nginx: {stack.url} answers"
+
+
+def look_at_open_files(running: Running) -> Finding:
+    fullest, used, allowed = 0.0, 0, 0
+    for pid in running.pids():
+        with contextlib.suppress(OSError):  # it has ended since
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            soft = re.search(r"^Max open files +(\d+)", limits, re.MULTILINE)
+            has = len(os.listdir(f"/proc/{pid}/fd"))
+            if soft is not None and has / int(soft[1]) >= fullest:
+                fullest, used, allowed = has / int(soft[1]), has, int(soft[1])
+    text = f"open files: {used} of {allowed} in the process that has most"
+    if fullest < FULL_AT:
+        return True, text
+    return False, f"{text}; make down up with more --connections, or more --processes"
 
 
 def down(running: Running | None) -> None:
@@ -401,39 +552,38 @@ def arguments_of(args: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("command", choices=("up", "roll", "reload", "down", "ctl"))
+    parser.add_argument("command", choices=("up", "roll", "reload", "doctor", "down", "ctl"))
     parser.add_argument(
         "--run", default=str(ROOT / "run"), help="folder for sockets, logs, pids and Redis's data"
     )
-    parser.add_argument("--listen", default="127.0.0.1:8080", help="where nginx listens")
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--base-port", type=int, default=8001, help="the first process's port; one each")
-    parser.add_argument("--connections", type=int, default=4000, help="so many clients must fit")
-    parser.add_argument("--certificate", default="", help="PEM file: nginx then speaks TLS")
-    parser.add_argument("--key", default="", help="PEM file of its key")
+    # None: it was not given.
+    parser.add_argument("--listen", help="where nginx listens (127.0.0.1:8080)")
+    parser.add_argument("--processes", type=int, help="so many (4)")
+    parser.add_argument("--base-port", type=int, help="the first process's port; one each (8001)")
+    parser.add_argument("--connections", type=int, help="so many clients must fit (4000)")
+    parser.add_argument("--certificate", help="PEM file: nginx then speaks TLS")
+    parser.add_argument("--key", help="PEM file of its key")
     options, rest = parser.parse_known_args(args)
     if rest and options.command != "ctl":
         parser.error(f"unknown: {' '.join(rest)}")
     options.rest = rest
-    if not re.fullmatch(r"\S*:\d+", options.listen):
+    told = as_told(options)
+    if not re.fullmatch(r"\S*:\d+", told.listen):
         parser.error("--listen is ADDRESS:PORT")
-    if not 1 <= options.processes <= 64 or not 0 < options.base_port <= 65_535 - options.processes:
+    if not 1 <= told.processes <= 64 or not 0 < told.base_port <= 65_535 - told.processes:
         parser.error("--processes is 1 to 64, and their ports end at 65535")
-    if bool(options.certificate) != bool(options.key):
+    if bool(told.certificate) != bool(told.key):
         parser.error("--certificate and --key go together")
     return options
 
 
 def as_told(options: argparse.Namespace) -> Stack:
+    given = {name: getattr(options, name) for name in DEFAULTS}
+    told: dict[str, Any] = DEFAULTS | {name: value for name, value in given.items() if value is not None}
+    for name in ("certificate", "key"):
+        told[name] = told[name] and str(Path(told[name]).resolve())
     return Stack(
-        run=str(Path(options.run).resolve()),
-        listen=options.listen,
-        processes=options.processes,
-        base_port=options.base_port,
-        connections=options.connections,
-        certificate=options.certificate and str(Path(options.certificate).resolve()),
-        key=options.key and str(Path(options.key).resolve()),
-        redis_url=os.environ.get("LOCKSTEP_BROKER", ""),
+        run=str(Path(options.run).resolve()), redis_url=os.environ.get("LOCKSTEP_BROKER", ""), **told
     )
 
 
@@ -464,14 +614,18 @@ def main() -> None:
             ctl(running, options.rest)
         with alone(run):
             if options.command == "up":
-                up(as_told(options))
+                up(options)
                 return
             running = Running.read(run)
+            if options.command == "doctor":
+                doctor(running)
+                return
             if options.command == "down":
                 down(running)
                 return
             if running is None or not running.is_up():
                 raise Failure("it is not up: make up starts it")
+            tell_ignored(running, options)
             (roll if options.command == "roll" else reload)(running)
     except Failure as failure:
         sys.exit(f"stack: {failure}")

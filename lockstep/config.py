@@ -165,6 +165,15 @@ def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def masked(name: str, value: str) -> str:
+    """A setting's value as it may be shown: without the password in the broker's URL."""
+    if name != "broker":
+        return value
+    scheme, _, rest = value.partition("://")
+    secret, at, place = rest.rpartition("@")
+    return f"{scheme}://{secret.partition(':')[0]}:***@{place}" if at else value
+
+
 def usage() -> str:
     """Every setting as a flag, with its default and what it says."""
     lines = []

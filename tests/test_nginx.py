@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.stack import Stack, program
-from tests.processes import Answer, request
+from deploy.stack import Stack, origins_map, program
+from lockstep.config import read_settings
+from tests.processes import Answer, parse_answer, request
 from tests.test_stack import free_ports
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -55,11 +56,14 @@ class Front:
 
 
 @contextlib.asynccontextmanager
-async def fronted(folder: Path, processes: int = 3) -> AsyncIterator[Front]:
+async def fronted(
+    folder: Path, processes: int = 3, origins: str = "", edit: Callable[[str], str] = str
+) -> AsyncIterator[Front]:
     base = free_ports(4)
     stack = Stack(str(folder), f"127.0.0.1:{base + 3}", 3, base, 100, "", "")
     (folder / "nginx-temp").mkdir()
-    (folder / "nginx.conf").write_text(stack.nginx_conf())
+    admitted = read_settings([f"--origins={origins}"], {}).allowed_origins
+    (folder / "nginx.conf").write_text(edit(stack.nginx_conf(admitted)))
     front = Front(stack)
     servers = [await asyncio.start_server(front.serve, "127.0.0.1", port) for port in stack.ports[:processes]]
     nginx = await asyncio.create_subprocess_exec(
@@ -152,6 +156,130 @@ async def test_without_any_process_the_answer_is_a_503_with_retry_after(
         answer = await front.call()
     assert (answer.status, answer.body["error"]["code"]) == (503, "UNAVAILABLE")
     assert answer.headers["retry-after"] == "1"
+
+
+# --- what nginx answers itself ---------------------------------------------------------------------
+
+HOST = b"Host: x\r\nConnection: close\r\n"
+# What nginx does not pass on, or cannot, when no process answers; and the status and code of its answer.
+REFUSED = {
+    b"GET /v1/time HTTP/1.1\r\n" + HOST: (503, "UNAVAILABLE"),
+    b"GET /metrics HTTP/1.1\r\n" + HOST: (404, "NOT_FOUND"),
+    b"GET /.nginx/400 HTTP/1.1\r\n" + HOST: (404, "NOT_FOUND"),
+    b"TRACE / HTTP/1.1\r\n" + HOST: (405, "METHOD_NOT_ALLOWED"),
+    b"POST / HTTP/1.1\r\nContent-Length: 9999999\r\n" + HOST: (413, "PAYLOAD_TOO_LARGE"),
+    b"POST / HTTP/1.1\r\nContent-Length: x\r\n" + HOST: (400, "MALFORMED_JSON"),
+    b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n" + HOST: (501, "MALFORMED_JSON"),
+}
+# These it refuses before it has read who asks.
+REFUSED_AT_ONCE = {
+    b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n" + HOST: (400, "MALFORMED_JSON"),
+    b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n" + HOST: (414, "MALFORMED_JSON"),
+    b"GET / HTTP/3.0\r\n" + HOST: (505, "MALFORMED_JSON"),
+    b"what is this\r\n": (400, "MALFORMED_JSON"),
+}
+
+
+async def raw(front: Front, head: bytes, origin: str = "") -> Answer:
+    """The answer to these bytes, with an Origin behind them, and an empty line."""
+    host, _, port = front.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        async with asyncio.timeout(20):
+            writer.write(head + (f"Origin: {origin}\r\n" if origin else "").encode() + b"\r\n")
+            return parse_answer(await reader.read(-1))
+    finally:
+        writer.transport.abort()
+
+
+async def test_every_error_of_nginx_is_json_with_a_request_id(tmp_path: Path) -> None:
+    async with fronted(tmp_path, processes=0) as front:
+        for head, (status, code) in (REFUSED | REFUSED_AT_ONCE).items():
+            answer = await raw(front, head)
+            assert (answer.status, answer.body["error"]["code"]) == (status, code), head[:50]
+            assert answer.headers["content-type"] == "application/json"
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+            assert "vary" not in answer.headers
+            assert answer.headers.get("retry-after") == ("1" if status == 503 else None)
+        mine = await raw(front, b"GET / HTTP/1.1\r\nX-Request-ID: mine\r\n" + HOST)
+        assert mine.headers["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "admitted"),
+    [
+        ("*", "https://a.example", "*"),
+        ("*", "", "*"),
+        ("https://a.example, http://localhost:5173", "https://a.example", "https://a.example"),
+        ("https://a.example, http://localhost:5173", "http://localhost:5173", "http://localhost:5173"),
+        ("https://a.example, http://localhost:5173", "http://localhost:51730", None),
+        ("https://a.example", "https://a.example.evil.example", None),
+        ("https://a.example", "https://a-example", None),
+        ("https://a.example", "", None),
+    ],
+)
+async def test_pages_that_may_call_lockstep_can_read_what_nginx_answers(
+    tmp_path: Path, origins: str, origin: str, admitted: str | None
+) -> None:
+    async with fronted(tmp_path, processes=0, origins=origins) as front:
+        for head, (status, _) in REFUSED.items():
+            answer = await raw(front, head, origin)
+            assert answer.status == status
+            assert answer.headers.get("access-control-allow-origin") == admitted, head[:50]
+            assert answer.headers.get("access-control-allow-credentials") == (admitted and "true")
+            assert answer.headers.get("access-control-expose-headers") == (
+                admitted and "Retry-After, X-Request-ID"
+            )
+            assert answer.headers.get("vary") == (None if origins == "*" else "Origin")
+        preflight = (
+            b"OPTIONS /v1/sessions HTTP/1.1\r\nAccess-Control-Request-Headers: content-type\r\n" + HOST
+        )
+        granted = await raw(front, preflight, origin)
+        assert granted.status == 204
+        assert granted.headers.get("access-control-allow-origin") == admitted
+        assert granted.headers["access-control-allow-headers"] == "content-type"
+
+
+async def test_a_page_can_read_that_it_asked_too_often(tmp_path: Path) -> None:
+    def one_a_minute(text: str) -> str:
+        """Also for callers on this machine, whom nginx does not count."""
+        assert (text.count("127.0.0.0/8 1;"), text.count("rate=200r/s"), text.count("burst=1000")) == (
+            1,
+            1,
+            1,
+        )
+        text = text.replace("127.0.0.0/8 1;", "").replace("rate=200r/s", "rate=1r/m")
+        return text.replace("burst=1000", "burst=1")
+
+    origin = "https://a.example"
+    async with fronted(tmp_path, origins=origin, edit=one_a_minute) as front:
+        answers = [await front.call("GET", "/v1/time", Origin=origin) for _ in range(3)]
+        preflight = await front.call("OPTIONS", "/v1/time", Origin=origin)
+    refused = answers[-1]
+    assert (refused.status, refused.body["error"]["code"]) == (429, "RATE_LIMIT_EXCEEDED")
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["access-control-allow-origin"] == origin
+    assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, origin)
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_admitted"),
+    [
+        ("https://x.example.org", True),
+        ("https://y.x.example.org", True),
+        ("https://example.org", False),
+        ("https://x.example.org.evil", False),
+        ("https://x/.example.org", False),
+        ("https://xexample.org", False),
+        ("http://x.example.org", False),
+    ],
+)
+def test_a_wildcard_is_the_same_to_nginx_as_to_lockstep(origin: str, is_admitted: bool) -> None:
+    _, line = origins_map(["https://*.example.org"]).splitlines()
+    found = re.fullmatch(r'\s*"~(.+)" \$http_origin;', line)
+    assert found is not None
+    assert bool(re.search(found[1], origin)) is is_admitted
 
 
 async def test_only_websockets_are_upgraded(tmp_path: Path) -> None:

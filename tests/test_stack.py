@@ -477,21 +477,161 @@ async def test_a_rolling_restart_of_many_fails_no_request_and_every_client_is_ba
 
 
 def test_a_roll_to_what_does_not_start_stops_at_the_first(tmp_path: Path) -> None:
-    stack, config = Stack(tmp_path / "run"), tmp_path / "lockstep.toml"
+    stack, config, secret = Stack(tmp_path / "run"), tmp_path / "lockstep.toml", tmp_path / "secret"
     config.write_text("")
     assert stack.up(env={"LOCKSTEP_CONFIG": str(config)}).returncode == 0
     try:
         before = stack.pids()
-        config.write_text("nonsense = 1")
+        secret.write_text("short")
+        config.write_text(f'jwt_secret_file = "{secret}"')
         rolled = stack.command("roll")
         assert rolled.returncode != 0
-        assert "nonsense: no such setting" in rolled.stderr
+        assert "a secret needs 32 bytes or more" in rolled.stderr
         first = f"lockstep-{stack.ports[0]}"
         assert stack.pids() == {name: pid for name, pid in before.items() if name != first}
         config.write_text("")
         wait_until(lambda: set(stack.pids()) == set(before), what="supervisord's next attempt")
     finally:
         stack.command("down")
+
+
+# --- what an operator is told --------------------------------------------------------------------
+
+
+@dataclass
+class Configured:
+    """A stack with a file of settings, and a variable that the file is overruled by."""
+
+    stack: Stack
+    config: Path
+    environ: dict[str, str]
+
+    async def nginx_admits(self, origin: str) -> bool:
+        answer = await request(f"{self.stack.url}/metrics", "GET", headers={"Origin": origin})
+        return answer.headers.get("access-control-allow-origin") == origin
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
+    folder = tmp_path_factory.mktemp("configured")
+    config = folder / "lockstep.toml"
+    config.write_text('origins = "https://a.example"')
+    environ = {"LOCKSTEP_CONFIG": str(config), "LOCKSTEP_LOG_LEVEL": "warning"}
+    stack = Stack(folder / "run")
+    started = stack.up(env=environ)
+    assert started.returncode == 0, started.stderr
+    yield Configured(stack, config, environ)
+    assert stack.command("down").returncode == 0
+
+
+def test_up_says_which_settings_are_ignored_since_it_runs_already(configured: Configured) -> None:
+    stack, environ = configured.stack, configured.environ
+    assert stack.up(env=environ).stdout.count("\n") == 1, "nothing is ignored"
+    assert stack.command("up").stdout.count("\n") == 1, "what is not given is not ignored"
+    again = stack.command(
+        *("up", "--processes=2", stack.options[0]),
+        env=environ
+        | {
+            "LOCKSTEP_LOG_LEVEL": "debug",
+            "LOCKSTEP_ORIGINS": "*",
+            "LOCKSTEP_BROKER": "redis://user:geheim@elsewhere:1/0",
+        },
+    )
+    assert again.returncode == 0, again.stderr
+    already, said = again.stdout.splitlines()
+    assert already.startswith("already up: ")
+    assert said == (
+        "ignored, since it runs already: --processes=2 (it runs with 4), "
+        "LOCKSTEP_BROKER=redis://user:***@elsewhere:1/0 (it runs with none), "
+        "LOCKSTEP_LOG_LEVEL=debug (it runs with 'warning'), LOCKSTEP_ORIGINS=* (it runs with none); "
+        "make down up takes them"
+    )
+
+
+async def test_a_roll_takes_the_file_anew_for_nginx_too_and_says_what_it_ignores(
+    configured: Configured,
+) -> None:
+    stack = configured.stack
+    assert await configured.nginx_admits("https://a.example")
+    configured.config.write_text('origins = "https://b.example"')
+    rolled = await asyncio.to_thread(
+        stack.command, "roll", env=configured.environ | {"LOCKSTEP_ROUTING": "targeted"}
+    )
+    assert rolled.returncode == 0, rolled.stderr
+    assert "LOCKSTEP_ROUTING=targeted (it runs with none)" in rolled.stdout.splitlines()[0]
+    assert "LOCKSTEP_LOG_LEVEL" not in rolled.stdout
+    for origin in ("https://a.example", "https://b.example"):
+        answer = await request(f"{stack.url}/v1/time", "GET", headers={"Origin": origin})
+        is_admitted = origin == "https://b.example"
+        assert ("access-control-allow-origin" in answer.headers) is is_admitted
+
+        async def complaint(origin: str = origin, wanted: bool = is_admitted) -> str:
+            return "" if await configured.nginx_admits(origin) is wanted else "nginx has the old origins"
+
+        await eventually(complaint, 10, "nginx does not reload")
+
+
+def test_a_roll_to_a_setting_that_cannot_be_used_costs_nobody_a_process(configured: Configured) -> None:
+    before, text = configured.stack.pids(), configured.config.read_text()
+    configured.config.write_text("nonsense = 1")
+    try:
+        for command in ("roll", "reload"):
+            refused = configured.stack.command(command)
+            assert refused.returncode != 0
+            assert (
+                refused.stderr
+                == f"stack: {configured.config}: nonsense: no such setting; lockstep --help lists them\n"
+            )
+        assert configured.stack.pids() == before
+    finally:
+        configured.config.write_text(text)
+
+
+def findings(stack: Stack) -> tuple[int, list[str]]:
+    """The doctor's exit code and lines."""
+    done = stack.command("doctor")
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_the_doctor_looks_at_the_stack_that_runs(configured: Configured) -> None:
+    stack = configured.stack
+    code, lines = findings(stack)
+    assert (code, [line for line in lines if not line.startswith("ok ")]) == (0, []), lines
+    for wanted in (
+        *(f"lockstep-{port}: pid " for port in stack.ports),
+        "nginx: pid ",
+        "redis: pid ",
+        f"through nginx: {stack.url} answers",
+        "open files: ",
+        "Redis version: ",
+        "persistence: append-only file",
+        "Pub/Sub: a publication came back",
+    ):
+        assert [line for line in lines if line.startswith(f"ok    {wanted}")], wanted
+
+
+def test_the_doctor_says_which_process_is_ill_and_what_to_do(configured: Configured) -> None:
+    stack = configured.stack
+    pid, name = stack.pids()[f"lockstep-{stack.ports[1]}"], f"lockstep:lockstep-{stack.ports[2]}"
+    os.kill(pid, signal.SIGSTOP)
+    assert stack.command("ctl", "stop", name).returncode == 0
+    try:
+        code, lines = findings(stack)
+        hanging, stopped = (line for line in lines if line.startswith("MEND"))
+        assert code == 1
+        assert hanging.startswith(f"MEND  lockstep-{stack.ports[1]}: pid {pid}, ")
+        assert "but not ready" in hanging
+        assert stopped.startswith(f"MEND  lockstep-{stack.ports[2]}: STOPPED: ")
+        assert stopped.endswith(f"ctl start {name}")
+        assert f"ok    through nginx: {stack.url} answers" in lines
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        stack.command("ctl", "start", name)
+
+
+def test_the_doctor_of_what_is_not_up_says_so(tmp_path: Path) -> None:
+    assert findings(Stack(tmp_path)) == (1, ["MEND  it is not up: make up starts it"])
 
 
 async def test_a_killed_process_fails_no_request_and_costs_no_change(stack: Stack) -> None:
