@@ -39,6 +39,8 @@ Argument = str | bytes | int
 # Answers of a Redis that cannot serve now but will, or that another will serve instead of.
 PASSING_ERRORS = ("LOADING", "READONLY", "MASTERDOWN", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS")
 REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+# A script of ours says so that it changed nothing; what follows is Redis's own error.
+REFUSED = "REFUSED "
 
 
 class LinkDown(Exception):
@@ -299,10 +301,12 @@ class Link:
                 asked = None
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("NOSCRIPT"):
             self._metrics.redis_errors.labels("refused").inc()
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(PASSING_ERRORS):
-            if str(reply).startswith("READONLY"):
-                self.reset("it is not the master any more")
-            raise LinkDown(sent=False, why=str(reply))
+            why = str(reply).removeprefix(REFUSED)
+            # What names its place in a script was said in the midst of it.
+            if why.startswith(PASSING_ERRORS) and "user_script" not in why:
+                if why.startswith("READONLY"):
+                    self.reset("it is not the master any more")
+                raise LinkDown(sent=False, why=why)
         return reply
 
     def reset(self, why: str) -> None:

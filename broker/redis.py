@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import hiredis
+
 from broker.clock import RedisClock
 from broker.endpoint import parse
 from broker.link import Argument, Link, LinkDown, Refused, Wire
@@ -186,7 +188,7 @@ class RedisBroker(Broker):
         return [beginning or None for beginning in await asyncio.gather(*calls)]
 
     async def commit(self, commit: Commit) -> Outcome:
-        outcome = await self._try_commit(commit, is_retry=False)
+        outcome = await self._try_commit(commit)
         if outcome is None:
             # Sent, and not answered. The script recognises what it has applied, so asking once more is safe.
             outcome = await self._try_commit(commit, is_retry=True)
@@ -194,7 +196,9 @@ class RedisBroker(Broker):
             raise BrokerUnavailable("unknown")
         return outcome
 
-    async def _try_commit(self, commit: Commit, is_retry: bool) -> Outcome | None:
+    async def _try_commit(
+        self, commit: Commit, is_retry: bool = False, has_leftovers: bool = False
+    ) -> Outcome | None:
         """The outcome; None where it is not known."""
         sent_at_s = time.monotonic()
         try:
@@ -217,6 +221,7 @@ class RedisBroker(Broker):
                 commit.first_version,
                 self._routing.update_channel(commit.session_id),
                 int(is_retry),
+                int(has_leftovers),
                 LAPSE_GRACE_MS,
                 KEPT_EVENTS,
                 *_record(commit.once),
@@ -227,6 +232,12 @@ class RedisBroker(Broker):
             if down.sent or is_retry:
                 return None
             raise BrokerUnavailable("not_applied") from None
+        if isinstance(reply, hiredis.ReplyError):
+            if is_retry:
+                return None  # nobody says what became of the first attempt
+            if "specified in XADD" in str(reply) and not has_leftovers:
+                # The history that is stored goes on beyond this change: let the script look at it.
+                return await self._try_commit(commit, has_leftovers=True)
         outcome, seconds, microseconds, *extra = checked(reply)
         self._sample(sent_at_s, (seconds, microseconds))
         if outcome == b"done":

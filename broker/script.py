@@ -8,18 +8,27 @@ from typing import Any
 
 import hiredis
 
-from broker.link import Argument, Link
+from broker.link import REFUSED, Argument, Link
 from lockstep.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
 
+LUA = Path(__file__).parent / "lua"
+
 
 class Script:
-    """A Lua script: by its hash, or whole where Redis does not know it yet."""
+    """A Lua script: by its hash, or whole where Redis does not know it yet.
+
+    It changes nothing before all that can fail has not failed: see lua/all_or_nothing.lua.
+    """
 
     def __init__(self, name: str) -> None:
-        self.source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
-        self.sha = hashlib.sha1(self.source).hexdigest()
+        frame, own = ((LUA / f"{each}.lua").read_text() for each in ("all_or_nothing", name))
+        self.load(frame.replace("  -- the script\n", own))
+
+    def load(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode()).hexdigest()
 
     def __call__(self, link: Link, keys: list[str], *arguments: Argument) -> Awaitable[Any]:
         """Its reply; like a `link.call`, on its way when this returns."""
@@ -34,10 +43,15 @@ class Script:
 
 
 def checked(reply: Any) -> Any:
-    """The reply; an error that Redis gives (out of memory, say) means that nothing was done."""
+    """The reply; an error that Redis gives (out of memory, say) raises BrokerUnavailable.
+
+    A command that is refused did nothing, and neither did a script that was not begun or that refused. Only
+    an error that names its place in a script comes from the midst of it.
+    """
     if isinstance(reply, hiredis.ReplyError):
         # That it starts, and reads its data, passes by itself.
         level = logging.WARNING if str(reply).startswith("LOADING") else logging.ERROR
-        log.log(level, "Redis refused: %s", reply)
-        raise BrokerUnavailable("not_applied")
+        log.log(level, "Redis refused: %s", str(reply).removeprefix(REFUSED))
+        is_within = "user_script" in str(reply) and not str(reply).startswith(REFUSED)
+        raise BrokerUnavailable("unknown" if is_within else "not_applied")
     return reply

@@ -4,18 +4,18 @@
 -- ARGV  1 process, 2 limit, 3 what a process's sign of life begins with
 -- Returns 1 if there was room, and then counts one more, else 0.
 
+local key, process, limit = KEYS[1], ARGV[1], integer(ARGV[2])
 local inside = 0
-local counts = redis.call('HGETALL', KEYS[1])
+local writes = { { 'HINCRBY', key, process, 1 }, { 'EXPIRE', key, 86400 } }
+local counts = redis.call('HGETALL', key)
 for i = 1, #counts, 2 do
-  if counts[i] == ARGV[1] or redis.call('EXISTS', ARGV[3] .. counts[i]) == 1 then
-    inside = inside + tonumber(counts[i + 1])
+  if counts[i] == process or redis.call('EXISTS', ARGV[3] .. counts[i]) == 1 then
+    inside = inside + integer(counts[i + 1], -9007199254740991)
   else
-    redis.call('HDEL', KEYS[1], counts[i]) -- it died with all that it had
+    writes[#writes + 1] = { 'HDEL', key, counts[i] } -- it died with all that it had
   end
 end
-if inside >= tonumber(ARGV[2]) then
+if inside >= limit then
   return 0
 end
-redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-redis.call('EXPIRE', KEYS[1], 86400)
-return 1
+return 1, writes

@@ -5,8 +5,8 @@
 --       3 at most so many bytes of events, but one event at least
 -- Returns {beginning, {entry, ...}}.
 
-local beginning = redis.call('GETRANGE', KEYS[1], 0, ARGV[1] - 1)
-local most, bytes, found = tonumber(ARGV[3]), 0, {}
+local beginning = redis.call('GETRANGE', KEYS[1], 0, integer(ARGV[1], 1) - 1)
+local most, bytes, found = integer(ARGV[3]), 0, {}
 local from, count = ARGV[2] .. '-0', 1
 while true do
   -- A few at a time: an event may have 1,000 participants, and nobody else is served meanwhile.

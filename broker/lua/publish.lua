@@ -4,17 +4,16 @@
 -- ARGV  1 channel, 2 message, 3 record of the request or '', 4 kept for so many ms
 -- Returns 1; 0 if there is no such session; the record that was kept if the request was done before.
 
-if KEYS[2] then
-  local done = redis.call('GET', KEYS[2])
+local session, record = KEYS[1], KEYS[2]
+local writes = { { 'PUBLISH', ARGV[1], ARGV[2] } }
+if record then
+  local done = redis.call('GET', record)
   if done then
     return done
   end
+  table.insert(writes, 1, { 'SET', record, ARGV[3], 'PX', integer(ARGV[4], 1) })
 end
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('EXISTS', session) == 0 then
   return 0
 end
-if KEYS[2] then
-  redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
-end
-redis.call('PUBLISH', ARGV[1], ARGV[2])
-return 1
+return 1, writes

@@ -4,18 +4,21 @@
 -- ARGV  limit and window in ms, for each of them
 -- Returns {count, ms until the window's end, ...}, up to the first that is over its limit.
 
-local standing = {}
+local standing, writes = {}, {}
 for i, key in ipairs(KEYS) do
-  local count = redis.call('INCR', key)
+  local limit, window = integer(ARGV[2 * i - 1]), integer(ARGV[2 * i], 1)
+  local count = integer(redis.call('GET', key) or 0) + 1
   local left = redis.call('PTTL', key)
   if left < 0 then
-    left = tonumber(ARGV[2 * i])
-    redis.call('PEXPIRE', key, left)
+    count, left = 1, window
+    writes[i] = { 'SET', key, 1, 'PX', window }
+  else
+    writes[i] = { 'INCR', key }
   end
   standing[#standing + 1] = count
   standing[#standing + 1] = left
-  if count > tonumber(ARGV[2 * i - 1]) then
+  if count > limit then
     break
   end
 end
-return standing
+return standing, writes
