@@ -97,10 +97,10 @@ class MemoryBroker(Broker):
                 return states[:place]
         return states
 
-    async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
+    async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
         (state,) = await self.load([session_id])
         self._forget()
-        return state, self._done.get(key)
+        return [state, *map(self._done.get, keys)]
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         return [state and state[: messages.BEGINNING_BYTES] for state in await self.load(session_ids)]
@@ -110,7 +110,8 @@ class MemoryBroker(Broker):
         stored = kept.state if kept else b""
         if stored.startswith(commit.beginning):
             return Outcome.APPLIED
-        self._refuse_if_done(commit.once)
+        if self._is_done(commit.once):
+            return Outcome.APPLIED
         if not stored.startswith(commit.expected) if commit.expected else stored:
             return Outcome.CONFLICT
         now_ms = self.now_ms()
@@ -148,18 +149,27 @@ class MemoryBroker(Broker):
             commit.on_counted(count, left_ms)
         return is_allowed
 
-    async def delete(self, session_id: str) -> bool:
+    async def delete(self, session_id: str, expected: bytes | None = None, once: Once | None = None) -> bool:
+        if self._is_done(once):
+            return False
+        kept = self._alive(session_id)
+        epoch = messages.epoch_of(kept.state) if kept else ""
+        if expected is None:
+            expected = messages.beginning_of(session_id)
+        is_it = kept is not None and expected != b"" and kept.state.startswith(expected)
+        if epoch and not is_it and epoch == messages.epoch_of(expected):
+            return False  # it has moved
+        self._remember(once)
+        if kept and (is_it or not epoch):  # what is no state goes without a word
+            self._end(session_id, kept)
+        return is_it
+
+    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
+        self._is_done(once)
         kept = self._alive(session_id)
         if kept is None:
             return False
-        self._end(session_id, kept)
-        return True
-
-    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
-        self._refuse_if_done(once)
-        if self._alive(session_id) is None:
-            return False
-        self._remember(once)
+        self._remember(once, messages.epoch_of(kept.state))
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
@@ -206,14 +216,19 @@ class MemoryBroker(Broker):
             self._end(session_id, self._kept[session_id])
         return len(lapsed)
 
-    def _refuse_if_done(self, once: Once | None) -> None:
+    def _is_done(self, once: Once | None) -> bool:
+        """Was this very request done before? Raises AlreadyDone where another one of its key was."""
         self._forget()
-        if once is not None and (record := self._done.get(once.key)) is not None:
-            raise AlreadyDone(record)
+        kept = None if once is None else self._done.get(once.key)
+        if once is None or kept is None:
+            return False
+        if kept != once.record:
+            raise AlreadyDone(kept)
+        return True
 
-    def _remember(self, once: Once | None) -> None:
+    def _remember(self, once: Once | None, epoch: str | None = None) -> None:
         if once is not None:
-            self._done[once.key] = once.record
+            self._done[once.key] = once.record if epoch is None else once.of_epoch(epoch)
             self._forgettable.put(once.key, self.now_ms() + once.kept_ms)
 
     def _forget(self) -> None:

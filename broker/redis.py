@@ -176,9 +176,8 @@ class RedisBroker(Broker):
         keys = [self._state_key(session_id) for session_id in session_ids]
         return list(checked(await self._twice(lambda: self._load(self._link, keys, at_most_bytes))))
 
-    async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
-        state, record = await self._ask("MGET", self._state_key(session_id), self._done_key(key))
-        return state, record
+    async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
+        return list(await self._ask("MGET", self._state_key(session_id), *map(self._done_key, keys)))
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         calls = (
@@ -246,20 +245,20 @@ class RedisBroker(Broker):
             commit.on_counted(*extra)
         return None if outcome == b"unknown" else Outcome(outcome.decode())
 
-    async def delete(self, session_id: str) -> bool:
-        (beginning,) = await self.beginnings([session_id])
-        head = messages.read_head(beginning) if beginning else None
-        if head is None:
-            # Nothing there, or nothing that is a state: removed without a word.
-            await self._ask("DEL", *self._keys(session_id)[:2])
-            return False
-        return await self._end_session(session_id, head.position[0])
+    async def delete(self, session_id: str, expected: bytes | None = None, once: Once | None = None) -> bool:
+        if expected is None:
+            expected = messages.beginning_of(session_id)
+        return await self._end_session(session_id, "deleted", expected, once)
 
-    async def _end_session(self, session_id: str, epoch: str) -> bool:
+    async def _end_session(self, session_id: str, how: str, expected: bytes, once: Once | None) -> bool:
+        keys = [*self._keys(session_id), *self._done_keys(once)]
         channel = self._routing.update_channel(session_id)
-        return bool(
-            await self._once(self._end(self._link, self._keys(session_id), session_id, epoch, channel))
+        reply = await self._once(
+            self._end(self._link, keys, session_id, channel, how, expected, *_record(once))
         )
+        if isinstance(reply, bytes):
+            raise AlreadyDone(reply)
+        return bool(reply)
 
     async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
         keys = [self._state_key(session_id), *self._done_keys(once)]
@@ -335,7 +334,7 @@ class RedisBroker(Broker):
         )
         ended = 0
         for session_id in session_ids:
-            ended += await self._end_session(session_id.decode(), "")
+            ended += await self._end_session(session_id.decode(), "lapsed", b"", None)
         return ended
 
     # --- asking ----------------------------------------------------------------------------------
@@ -347,7 +346,10 @@ class RedisBroker(Broker):
         return f"{self._prefix}idempotency:{key}"
 
     def _done_keys(self, once: Once | None) -> list[str]:
-        return [] if once is None else [self._done_key(once.key)]
+        if once is None:
+            return []
+        names = (once.key,) if once.former_key is None else (once.key, once.former_key)
+        return [self._done_key(name) for name in names]
 
     def _window_keys(self, *charges: Charge | None) -> list[str]:
         return [f"{self._prefix}rl:{charge.key}" for charge in charges if charge is not None]

@@ -56,6 +56,8 @@ MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
 MAX_DRAINED_OF_REFUSED_BYTES = 65_536
 METHODS = ("GET", "POST", "DELETE", "OPTIONS")
 
+_REQUEST_START = re.compile(r"t=([0-9]{1,10}(\.[0-9]{1,6})?)", re.ASCII)
+
 # A pattern of paths, who answers, and what he needs for it.
 Route = tuple[str, "type[ApiHandler]", dict[str, Any]]
 
@@ -282,6 +284,11 @@ class ApiHandler(HTTPMessageDelegate):
         self._in_flight.discard(self)
 
     @property
+    def _peer(self) -> str:
+        peer: str = getattr(self._connection.context, "remote_ip", "")
+        return peer
+
+    @property
     def client(self) -> str:
         """Whose requests are counted together with this one."""
         return self.access.client or self._address
@@ -289,8 +296,15 @@ class ApiHandler(HTTPMessageDelegate):
     @property
     def _address(self) -> str:
         """Where the request came from."""
-        peer: str = getattr(self._connection.context, "remote_ip", "")
-        return self._front.addresses.client_of(peer, self.headers.get("X-Forwarded-For"))
+        return self._front.addresses.client_of(self._peer, self.headers.get("X-Forwarded-For"))
+
+    def received_at_s(self) -> float | None:
+        """When a proxy of ours received the request, in epoch seconds, where it says so."""
+        told = self.headers.get("X-Request-Start")
+        if told is None or not self._front.addresses.is_proxy(self._peer):
+            return None
+        found = _REQUEST_START.fullmatch(told)
+        return float(found[1]) if found else None
 
     def _token_in_query(self) -> str | None:
         return self.query_arguments().get("token", [None])[0] if "token=" in self._query else None

@@ -28,14 +28,22 @@ class SessionsApi(ApiHandler):
         super().initialize(origins)
         self.sessions = sessions
 
-    def origin(self, limit: SwitchLimit | None = None) -> Origin:
-        """Who asks, and by what the request is known again, if it names itself. Raises ValidationError."""
+    def origin(self, path: str, meaning: Any, limit: SwitchLimit | None = None) -> Origin:
+        """Who asks, and by what the request is known again, if it names itself. Raises ValidationError.
+
+        `path` is the request's, and `meaning` what its body says, however both were spelled.
+        """
         key = self.headers.get("Idempotency-Key")
         once = None
         if key is not None:
             kept_s = validation.idempotency(key, self.headers.get("Idempotency-TTL"))
             once = Idempotent.of(
-                self.method, self.path, self.access.subject or "", key, self.read_body(), kept_s * 1000
+                (self.method, path, self.access.caller, key),
+                (self.method, self.path, self.access.subject or "", key),
+                self.read_body() if self.method == "POST" else b"",
+                meaning,
+                kept_s,
+                self.received_at_s(),
             )
         admission = None if self.charge is None else self.admit
         return Origin(self.access.subject, self.request_id, once=once, admission=admission, limit=limit)
@@ -44,15 +52,30 @@ class SessionsApi(ApiHandler):
         try:
             await super()._act()
         except Replay as replay:
+            await self._reply_again(replay)
+
+    async def _reply_again(self, replay: Replay) -> None:
+        record, answer = replay.record, replay.answer
+        if record.status == 204:
             self.set_header("Idempotent-Replayed", "true")
-            if replay.tag:
-                self.set_header("ETag", replay.tag)
-            if replay.status == 201:
-                self.set_header("Location", f"/v1/sessions/{replay.session_id}")
-            answer = replay.answer
-            if answer is None:
-                answer = await self.sessions.read(replay.session_id)
-            self.reply(answer, replay.status)
+            self.reply_empty(204)
+            return
+        state = await self.sessions.read_again(record, is_answer_kept=answer is not None)
+        tag = record.tag
+        if answer is None:
+            head = messages.read_head(state)
+            assert head is not None
+            tag, answer = head.tag, self.answer_of(state, record.extras)
+        if tag:
+            self.set_header("ETag", tag)
+        if record.status == 201:
+            self.set_header("Location", f"/v1/sessions/{record.session_id}")
+        self.set_header("Idempotent-Replayed", "true")
+        self.reply(answer, record.status)
+
+    def answer_of(self, state: bytes, extras: dict[str, Any]) -> bytes:
+        """What this request is answered where it left a session in this state."""
+        return state
 
     def require(self, scope: Scope) -> None:
         """Of the session in the path, also where that is none: who may not is not told."""
@@ -76,7 +99,7 @@ class CollectionHandler(SessionsApi):
         body = self.read_json()
         self._require_named(body)
         spec = validation.spec(body)
-        step = await self.sessions.create(spec, self.origin(), answer)
+        step = await self.sessions.create(spec, self.origin("/v1/sessions", spec), answer)
         self.set_header("ETag", step.session.tag)
         self.set_header("Location", f"/v1/sessions/{step.session.session_id}")
         self.reply(answer(step), 201)
@@ -127,7 +150,8 @@ class SessionHandler(SessionsApi):
 
     async def delete(self, session_id: str) -> None:
         session_id = _valid(session_id)
-        await self.sessions.delete(session_id)
+        tags = validation.tags(self.headers.get("If-Match"))
+        await self.sessions.delete(session_id, self.origin(f"/v1/sessions/{session_id}", None), tags)
         self.reply_empty(204)
 
 
@@ -152,17 +176,22 @@ class CommandHandler(SessionsApi):
         session_id = validation.session_id_in_path(session_id, complaints)
         arguments = validation.command(command, body, complaints)
         complaints.raise_if_any()
+        said = validation.meaning(arguments)
         version = arguments.pop("expected_version")
         tags = validation.tags(self.headers.get("If-Match"))
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
         rule = self.access.rule_of(rule)
         answer = _Once(_switched if command == "switch" else answer_state)
         limit = self.rates.switches(session_id) if command == "switch" and self.rates is not None else None
-        step = await self.sessions.apply(session_id, rule, self.origin(limit), answer)
+        origin = self.origin(f"/v1/sessions/{session_id}/{command}", said, limit)
+        step = await self.sessions.apply(session_id, rule, origin, answer)
         if limit is not None and limit.standing is not None:
             self.tell_standing(limit.standing)
         self.set_header("ETag", step.session.tag)
         self.reply(answer(step))
+
+    def answer_of(self, state: bytes, extras: dict[str, Any]) -> bytes:
+        return _switched_to(state, extras) if self._arguments[1] == "switch" else state
 
 
 class MessagesHandler(SessionsApi):
@@ -181,7 +210,8 @@ class MessagesHandler(SessionsApi):
         validation.message(body, complaints)
         complaints.raise_if_any()
         answer = dumps({"session_id": session_id})
-        await self.sessions.publish(session_id, raw, self.origin(), answer)
+        origin = self.origin(f"/v1/sessions/{session_id}/messages", body)
+        await self.sessions.publish(session_id, raw, origin, answer)
         self.reply(answer, 202)
 
 
@@ -233,7 +263,7 @@ def _rule(command: str, arguments: dict[str, Any]) -> Rule:
 
 def _switched(step: Step) -> bytes:
     """The answer to a switch: who is active now, and how the turn before ended."""
-    session, last = step.session, step.transitions[-1]
+    session = step.session
     active = session.active_participant
     answer = {
         "session_id": session.session_id,
@@ -243,8 +273,11 @@ def _switched(step: Step) -> bytes:
         "status": session.status.value,
         "version": session.version,
     }
-    if last.ended_expired is not None:
-        answer["expired_participant_id"] = last.ended_expired
-    if last.lap_ms is not None:
-        answer["lap_ms"] = last.lap_ms
-    return dumps(answer)
+    return dumps(answer | step.transitions[-1].extras)
+
+
+def _switched_to(state: bytes, extras: dict[str, Any]) -> bytes:
+    """The same of a state as it is stored."""
+    told = ("session_id", "active_participant_id", "cycle_started_at", "participants", "status", "version")
+    stored = messages.loads(state)
+    return dumps({name: stored[name] for name in told} | extras)

@@ -123,7 +123,7 @@ HELP = {
     "message_rate": "messages and pings a second of one WebSocket client; 0: any number",
     "rate_limit_general": "REST requests of one caller, so many/in so many seconds; 0: any number",
     "rate_limit_switch": "switches of one session, so many/in so many seconds; 0: any number",
-    "trusted_proxies": "addresses or networks whose X-Forwarded-For is believed, comma-separated",
+    "trusted_proxies": "addresses or networks whose X-Forwarded-For and X-Request-Start are believed",
     "jwt_secret_file": "file with the secret of tokens that are signed with HS256",
     "jwt_public_key_file": "file with public keys (PEM, or JWKS with kid) of tokens: RS256, ES256, EdDSA",
     "jwt_audience": "what a token must name as its audience (aud)",

@@ -28,11 +28,19 @@ class AlreadyDone(Exception):
 
 
 class Once(Struct, frozen=True):
-    """A request that shall be done once: under `key` its `record` is kept for `kept_ms`."""
+    """A request that shall be done once: under `key` its `record`, a JSON object, is kept for `kept_ms`.
+
+    A store that processes of another version share keeps it under `former_key`, too, for them to find.
+    """
 
     key: str
     record: bytes
     kept_ms: int
+    former_key: str | None = None
+
+    def of_epoch(self, epoch: str) -> bytes:
+        """The record, with the epoch of the session that the request was done to."""
+        return b'{"epoch":"' + epoch.encode() + b'",' + self.record[1:]
 
 
 class Charge(Struct, frozen=True):
@@ -188,8 +196,8 @@ class Broker(abc.ABC):
         """The same for the first of them: one, and more as long as all together have no more bytes."""
 
     @abc.abstractmethod
-    async def recall(self, session_id: str, key: str) -> tuple[bytes | None, bytes | None]:
-        """The stored state, and what is kept under the key of a request that is done once."""
+    async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
+        """The stored state, and what is kept under each of these keys of a request that is done once."""
 
     @abc.abstractmethod
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
@@ -204,14 +212,20 @@ class Broker(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def delete(self, session_id: str) -> bool:
-        """Remove the session and publish that; False, and no publication, if there was none."""
+    async def delete(self, session_id: str, expected: bytes | None = None, once: Once | None = None) -> bool:
+        """Remove the session and publish that; False, and no publication, if there was none.
+
+        With `expected` only a state that begins so is removed, and none if that is empty; where the stored
+        one is of the same epoch and has moved, nothing is done. Else the record of `once` is kept, also if
+        there was no session. Raises AlreadyDone where another one with the same ``once`` was done before.
+        """
 
     @abc.abstractmethod
     async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
         """Send a message to every client of the session, on whichever process; False if there is no session.
 
-        Raises AlreadyDone where one with the same ``once`` was sent before.
+        Raises AlreadyDone where one with the same ``once`` was sent before. What is kept of it is its record
+        with the session's epoch (``Once.of_epoch``).
         """
 
     @abc.abstractmethod

@@ -38,6 +38,12 @@ class Transition(Struct, frozen=True):
     lap_ms: int | None = None
     ended_expired: str | None = None
 
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What is answered beside the state."""
+        extras = {"expired_participant_id": self.ended_expired, "lap_ms": self.lap_ms}
+        return {name: value for name, value in extras.items() if value is not None}
+
 
 class Step(Struct, frozen=True):
     """A session, and the transitions that led to it: one per version."""

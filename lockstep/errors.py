@@ -144,6 +144,17 @@ class BrokerUnavailable(LockstepError):
         super().__init__("The broker cannot be reached", {"outcome": outcome})
 
 
+class ReceivedTooLongAgo(LockstepError):
+    """It lay here for so long that it may have been done elsewhere, and nobody would remember."""
+
+    code = "RECEIVED_TOO_LONG_AGO"
+    status = 503
+    retry_after_s = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("The request was received too long ago to be done now", {"outcome": "not_applied"})
+
+
 class ShuttingDown(LockstepError):
     """Said to who wants to stay; a request that can be answered at once still is."""
 

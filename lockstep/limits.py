@@ -176,6 +176,10 @@ class Addresses:
                 break
         return client[:64]
 
+    def is_proxy(self, peer: str) -> bool:
+        """Is what `peer` says of a request believed?"""
+        return bool(self._networks) and self._is_trusted(peer)
+
     def _is_trusted(self, text: str) -> bool:
         if not text:
             return bool(self._networks)  # a Unix socket, which only a proxy here can use

@@ -37,6 +37,7 @@ _STATE_BEGINS = (
     rb'"commit":"([\w-]{8})","deadline_ms":(\d{1,15}|null),'
 )
 _STATE = re.compile(_STATE_BEGINS)
+_EPOCH = re.compile(rb'\{"session_id":"[0-9a-f-]{36}","epoch":"([0-9a-z]{13})"')
 _UPDATE = re.compile(
     rb'\{"type":"STATE_UPDATE","sessionId":"[0-9a-f-]{36}","timestamp":\d{13},"state":' + _STATE_BEGINS
 )
@@ -80,6 +81,18 @@ def beginning(session: Session) -> bytes:
         f'{{"session_id":"{session.session_id}","epoch":"{session.epoch}",'
         f'"version":{session.version},"commit":"{session.commit}"'
     ).encode()
+
+
+def beginning_of(session_id: str, epoch: str | None = None) -> bytes:
+    """What every state of this epoch, or of any, begins with."""
+    begins = f'{{"session_id":"{session_id}",'
+    return (begins if epoch is None else f'{begins}"epoch":"{epoch}",').encode()
+
+
+def epoch_of(state: bytes) -> str:
+    """The epoch of a state, or of its beginning; empty where these bytes are not one."""
+    match = _EPOCH.match(state)
+    return match[1].decode() if match else ""
 
 
 def read_head(state: bytes) -> Head | None:

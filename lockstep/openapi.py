@@ -5,6 +5,7 @@ from typing import Any
 
 from lockstep import __version__, errors, validation
 from lockstep.errors import LockstepError
+from lockstep.idempotency import MIN_KEPT_S
 from lockstep.messages import MAX_RELAYED_BYTES, SERVER_TYPES
 from lockstep.state import CLOCK_KINDS, Mode, OnTimeout, Status
 from lockstep.validation import (
@@ -39,8 +40,11 @@ OF_THE_STORE = (
     errors.BrokerUnavailable,
     errors.StateCorrupt,
 )
+# What a change may be refused with for its Idempotency-Key's sake.
+OF_A_KEY = (errors.IdempotencyKeyReused, errors.ReceivedTooLongAgo)
 OF_A_COMMAND = (
     *OF_THE_STORE,
+    *OF_A_KEY,
     errors.ValidationError,
     errors.MalformedJson,
     errors.InvalidStateTransition,
@@ -48,7 +52,6 @@ OF_A_COMMAND = (
     errors.Conflict,
     errors.PreconditionFailed,
     errors.UnsupportedMediaType,
-    errors.IdempotencyKeyReused,
     errors.SessionBusy,
 )
 
@@ -207,7 +210,7 @@ def _parameters() -> dict[str, Schema]:
                 "maximum": validation.MAX_KEPT_S,
                 "default": validation.MAX_KEPT_S,
             },
-            "For so many seconds, if it has a key",
+            f"For so many seconds, and {MIN_KEPT_S} at least, if it has a key",
         ),
     }
 
@@ -444,11 +447,14 @@ def _paths() -> dict[str, Schema]:
                 },
                 (
                     *OF_THE_STORE,
+                    *OF_A_KEY,
                     errors.ValidationError,
                     errors.MalformedJson,
                     errors.SessionExists,
+                    # Done before, and the session is gone, or anew, since.
+                    errors.SessionNotFound,
+                    errors.Conflict,
                     errors.UnsupportedMediaType,
-                    errors.IdempotencyKeyReused,
                 ),
                 parameters=DONE_ONCE,
                 body="Create",
@@ -485,9 +491,15 @@ def _paths() -> dict[str, Schema]:
             "delete": _operation(
                 "delete",
                 "Delete the session, if there is one",
-                {"204": _answer("There is none")},
-                (*OF_THE_STORE, errors.ValidationError),
-                parameters=["Id"],
+                {"204": _answer("There is none", Idempotent_Replayed="Replayed")},
+                (
+                    *OF_THE_STORE,
+                    *OF_A_KEY,
+                    errors.ValidationError,
+                    errors.PreconditionFailed,
+                    errors.SessionBusy,
+                ),
+                parameters=["Id", "IfMatch", *DONE_ONCE],
             ),
         },
     }
@@ -517,11 +529,12 @@ def _paths() -> dict[str, Schema]:
             },
             (
                 *OF_THE_STORE,
+                *OF_A_KEY,
                 errors.ValidationError,
                 errors.MalformedJson,
                 errors.SessionNotFound,
+                errors.Conflict,  # done before, and the session is anew since
                 errors.UnsupportedMediaType,
-                errors.IdempotencyKeyReused,
             ),
             parameters=["Id", *DONE_ONCE],
             body="Message",

@@ -8,7 +8,7 @@ import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from lockstep import engine, messages, state
@@ -23,7 +23,7 @@ from lockstep.errors import (
     SessionNotFound,
     StateCorrupt,
 )
-from lockstep.idempotency import Idempotent
+from lockstep.idempotency import Idempotent, Record, was_kept_by_former
 from lockstep.limits import SwitchLimit
 from lockstep.metrics import Metrics
 from lockstep.state import TERMINAL, Session, Status
@@ -109,6 +109,7 @@ class Sessions:
     async def create(self, spec: Spec, origin: Origin = NOBODY, answer: Answer = answer_state) -> Step:
         """Raises SessionExists, and leaves what is there untouched; Replay where it was done before."""
         spec = replace(spec, session_id=spec.session_id or str(uuid.uuid4()))
+        await self._refuse_if_formerly_done(spec.session_id, origin.once)
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
         while asyncio.get_running_loop().time() < give_up_at:
             now_ms = self._broker.now_ms()
@@ -196,23 +197,82 @@ class Sessions:
             await asyncio.sleep(0)
         raise SessionBusy(session_id)
 
-    async def delete(self, session_id: str) -> None:
-        """Remove the session, if there is one; its clients are told by the broker."""
-        if await self._broker.delete(session_id):
-            log.info("session deleted", extra={"session_id": session_id})
+    async def delete(
+        self, session_id: str, origin: Origin = NOBODY, tags: frozenset[str] | None = None
+    ) -> None:
+        """Remove the session, if there is one; its clients are told by the broker.
+
+        `tags` are those of If-Match. Raises PreconditionFailed where they do not hold, SessionBusy after two
+        seconds of losing to those who change it; Replay where it was done before.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + GIVE_UP_S
+        once = origin.once
+        done = once.done(204, session_id, new_commit(), b"") if once else None
+        while loop.time() < give_up_at:
+            expected = await self._deletable(session_id, once, tags)
+            if once is not None:
+                once.require_in_time()
+            try:
+                is_deleted = await self._broker.delete(session_id, expected, done)
+            except AlreadyDone as already:
+                assert once is not None
+                raise once.replay(already.record) from None
+            if is_deleted:
+                log.info("session deleted", extra={"session_id": session_id})
+            if is_deleted or tags is None or not expected:
+                return
+        raise SessionBusy(session_id)
+
+    async def _deletable(
+        self, session_id: str, once: Idempotent | None, tags: frozenset[str] | None
+    ) -> bytes:
+        """What the session to be deleted begins with, and no later one does; empty where there is none."""
+        if tags is None:
+            (beginning,) = await self._broker.beginnings([session_id])
+            head = messages.read_head(beginning) if beginning else None
+            return messages.beginning_of(session_id, head.position[0]) if head else b""
+        try:
+            await self._load(session_id, once)
+            session = (await self.settle(session_id)).session
+        except SessionNotFound:
+            return b""
+        if not session.is_one_of(tags):
+            refusal = engine.not_as_matched(session)
+            refusal.details = {"state": state.to_dict(session)}
+            raise refusal
+        return messages.beginning(session)
 
     async def publish(
         self, session_id: str, message: bytes, origin: Origin = NOBODY, answer: bytes = b""
     ) -> None:
         """Send a message to every client of an existing session. Raises Replay where it was sent before."""
         once = origin.once
-        done = once.done(202, session_id, "", "", answer) if once else None
+        done = None
+        if once is not None:
+            await self._refuse_if_formerly_done(session_id, once)
+            once.require_in_time()
+            done = once.done(202, session_id, new_commit(), answer)
         try:
             if not await self._broker.publish(session_id, message, done):
                 raise SessionNotFound(session_id)
         except AlreadyDone as already:
             assert once is not None
             raise once.replay(already.record) from None
+
+    async def read_again(self, record: Record, *, is_answer_kept: bool) -> bytes:
+        """The session that a request was done to; settled to now, where that is what it is answered.
+
+        Raises SessionNotFound where it is gone, Conflict where it was created anew since.
+        """
+        session_id = record.session_id
+        raw = await (self._load(session_id) if is_answer_kept else self.read(session_id))
+        head = messages.read_head(raw)
+        if head is not None and record.session_epoch not in ("", head.position[0]):
+            raise Conflict(
+                f"Session {session_id} was created anew since this request was done", {"state": Raw(raw)}
+            )
+        return raw
 
     async def events(self, session_id: str, since: int | None, epoch: str | None) -> History:
         """A page of the events after version `since` (None: from the oldest that is kept).
@@ -298,8 +358,16 @@ class Sessions:
         once = origin.once if decided else None
         done = None
         if once is not None:
-            status = 200 if before else 201
-            done = once.done(status, session.session_id, session.tag, session.commit, answer(offered))
+            once.require_in_time()
+            done = once.done(
+                200 if before else 201,
+                session.session_id,
+                session.commit,
+                answer(offered),
+                epoch=session.epoch,
+                tag=session.tag,
+                extras=last.extras,
+            )
         commit = Commit(
             session_id=session.session_id,
             expected=messages.beginning(before) if before else b"",
@@ -335,12 +403,28 @@ class Sessions:
         if once is None:
             (raw,) = await self._broker.load([session_id])
         else:
-            raw, record = await self._broker.recall(session_id, once.key)
-            if record is not None:
-                raise once.replay(record)
+            raw = await self._recall(session_id, once)
         if raw is None:
             raise SessionNotFound(session_id)
         return raw
+
+    async def _recall(self, session_id: str, once: Idempotent) -> bytes | None:
+        """The stored state, if any. Raises Replay where the request was done before."""
+        if once.former_key is None:
+            raw, kept = await self._broker.recall(session_id, once.key)
+        else:
+            raw, kept, formerly_kept = await self._broker.recall(session_id, once.key, once.former_key)
+            # What we keep there ourselves may be another caller's.
+            if kept is None and formerly_kept is not None and was_kept_by_former(formerly_kept):
+                kept = formerly_kept
+        if kept is not None:
+            raise once.replay(kept)
+        return raw
+
+    async def _refuse_if_formerly_done(self, session_id: str, once: Idempotent | None) -> None:
+        """Raises Replay where a process of version 0.1 did it; what others did the store finds by itself."""
+        if once is not None and once.former_key is not None:
+            await self._recall(session_id, once)
 
     def _decode(self, session_id: str, raw: bytes) -> Session:
         try:

@@ -223,6 +223,14 @@ def command(name: str, body: Any, complaints: Complaints) -> dict[str, Any]:
     return COMMANDS[name].read({} if body is None else body, "", complaints)
 
 
+def meaning(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a command's fields say, however they were spelled: null is absent, and an id has no case."""
+    said = {name: value for name, value in arguments.items() if value is not None}
+    if "target" in said and messages.UUID.fullmatch(said["target"].lower()):
+        said["target"] = said["target"].lower()
+    return said
+
+
 def spec(body: Any) -> Spec:
     """A request to create a session. Raises ValidationError with all that is wrong."""
     complaints = Complaints()
@@ -252,7 +260,7 @@ def spec(body: Any) -> Spec:
         time_per_cycle_ms=read["time_per_cycle_ms"],
         increment_ms=read["increment_ms"] or 0,
         max_time_ms=read["max_time_ms"],
-        metadata=read["metadata"],
+        metadata=read["metadata"] or None,
     )
 
 

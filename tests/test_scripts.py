@@ -20,7 +20,7 @@ from redis.client import PubSub
 from broker.link import REFUSED, Argument, Link
 from broker.redis import RedisBroker
 from broker.script import Script
-from lockstep import engine
+from lockstep import engine, messages
 from lockstep.contract import Charge, Commit, Once, Outcome
 from lockstep.errors import BrokerUnavailable
 from lockstep.state import Mode
@@ -175,6 +175,10 @@ def once() -> Once:
     return Once(uuid4().hex, b"record", 60_000)
 
 
+def once_of_two_names() -> Once:
+    return structs.replace(once(), former_key=uuid4().hex)
+
+
 def committing(trial: Trial, commit: Commit) -> Call:
     async def call() -> None:
         assert await trial.broker.commit(commit) is Outcome.APPLIED
@@ -210,6 +214,11 @@ async def changing(trial: Trial) -> Call:
 
 async def changing_with_a_key(trial: Trial) -> Call:
     return committing(trial, structs.replace(await change_of(trial), once=once()))
+
+
+async def changing_with_a_key_of_two_names_within_a_window(trial: Trial) -> Call:
+    charge = Charge("switch:a", 9, 60_000)
+    return committing(trial, structs.replace(await change_of(trial), once=once_of_two_names(), charge=charge))
 
 
 async def changing_within_a_window(trial: Trial) -> Call:
@@ -279,6 +288,11 @@ async def telling(trial: Trial) -> Call:
     return lambda: trial.broker.publish(session.session_id, b'{"type":"NOTE"}')
 
 
+async def telling_with_a_key_of_two_names(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.publish(session.session_id, b'{"type":"NOTE"}', once_of_two_names())
+
+
 async def telling_with_a_key(trial: Trial) -> Call:
     session = await created(trial.broker, new_id())
     return lambda: trial.broker.publish(session.session_id, b'{"type":"NOTE"}', once())
@@ -287,6 +301,20 @@ async def telling_with_a_key(trial: Trial) -> Call:
 async def deleting(trial: Trial) -> Call:
     session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
     return lambda: trial.broker.delete(session.session_id)
+
+
+async def deleting_with_a_key(trial: Trial) -> Call:
+    session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
+    return lambda: trial.broker.delete(session.session_id, messages.beginning(session), once())
+
+
+async def deleting_none_with_a_key(trial: Trial) -> Call:
+    return lambda: trial.broker.delete(new_id(), b"", once())
+
+
+async def deleting_one_of_before_with_a_key(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.delete(session.session_id, b"", once())
 
 
 async def lapsing(trial: Trial) -> Call:
@@ -344,6 +372,7 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
         creating_where_something_else_was_left: "DEL XADD PEXPIREAT ZADD PUBLISH",
         changing: "SET PEXPIREAT ZADD ZADD PUBLISH",
         changing_with_a_key: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
+        changing_with_a_key_of_two_names_within_a_window: "SET SET SET SET PEXPIREAT ZADD ZADD PUBLISH",
         changing_within_a_window: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
         pausing: "SET PEXPIREAT ZADD ZREM PUBLISH",
         settling_many: "XADD SET PEXPIREAT ZADD ZADD PUBLISH",
@@ -352,8 +381,14 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
         asking_again: "SET PEXPIREAT ZADD ZADD PUBLISH",
         asking_again_after_another: "",
     },
-    "publish": {telling: "", telling_with_a_key: "PUBLISH"},
-    "end": {deleting: "DEL ZREM ZREM PUBLISH", lapsing: "DEL ZREM ZREM PUBLISH"},
+    "publish": {telling: "", telling_with_a_key: "PUBLISH", telling_with_a_key_of_two_names: "SET PUBLISH"},
+    "end": {
+        deleting: "DEL ZREM ZREM PUBLISH",
+        deleting_with_a_key: "DEL ZREM ZREM SET PUBLISH",
+        deleting_none_with_a_key: "DEL ZREM ZREM SET",
+        deleting_one_of_before_with_a_key: "",
+        lapsing: "DEL ZREM ZREM PUBLISH",
+    },
     "spend": {counting_first: "SET", counting_on: "INCR", counting_too_much: ""},
     "enter": {entering: "EXPIRE HDEL HDEL"},
     "history": {reading_the_history: ""},
@@ -407,7 +442,7 @@ async def test_a_call_that_fails_leaves_the_store_as_it_was_or_cannot_fail(
 
 ALL_CALLS = [asked for by_call in CALLS.values() for asked in by_call]
 READS = {asking_again_after_another, reading_the_history, loading_some, looking_for_what_is_due, telling}
-REMOVES = {deleting, lapsing}
+REMOVES = {deleting, deleting_with_a_key, deleting_none_with_a_key, lapsing}
 
 
 def fill(redis: RedisServer) -> None:

@@ -1,6 +1,8 @@
 -- Store and publish one decided change, if what it was decided on is still what is stored.
 --
--- KEYS  session, events, deadlines, sessions, [what is kept of the request], [the window that it is counted in]
+-- KEYS  session, events, deadlines, sessions,
+--       [what is kept of the request, [the same, by the name that version 0.1 looks for]],
+--       [the window that it is counted in]
 -- ARGV  1 id, 2 expected beginning ('' for a creation), 3 own beginning, 4 state, 5 now_ms, 6 due_ms or '',
 --       7 deadline_ms or '', 8 lapses_at_ms, 9 '1' if it prolongs, 10 first version, 11 channel,
 --       12 '1' if an earlier attempt may have come through, 13 '1' if leftovers are to be looked for,
@@ -15,6 +17,7 @@ local id, expected, own, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local record = ARGV[16] ~= '' and KEYS[5]
 local allowed = integer(ARGV[18])
 local window = allowed > 0 and KEYS[#KEYS]
+local last_record = window and #KEYS - 1 or #KEYS
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -105,8 +108,8 @@ end
 if not has_leftovers then
   writes[#writes + 1] = { 'SET', session, state, 'PXAT', expire_at }
 end
-if record then
-  writes[#writes + 1] = { 'SET', record, ARGV[16], 'PX', integer(ARGV[17], 1) }
+for i = 5, last_record do
+  writes[#writes + 1] = { 'SET', KEYS[i], ARGV[16], 'PX', integer(ARGV[17], 1) }
 end
 if window then
   writes[#writes + 1] = { 'SET', window, count, 'PX', left }

@@ -1,36 +1,57 @@
--- Remove a session and publish that: the one of the given epoch, or, without one, a session kept long enough.
+-- Remove a session and publish that: one that was kept long enough, or the one that somebody deletes.
 --
--- KEYS  session, events, deadlines, sessions
--- ARGV  1 id, 2 epoch or '', 3 channel
--- Returns 1 if there was such a session, else 0.
+-- KEYS  session, events, deadlines, sessions, [what is kept of the request]
+-- ARGV  1 id, 2 channel, 3 'lapsed' or 'deleted', 4 what a deleted one begins with ('' if there was none),
+--       5 record of the request or '', 6 that is kept for so many ms
+-- Returns 1 if there was such a session, else 0; the record that was kept if the request was done before.
 
-local session, events, deadlines, sessions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local session, events, deadlines, sessions, record = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local id, expected = ARGV[1], ARGV[4]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local done = record and redis.call('GET', record)
+if done == ARGV[5] then
+  return 0 -- it was ourselves, and there was none
+elseif done then
+  return done
+end
 local beginning = redis.call('GETRANGE', session, 0, 199)
 local epoch = string.match(beginning, '^{"session_id":"[^"]*","epoch":"(%w*)"')
 -- Both are asked for also where the answer is of no use: so they are sorted sets.
-local lapse, _ = redis.call('ZSCORE', sessions, ARGV[1]), redis.call('ZSCORE', deadlines, ARGV[1])
-if ARGV[2] ~= '' then
-  if epoch ~= ARGV[2] then
-    return 0
+local lapse, _ = redis.call('ZSCORE', sessions, id), redis.call('ZSCORE', deadlines, id)
+local is_it
+if ARGV[3] == 'lapsed' then
+  is_it = lapse and tonumber(lapse) <= now
+elseif epoch then
+  is_it = expected ~= '' and string.sub(beginning, 1, #expected) == expected
+  if not is_it and epoch == string.match(expected, '"epoch":"(%w*)"') then
+    return 0 -- it has moved: whoever deletes it is to decide again
   end
-elseif not lapse or tonumber(lapse) > now then
-  return 0
+else
+  is_it = true -- there is none, or what is no state: gone without a word
 end
--- A Redis without memory takes all of these.
-local writes = {
-  { 'DEL', session },
-  { 'DEL', events },
-  { 'ZREM', deadlines, ARGV[1] },
-  { 'ZREM', sessions, ARGV[1] },
-}
-if epoch then
-  writes[5] = {
+-- A Redis without memory takes all of these: it looks at the first alone, and that needs none.
+local writes = {}
+if is_it then
+  writes = {
+    { 'DEL', session },
+    { 'DEL', events },
+    { 'ZREM', deadlines, id },
+    { 'ZREM', sessions, id },
+  }
+end
+if record then
+  writes[#writes + 1] = { 'SET', record, ARGV[5], 'PX', integer(ARGV[6], 1) }
+end
+if is_it and epoch then
+  writes[#writes + 1] = {
     'PUBLISH',
-    ARGV[3],
-    '{"type":"SESSION_DELETED","sessionId":"' .. ARGV[1] .. '","timestamp":' .. string.format('%.0f', now)
+    ARGV[2],
+    '{"type":"SESSION_DELETED","sessionId":"' .. id .. '","timestamp":' .. string.format('%.0f', now)
       .. ',"epoch":"' .. epoch .. '","deleted":true}',
   }
 end
-return epoch and 1 or 0, writes
+if not writes[1] then
+  return 0
+end
+return is_it and epoch and 1 or 0, writes
