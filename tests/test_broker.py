@@ -612,46 +612,122 @@ async def test_a_message_to_a_session_that_is_not_there_reaches_nobody(broker: B
 # --- requests that are done once -----------------------------------------------------------------
 
 
+FIRST, SECOND = b'{"nth":1}\nanswer', b'{"nth":2}\nanswer'
+
+
+def once_of(record: bytes = FIRST, kept_ms: int = 60_000) -> Once:
+    return Once(uuid4().hex, record, kept_ms)
+
+
+async def kept(broker: Broker, once: Once) -> bytes | None:
+    _, record = await broker.recall(new_id(), once.key)
+    return record
+
+
 async def test_a_commit_with_a_known_key_is_not_made_and_its_record_is_told(broker: Broker) -> None:
-    session_id, once = new_id(), Once(uuid4().hex, b"first", 60_000)
+    session_id, once = new_id(), once_of()
     async with started(broker, session_id):
         session = await created(broker, session_id)
         assert (await broker.recall(session_id, once.key))[1] is None
         starting, running = commit_of(broker, session, engine.start(session, broker.now_ms()))
         assert await broker.commit(structs.replace(starting, once=once)) is Outcome.APPLIED
         before = await broker.recall(session_id, once.key)
-        assert before == (await stored(broker, session_id), b"first")
+        assert before == [await stored(broker, session_id), FIRST]
         assert await broker.commit(structs.replace(starting, once=once)) is Outcome.APPLIED, "it is ourselves"
         for stale in (session, running):  # also where it would be a conflict anyway
             rule = engine.start if stale is session else engine.switch
             again, _ = commit_of(broker, stale, rule(stale, broker.now_ms()))
             with pytest.raises(AlreadyDone) as caught:
-                await broker.commit(structs.replace(again, once=structs.replace(once, record=b"second")))
-            assert caught.value.record == b"first"
+                await broker.commit(structs.replace(again, once=structs.replace(once, record=SECOND)))
+            assert caught.value.record == FIRST
         assert await broker.recall(session_id, once.key) == before
 
 
 async def test_a_commit_that_is_refused_leaves_its_key_unused(broker: Broker) -> None:
-    session_id, once = new_id(), Once(uuid4().hex, b"first", 60_000)
+    session_id, once = new_id(), once_of()
     async with started(broker, session_id):
         await created(broker, session_id)
         second, _ = creation(broker, session_id)
         assert await broker.commit(structs.replace(second, once=once)) is Outcome.CONFLICT
-        assert (await broker.recall(session_id, once.key))[1] is None
+        assert await kept(broker, once) is None
 
 
 async def test_a_message_with_a_known_key_is_not_sent_again(broker: Broker) -> None:
-    session_id, once = new_id(), Once(uuid4().hex, b"first", 60_000)
+    session_id, once = new_id(), once_of()
     async with started(broker, session_id) as ears:
         assert not await broker.publish(session_id, b'{"type":"LOST"}', once)
-        await created(broker, session_id)
+        session = await created(broker, session_id)
         assert await broker.publish(session_id, b'{"type":"NOTE"}', once)
         with pytest.raises(AlreadyDone) as caught:
             await broker.publish(session_id, b'{"type":"NOTE"}', once)
-        assert caught.value.record == b"first"
+        assert caught.value.record == once.of_epoch(session.epoch)
+        head, answer = caught.value.record.split(b"\n")
+        assert (json.loads(head), answer) == ({"epoch": session.epoch, "nth": 1}, b"answer")
         await broker.publish(session_id, b'{"type":"LAST"}')
         await ears.until(lambda ears: len(ears.relayed) >= 2)
         assert [message for _, message in ears.relayed] == [b'{"type":"NOTE"}', b'{"type":"LAST"}']
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+async def test_a_deletion_with_a_known_key_never_touches_a_later_epoch(
+    broker: Broker, was_there: bool
+) -> None:
+    session_id, once = new_id(), once_of()
+    async with started(broker, session_id) as ears:
+        expected = b""
+        if was_there:
+            expected = messages.beginning(await created(broker, session_id))
+        assert await broker.delete(session_id, expected, once) is was_there
+        assert await kept(broker, once) == FIRST, "kept also where there was none"
+        await created(broker, session_id)
+        there = await stored(broker, session_id)
+        for begins in (None, expected, messages.beginning_of(session_id)):
+            with pytest.raises(AlreadyDone) as caught:
+                await broker.delete(session_id, begins, structs.replace(once, record=SECOND))
+            assert caught.value.record == FIRST
+        assert await broker.delete(session_id, None, once) is False, "it is ourselves"
+        assert await stored(broker, session_id) == there
+        assert await broker.delete(session_id) is True
+        await ears.until_published(4 if was_there else 2)
+
+
+async def test_a_deletion_takes_only_what_it_expects(broker: Broker) -> None:
+    session_id, once = new_id(), once_of()
+    async with started(broker, session_id):
+        session = await created(broker, session_id)
+        other_epoch = messages.beginning_of(session_id, "0000000000000")
+        _, elsewhere = creation(broker, new_id())
+        for expected in (b"", other_epoch, messages.beginning(elsewhere)):
+            assert await broker.delete(session_id, expected) is False
+        starting, running = commit_of(broker, session, engine.start(session, broker.now_ms()))
+        assert await broker.commit(starting) is Outcome.APPLIED
+        assert await broker.delete(session_id, messages.beginning(session), once) is False
+        assert await kept(broker, once) is None, "whoever finds that it has moved decides again"
+        assert await stored(broker, session_id) == state.to_json(running)
+        assert await broker.delete(session_id, messages.beginning(running), once) is True
+        assert (await stored(broker, session_id), await kept(broker, once)) == (None, FIRST)
+
+
+async def test_a_deletion_of_an_epoch_takes_whatever_has_become_of_it(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id):
+        session = await created(broker, session_id)
+        starting, _ = commit_of(broker, session, engine.start(session, broker.now_ms()))
+        assert await broker.commit(starting) is Outcome.APPLIED
+        assert await broker.delete(session_id, messages.beginning_of(session_id, session.epoch)) is True
+
+
+async def test_a_key_is_forgotten_when_its_time_is_over(broker: Broker) -> None:
+    session_id, brief, lasting = new_id(), once_of(kept_ms=200), once_of(SECOND)
+    async with started(broker, session_id):
+        await created(broker, session_id)
+        for once in (brief, lasting):
+            assert await broker.publish(session_id, b'{"type":"NOTE"}', once)
+        async with asyncio.timeout(PATIENCE_S):
+            while await kept(broker, brief) is not None:
+                await asyncio.sleep(0.01)
+        assert await kept(broker, lasting) is not None
+        assert await broker.publish(session_id, b'{"type":"NOTE"}', brief)
 
 
 async def test_hearing_again_after_leaving_is_hearing(broker: Broker) -> None:
