@@ -4,7 +4,7 @@ PYTHON2 ?= python2.7
 BIN = .venv/bin
 CODE = lockstep handlers broker
 PEERS = bench/peers/node_modules/.package-lock.json
-SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl nginx=nginx \
+SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl curl=curl nginx=nginx \
 	promtool=prometheus
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
