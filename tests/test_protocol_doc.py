@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from lockstep import errors, messages
-from lockstep.state import CLOCK_KINDS, Mode, top_level
+from lockstep import engine, errors, messages, validation
+from lockstep.errors import ValidationError
+from lockstep.state import CLOCK_KINDS, Mode, Session, top_level
 from tests.processes import ROOT, Answer, ServerProcess
-from tests.sessions_under_test import pending
+from tests.sessions_under_test import EPOCH, T0, pending
 from tests.ws_client import Closed, WsClient
 
 DOC = (Path(ROOT) / "docs" / "protocol.md").read_text()
@@ -300,3 +301,164 @@ async def test_every_request_of_the_table_exists(server_process: ServerProcess) 
                 assert answer.body["error"]["code"] == "SESSION_NOT_FOUND", each
             seen += 1
     assert seen == 14
+
+
+# --- what a creation may say ---------------------------------------------------------------------
+
+VALUES = {
+    "sync_mode": None,  # the column's
+    "session_id": "0b6f5f0e-6d0c-4f5a-8a56-1f1d3e5b7c90",
+    "participants": [{}, {}],
+    "participants.N.participant_id": (
+        "33333333-3333-4333-8333-333333333333",
+        "44444444-4444-4444-8444-444444444444",
+    ),
+    "participants.N.participant_index": (7, 8),
+    "participants.N.total_time_ms": (60_000, 60_000),
+    "participants.N.group_id": ("pro", "contra"),
+    "total_time_ms": 90_000,
+    "time_per_cycle_ms": 20_000,
+    "increment_ms": 2000,
+    "max_time_ms": 5000,
+    "on_timeout": "expire",
+    "metadata": {"title": "Pub quiz"},
+}
+"""One for each field; where it is a participant's, one for each of two."""
+# A field of these kinds names or orders something: no clock could run by it.
+NAMES = {"session_id", "participants", "participants.N.participant_index", "metadata"}
+ADJUST = "later, `target` of an adjust"
+
+
+def creation_table() -> dict[str, dict[Mode, str]]:
+    """The cells of each field's row, by mode."""
+    return {
+        row[0].strip("`"): {Mode(mode): cell for mode, cell in zip(CREATION_MODES, row[1:-1], strict=True)}
+        for row in rows_of("Creating")
+    }
+
+
+def creation_limits() -> dict[str, list[int]]:
+    return {row[0].strip("`"): [int(n) for n in re.findall(r"-?\d+", row[-1])] for row in rows_of("Creating")}
+
+
+CREATION_MODES = re.findall(r"^\| field \| (.+) \| limits, default \|$", DOC, re.MULTILINE)[0].split(" | ")
+FIELDS = [name for name in creation_table() if name in VALUES and name != "on_timeout"]
+
+
+def body_of(mode: Mode, fields: set[str]) -> dict[str, Any]:
+    """A creation that says these fields; participants only where one of theirs is among them."""
+    body: dict[str, Any] = {}
+    for field in VALUES:
+        if field not in fields:
+            continue
+        if field.startswith("participants.N."):
+            body.setdefault("participants", [{}, {}])
+            for seat, value in zip(body["participants"], VALUES[field], strict=True):
+                seat[field.removeprefix("participants.N.")] = value
+        elif field != "participants":
+            body[field] = mode.value if field == "sync_mode" else VALUES[field]
+    return body
+
+
+def required(mode: Mode) -> set[str]:
+    return {field for field, cells in creation_table().items() if cells[mode] == "required"}
+
+
+def created(mode: Mode, fields: set[str]) -> Session:
+    spec = validation.spec(body_of(mode, fields))
+    return engine.create(spec, EPOCH, T0).session
+
+
+def story(mode: Mode, fields: set[str]) -> list[tuple[int | None, int | None]]:
+    """What runs, and until when, after a start, after a switch, and long after."""
+    session = engine.start(created(mode, fields), T0).session
+    told = [(session.clock_ms, session.deadline_ms)]
+    if mode is not Mode.GLOBAL or session.participants:
+        session = engine.switch(session, T0 + 1500).session
+        told.append((session.clock_ms, session.deadline_ms))
+        session = engine.switch(session, T0 + 3000).session  # back: what an increment gave
+        told.append((session.clock_ms, session.deadline_ms))
+    settled = engine.settled(session, T0 + 100_000)[0].session
+    return [*told, (settled.clock_ms, settled.deadline_ms)]
+
+
+def test_every_field_of_a_creation_has_its_row() -> None:
+    seats = {f"participants.N.{name}" for name in validation.PARTICIPANT.fields}
+    assert creation_table().keys() == {*validation.CREATE.fields, *seats, ADJUST}
+    assert set(CREATION_MODES) == set(Mode)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_what_is_required_suffices_and_nothing_of_it_can_be_left_out(mode: Mode) -> None:
+    needed = required(mode)
+    # Where no participants are, none of them needs anything.
+    created(mode, needed if "participants" in needed else needed - {"participants.N.participant_id"})
+    for field in needed:
+        # What has participants has all that each of them needs.
+        left = {each for each in needed if each != field and not each.startswith(field + ".")}
+        with pytest.raises(ValidationError) as refused:
+            created(
+                mode, left if field != "participants.N.participant_id" else left | {"participants.N.group_id"}
+            )
+        assert isinstance(refused.value.details, list)
+        named = {re.sub(r"\.\d+", ".N", each["field"]) for each in refused.value.details}
+        assert field in named, field
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_clock_runs_by_a_field_where_the_table_says_so(mode: Mode, field: str) -> None:
+    cell = creation_table()[field][mode]
+    assert cell in ("required", "optional", "kept")
+    if cell == "required":
+        return  # nothing can be left out, see above
+    needed = required(mode)
+    without, with_it = story(mode, needed), story(mode, needed | {field})
+    assert (without == with_it) is (cell == "kept" or field in NAMES)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_what_a_timeout_may_do_is_told_with_the_default_in_front(mode: Mode) -> None:
+    first, *others = creation_table()["on_timeout"][mode].split(", ")
+    assert first == f"**{validation.ALLOWED_ON_TIMEOUT[mode][0]}**"
+    assert others == list(validation.ALLOWED_ON_TIMEOUT[mode][1:])
+
+
+def test_the_limits_of_a_creation_are_those_that_are_told() -> None:
+    limits = creation_limits()
+    kinds = dict(validation.CREATE.fields)
+    kinds |= {f"participants.N.{name}": kind for name, kind in validation.PARTICIPANT.fields.items()}
+    for field, kind in kinds.items():
+        match kind:
+            case validation.Integer():
+                assert limits[field][:2] == [kind.minimum, kind.maximum], field
+            case validation.Text():
+                assert limits[field] == [1, kind.max_length], field
+            case validation.List():
+                assert limits[field] == [1, kind.max_length, 0, kind.max_length], field
+            case validation.Metadata():
+                assert limits[field] == [validation.MAX_METADATA_BYTES], field
+            case _:
+                assert limits[field] == [], field
+    delta = validation.COMMANDS["adjust"].fields["delta_ms"]
+    assert isinstance(delta, validation.Integer)
+    assert limits[ADJUST] == [delta.minimum, delta.maximum, 0]
+    assert {mode: validation.MIN_PARTICIPANTS[mode] for mode in Mode} == {
+        mode: 1 if creation_table()["participants"][mode] == "required" else 0 for mode in Mode
+    }
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_an_adjust_takes_the_targets_that_are_told(mode: Mode) -> None:
+    cell = creation_table()[ADJUST][mode]
+    session = created(mode, required(mode) | {"participants.N.participant_id"})
+    member, group = VALUES["participants.N.participant_id"][1], VALUES["participants.N.group_id"][1]  # type: ignore[index]
+    taken = set()
+    for name, target in (("none", None), ("`participant_id`", member), ("`group_id`", group)):
+        try:
+            adjusted = engine.adjust(session, T0, delta_ms=5000, target=target).session
+        except ValidationError:
+            continue
+        assert adjusted.version == 2
+        taken.add(name)
+    assert taken == set(re.findall(r"`\w+`|\bnone\b", cell))
