@@ -33,6 +33,8 @@ BACK_SOON_S = 0.5
 RETRY_MIN_S = 0.02
 RETRY_MAX_S = 0.25
 COMPLAIN_EVERY_S = 5.0
+# A replica is asked for so long before a new connection may lead to the master instead.
+REPLICA_S = 5.0
 
 Argument = str | bytes | int
 
@@ -243,6 +245,7 @@ class Link:
         self._wire: Wire | None = None
         self._up = asyncio.Event()
         self._has_been_up = False
+        self._up_since_s = float("-inf")
         self._down_since_s = float("-inf")
         self._complained_at_s = float("-inf")
         self._away_since_s: float | None = None
@@ -305,7 +308,7 @@ class Link:
             # What names its place in a script was said in the midst of it.
             if why.startswith(PASSING_ERRORS) and "user_script" not in why:
                 if why.startswith("READONLY"):
-                    self.reset("it is not the master any more")
+                    self.look_for_master()
                 raise LinkDown(sent=False, why=why)
         return reply
 
@@ -315,6 +318,14 @@ class Link:
         self._mark_down()
         if self._wire is not None:
             self._wire.abort()
+
+    def look_for_master(self) -> None:
+        """A replica answers, as after a failover: perhaps the same name leads to the master by now.
+
+        One that stays a replica is read from meanwhile, and looked at anew not all the time.
+        """
+        if self.is_up and asyncio.get_running_loop().time() - self._up_since_s >= REPLICA_S:
+            self.reset("it is not the master")
 
     async def _back_soon(self) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -369,6 +380,7 @@ class Link:
         wire.on_lost = lambda: self._mark_down() if self._wire is wire else None
         self._has_been_up = True
         self._up.set()
+        self._up_since_s = asyncio.get_running_loop().time()
         if self._away_since_s is not None:
             away_s = asyncio.get_running_loop().time() - self._away_since_s
             log.warning(

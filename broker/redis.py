@@ -32,6 +32,8 @@ PROBE_TOO_OLD_S = 5.0
 # So long after its death a process counts as alive, and holds what its clients had of a limit.
 LIFE_SIGN_S = 15
 OLDEST_REDIS = (6, 2)
+# A Redis that is full, a replica, without replicas or without a disk: it takes no changes, but can be read.
+NO_CHANGES = ("OOM ", "READONLY ", "NOREPLICAS ", "MISCONF ")
 
 
 class RedisBroker(Broker):
@@ -55,6 +57,11 @@ class RedisBroker(Broker):
         self._probe_channel = f"{prefix}probe:{self._process}"
         self._life_sign = f"{prefix}process:{self._process}"
         self._has_life_sign = False
+        self._renewed_at_s = 0.0
+        # Clients may have been told states while there was no sign that would have gone with them.
+        self._was_unwatched = False
+        self._has_recorded_routing = False
+        self._takes_changes = True
         self._listener: Listener | None = None
         self._link = Link(endpoint, "commands", self._prepare, metrics)
         self._subscriber = Subscriber(endpoint, self._routing, self._probe_channel, metrics)
@@ -99,21 +106,56 @@ class RedisBroker(Broker):
                 f"Redis may evict sessions (maxmemory-policy is {policy}): "
                 "set it to noeviction, or give --allow-eviction=yes"
             )
-        mode, key = self._routing.mode.encode(), self._prefix + "routing"
-        recorded = await wire.ask("GET", key)  # asked first: a Redis without memory can be read
-        if recorded is None:
-            await wire.ask("SET", key, mode, "NX")
-            recorded = await wire.ask("GET", key)
-        if recorded is not None and recorded != mode:
-            raise Refused(f"other processes route {recorded.decode()}: --routing must be the same")
+        await self._record_routing(wire)
         for _ in range(5):
             sent_at_s = time.monotonic()
             self._sample(sent_at_s, await wire.ask("TIME"))
         if not self._has_life_sign:
             # Before anybody can be told a state, so that no loss goes unnoticed.
-            await wire.ask("SET", self._life_sign, 1, "EX", LIFE_SIGN_S)
-            self._has_life_sign = True
+            await self._leave_life_sign(wire)
         await self._occupancy.tell_all(wire)
+
+    async def _record_routing(self, wire: Wire) -> None:
+        """Raises Refused where other processes route otherwise. Where nothing can be written: next time."""
+        mode, key = self._routing.mode.encode(), self._prefix + "routing"
+        recorded = await wire.ask("GET", key)  # asked first: a Redis that takes no changes can be read
+        if recorded is None and await self._write(wire, "SET", key, mode, "NX"):
+            recorded = await wire.ask("GET", key)
+        if recorded is not None and recorded != mode:
+            raise Refused(f"other processes route {recorded.decode()}: --routing must be the same")
+        self._has_recorded_routing = recorded is not None
+
+    async def _leave_life_sign(self, wire: Wire) -> None:
+        """Where nothing can be written now it is left later; what is lost until then is looked for then."""
+        if await self._write(wire, "SET", self._life_sign, 1, "EX", LIFE_SIGN_S):
+            self._has_life_sign = True
+            self._renewed_at_s = time.monotonic()
+            if self._was_unwatched and self._listener is not None:
+                asyncio.get_running_loop().call_soon(self._listener.on_gap)
+            self._was_unwatched = False
+        else:
+            self._was_unwatched = True
+
+    async def _write(self, wire: Wire, *arguments: Argument) -> bool:
+        """False where this Redis takes no changes now."""
+        reply = await wire.call(*arguments)
+        if isinstance(reply, hiredis.ReplyError):
+            self._on_refused(reply)
+            return False
+        self._on_taken()
+        return True
+
+    def _on_refused(self, reply: hiredis.ReplyError) -> None:
+        if not str(reply).startswith(NO_CHANGES):
+            raise LinkDown(sent=False, why=str(reply))
+        if self._takes_changes:
+            self._takes_changes = False
+            log.warning("Redis takes no changes now, what it has can be read: %s", reply)
+
+    def _on_taken(self) -> None:
+        if not self._takes_changes:
+            self._takes_changes = True
+            log.warning("Redis takes changes again")
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply
@@ -128,19 +170,43 @@ class RedisBroker(Broker):
         """
         if self._subscriber.is_up and self._probe_age_s() > PROBE_TOO_OLD_S:
             self._subscriber.reset("what this process publishes does not come back")
-        sent_at_s = time.monotonic()
-        _, instant, life_sign = await asyncio.gather(
-            self._ask("PUBLISH", self._probe_channel, ""),
-            self._ask("TIME"),
-            # Not by SET, so that a Redis without memory does not let it lapse.
-            self._ask("GETEX", self._life_sign, "EX", LIFE_SIGN_S),
-        )
+        sent_at_s, wire = time.monotonic(), self._link.wire
+        # Not by SET, so that a Redis without memory does not let it lapse.
+        renewed = wire.call("GETEX", self._life_sign, "EX", LIFE_SIGN_S) if wire is not None else None
+        _, instant = await asyncio.gather(self._ask("PUBLISH", self._probe_channel, ""), self._ask("TIME"))
         self._sample(sent_at_s, instant)
-        if life_sign is None and self._listener is not None:
-            self._has_life_sign = False
-            self._link.reset("Redis has lost data")
-            self._listener.on_gap()
+        if wire is not None and renewed is not None:
+            try:
+                await self._look_at_life_sign(wire, await renewed)
+            except LinkDown as down:
+                log.warning("the sign of life of this process is put off: %s", down)
         self._occupancy.tell()
+
+    async def _look_at_life_sign(self, wire: Wire, reply: Any) -> None:
+        assert self._listener is not None
+        try:
+            if not self._has_recorded_routing:
+                await self._record_routing(wire)
+            if not self._has_life_sign:
+                await self._leave_life_sign(wire)
+                return
+        except Refused as refused:
+            self._link.reset(str(refused))
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            self._on_refused(reply)
+            if str(reply).startswith("READONLY"):
+                self._link.look_for_master()
+            return
+        self._on_taken()
+        now_s = time.monotonic()
+        if reply is None:
+            # It lapses by itself where it could not be renewed: then nobody knows.
+            has_lapsed = now_s - self._renewed_at_s > LIFE_SIGN_S - 1
+            self._has_life_sign = False
+            self._link.reset("what was lost is looked for" if has_lapsed else "Redis has lost data")
+            self._listener.on_gap()
+        self._renewed_at_s = now_s
 
     def _probe_age_s(self) -> float:
         return time.monotonic() - self._subscriber.probe_heard_at_s

@@ -15,6 +15,7 @@ from lockstep import engine, messages, state
 from lockstep.contract import AlreadyDone, Broker, Commit, History, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.errors import (
+    BrokerUnavailable,
     Conflict,
     EventsGone,
     LockstepError,
@@ -125,14 +126,22 @@ class Sessions:
         raise SessionBusy(spec.session_id)
 
     async def read(self, session_id: str) -> bytes:
-        """The state as stored, settled to now. Raises SessionNotFound, StateCorrupt, BrokerUnavailable."""
+        """The state as stored, settled to now. Raises SessionNotFound, StateCorrupt, BrokerUnavailable.
+
+        While the store takes no changes what is due is not settled: the state is given as it is.
+        """
         raw = await self._load(session_id)
         head = messages.read_head(raw)
         if head is None or head.session_id != session_id:
             raise self._corrupted(session_id, "it does not begin like one")
         if head.deadline_ms is None or head.deadline_ms > self._broker.now_ms():
             return raw
-        return state.to_json((await self.settle(session_id)).session)
+        try:
+            return state.to_json((await self.settle(session_id)).session)
+        except BrokerUnavailable as error:
+            if error.details != {"outcome": "not_applied"}:
+                raise
+            return raw  # the store takes no changes now: what it has can be read all the same
 
     async def settle(self, session_id: str) -> Step:
         """Apply what has fallen due, if anything has."""
