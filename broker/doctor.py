@@ -5,9 +5,11 @@ import time
 import uuid
 from typing import Any
 
+from broker import rights
 from broker.endpoint import parse
 from broker.link import Link, LinkDown, Refused, Wire
 from broker.redis import OLDEST_REDIS
+from broker.subscriber import Routing
 from lockstep.config import Settings
 from lockstep.metrics import Metrics
 
@@ -36,6 +38,7 @@ async def examine(settings: Settings) -> list[Finding]:
         return [
             await _version(link),
             await _eviction(link, settings),
+            await _rights(link, settings),
             await _buffers(link),
             await _persistence(link),
             await _round_trip(link),
@@ -74,6 +77,14 @@ async def _eviction(link: Link, settings: Settings) -> Finding:
     if policy == "noeviction" or settings.allow_eviction:
         return True, f"eviction: {policy}"
     return False, f"eviction: {policy}; sessions could vanish: CONFIG SET maxmemory-policy noeviction"
+
+
+async def _rights(link: Link, settings: Settings) -> Finding:
+    user = parse(settings.broker).username or "default"
+    routing = Routing(settings.routing, settings.prefix)
+    lacked = await rights.missing(link.call, user, settings.prefix, routing)
+    found = lacked or await rights.in_the_way(link.call, settings.prefix)
+    return found is None, f"rights and keys: {found or 'all that is needed'}"
 
 
 async def _buffers(link: Link) -> Finding:

@@ -10,6 +10,7 @@ from typing import Any
 
 import hiredis
 
+from broker import rights
 from broker.clock import RedisClock
 from broker.endpoint import parse
 from broker.link import Argument, Link, LinkDown, Refused, Wire
@@ -52,6 +53,8 @@ class RedisBroker(Broker):
         self._prefix = prefix
         self._routing = Routing(routing, prefix)
         self._allow_eviction = allow_eviction
+        self._user = endpoint.username or "default"
+        self._is_checked = False
         self._clock = RedisClock()
         self._process = str(uuid.uuid4())
         self._probe_channel = f"{prefix}probe:{self._process}"
@@ -106,6 +109,7 @@ class RedisBroker(Broker):
                 f"Redis may evict sessions (maxmemory-policy is {policy}): "
                 "set it to noeviction, or give --allow-eviction=yes"
             )
+        await self._check(wire)
         await self._record_routing(wire)
         for _ in range(5):
             sent_at_s = time.monotonic()
@@ -156,6 +160,16 @@ class RedisBroker(Broker):
         if not self._takes_changes:
             self._takes_changes = True
             log.warning("Redis takes changes again")
+
+    async def _check(self, wire: Wire) -> None:
+        """Refuse to start where something could not be done later. What goes missing later is met then."""
+        if self._is_checked:
+            return
+        complaint = await rights.missing(wire.call, self._user, self._prefix, self._routing)
+        complaint = complaint or await rights.in_the_way(wire.call, self._prefix)
+        if complaint is not None:
+            raise Refused(complaint)
+        self._is_checked = True
 
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply

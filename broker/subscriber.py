@@ -9,7 +9,7 @@ from typing import Any
 import hiredis
 
 from broker.endpoint import Endpoint
-from broker.link import Link, LinkDown, Wire
+from broker.link import Link, LinkDown, Refused, Wire
 from lockstep.contract import Listener
 from lockstep.metrics import Metrics
 
@@ -122,7 +122,7 @@ class Subscriber:
 
     async def _subscribe_all(self, wire: Wire) -> None:
         wire.on_push = self._on_push
-        wire.lost.add_done_callback(self._fail_confirmations)
+        wire.lost.add_done_callback(lambda _: self._fail_confirmations(LinkDown(sent=True)))
         if self._routing.pattern is not None:
             await self._subscribe(wire, "PSUBSCRIBE", [self._routing.pattern])
         subscribed: set[str] = set()
@@ -151,10 +151,10 @@ class Subscriber:
         wire.send(command, *names)
         await asyncio.gather(*waiting)
 
-    def _fail_confirmations(self, _: "asyncio.Future[None]") -> None:
+    def _fail_confirmations(self, error: LinkDown | Refused) -> None:
         for confirmation in self._confirmations.values():
             if not confirmation.done():
-                confirmation.set_exception(LinkDown(sent=True))
+                confirmation.set_exception(error)
                 confirmation.exception()
         self._confirmations.clear()
 
@@ -165,6 +165,8 @@ class Subscriber:
             log.warning(
                 "Redis refuses what clients are to hear (is SUBSCRIBE allowed by the ACL?): %s", reply
             )
+            if str(reply).startswith("NOPERM") and not self.is_up:
+                self._fail_confirmations(Refused(str(reply)))  # before a process starts, this ends it
             self.reset(str(reply))
             return
         assert self._listener is not None

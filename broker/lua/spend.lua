@@ -9,12 +9,10 @@ for i, key in ipairs(KEYS) do
   local limit, window = integer(ARGV[2 * i - 1]), integer(ARGV[2 * i], 1)
   local count = integer(redis.call('GET', key) or 0) + 1
   local left = redis.call('PTTL', key)
-  if left < 0 then
+  if left <= 0 then
     count, left = 1, window
-    writes[i] = { 'SET', key, 1, 'PX', window }
-  else
-    writes[i] = { 'INCR', key }
   end
+  writes[i] = { 'SET', key, count, 'PX', left }
   standing[#standing + 1] = count
   standing[#standing + 1] = left
   if count > limit then

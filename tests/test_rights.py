@@ -1,0 +1,168 @@
+"""What a process may not do in Redis, or what is in its way there, is said when it starts."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from broker.doctor import examine
+from broker.redis import RedisBroker
+from lockstep.config import Settings
+from lockstep.contract import Charge
+from tests.processes import ServerProcess
+from tests.redis_server import RedisServer
+from tests.test_broker import created, new_id, started
+from tests.test_scripts import ALL_CALLS, Trial
+
+DOCS = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+PREFIX = "lockstep-"
+
+
+def documented() -> list[str]:
+    """The line of the docs, word by word, without who it is for."""
+    (line,) = re.findall(r"^    ACL SETUSER lockstep (.*)$", DOCS, re.MULTILINE)
+    return str(line).replace(">PASSWORD", ">pw").split()
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+def give(redis: RedisServer, *rules: str) -> None:
+    with redis.client as client:
+        client.execute_command("ACL", "SETUSER", "lockstep", "reset", *rules)
+
+
+def broker_of(redis: RedisServer, prefix: str = "", routing: str = "all") -> RedisBroker:
+    url = redis.url.replace("redis://", "redis://lockstep:pw@")
+    return RedisBroker(url, prefix=prefix, routing=routing, allow_eviction=False)
+
+
+async def complaint(broker: RedisBroker) -> str:
+    """Why it does not start; empty if it does."""
+    try:
+        async with started(broker):
+            return ""
+    except ValueError as error:
+        return str(error)
+
+
+@asynccontextmanager
+async def trial(redis: RedisServer, broker: RedisBroker) -> AsyncIterator[Trial]:
+    async with started(broker):
+        with redis.client as client, client.pubsub() as ears:
+            ears.subscribe("session-updates")
+            yield Trial(broker, redis, ears)
+
+
+@pytest.mark.parametrize("routing", ["all", "targeted"])
+async def test_the_rights_of_the_docs_suffice(redis: RedisServer, routing: str) -> None:
+    give(redis, *[word.replace(PREFIX, "") for word in documented()])
+    async with trial(redis, broker_of(redis, routing=routing)) as on:
+        for asked in ALL_CALLS:
+            call = await asked(on)
+            await call()
+        broker = on.broker
+        session = await created(broker, new_id())
+        session_id = session.session_id
+        assert await broker.hear(session_id)
+        broker.unhear(session_id)
+        assert len(await broker.load([session_id])) == len(await broker.beginnings([session_id]))
+        assert (await broker.recall(session_id, "key"))[0] is not None
+        assert await broker.page((0, ""), 10)
+        assert await broker.enter("room", 9)
+        assert await broker.enter("room", 9)
+        broker.leave("room", 9)
+        broker._link.reset("to tell it all anew")
+        assert await broker.spend([Charge("a", 1, 1_000)])
+        await broker._probe()
+        broker.leave("room", 9)
+        await broker._occupancy.keep()
+        await broker._probe()
+        if routing == "targeted":
+            broker._subscriber._leave(session_id)
+    with redis.client as client:
+        assert client.execute_command("ACL", "LOG") == []
+
+
+async def test_each_right_of_the_docs_is_missed_when_a_process_starts(redis: RedisServer) -> None:
+    rules = [word for word in documented() if word.startswith(("~", "&", "+"))]
+    for right in rules:
+        if right in ("+info", "+unsubscribe"):
+            continue  # the first is not needed, the second only where a process has begun
+        give(redis, *[word for word in documented() if word != right])
+        told = await complaint(broker_of(redis, PREFIX))
+        if right == "+client|setname":
+            assert "client" in told
+        elif right != "+psubscribe":
+            assert told.startswith("broker: Redis user lockstep may not "), right
+            assert right in told.partition(": give it ")[2].split(), right
+        assert told
+    give(redis, *documented())
+    assert await complaint(broker_of(redis, PREFIX)) == ""
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        # What those meet who come from Redis 6: there a user with all commands and keys may publish.
+        (
+            ["on", ">pw", "~*", "+@all", "resetchannels"],
+            "lockstep: broker: Redis user lockstep may not PUBLISH session-updates*: "
+            "give it &session-updates* &ws:* &probe:* &session-updates",
+        ),
+        (
+            ["on", ">pw", "~*", "&*", "+@all", "-evalsha"],
+            "lockstep: broker: Redis user lockstep may not EVALSHA: give it +evalsha",
+        ),
+    ],
+)
+async def test_a_missing_right_ends_the_process_with_one_line(
+    redis: RedisServer, rules: list[str], complaint: str
+) -> None:
+    give(redis, *rules)
+    url = redis.url.replace("redis://", "redis://lockstep:pw@")
+    refused = ServerProcess(f"--broker={url}", "--log-level=error", wait=False)
+    _, told = await asyncio.to_thread(refused.process.communicate, timeout=15)
+    assert refused.process.returncode == 1
+    assert told.decode().splitlines() == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("key", "complaint"),
+    [
+        ("sessions", "the key sessions of Redis is a hash, not a sorted set: choose another --prefix"),
+        ("deadlines", "the key deadlines of Redis is a hash, not a sorted set: choose another --prefix"),
+        ("routing", "the key routing of Redis is a hash, not a string: choose another --prefix"),
+    ],
+)
+async def test_a_key_that_somebody_else_uses_ends_the_process_with_one_line(
+    redis: RedisServer, key: str, complaint: str
+) -> None:
+    with redis.client as client:
+        client.hset(key, "somebody", "else")
+    refused = ServerProcess(f"--broker={redis.url}", "--log-level=error", wait=False)
+    _, told = await asyncio.to_thread(refused.process.communicate, timeout=15)
+    assert refused.process.returncode == 1
+    assert told.decode().splitlines() == [f"lockstep: broker: {complaint}"]
+    assert (False, f"rights and keys: {complaint}") in await examine(Settings(broker=redis.url))
+    with redis.client as client:
+        assert client.hgetall(key) == {b"somebody": b"else"}
+
+
+async def test_the_look_at_the_rights_leaves_nothing(redis: RedisServer) -> None:
+    give(redis, *documented())
+    with redis.client as client, client.pubsub() as ears:
+        ears.psubscribe("*")
+        assert ears.get_message(timeout=5)["type"] == "psubscribe"
+        settings = Settings(broker=redis.url.replace("//", "//lockstep:pw@"), prefix=PREFIX)
+        assert (True, "rights and keys: all that is needed") in await examine(settings)
+        assert client.keys() == []
+        while (message := ears.get_message(timeout=0.1)) is not None:
+            assert message["channel"].startswith(b"lockstep-probe:")
