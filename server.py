@@ -80,7 +80,7 @@ class Server:
             message_rate=settings.message_rate,
             is_draining=lambda: self._is_draining,
         )
-        self.http = FrontServer(self.front, chunk_size=4096)
+        self.http = FrontServer(self.front)
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()

@@ -42,6 +42,8 @@ from lockstep.errors import (
     RouteNotFound,
     Unauthorized,
     UnsupportedMediaType,
+    ValidationError,
+    Violation,
 )
 from lockstep.limits import Addresses, RateLimits, Standing
 from lockstep.metrics import Metrics
@@ -51,9 +53,14 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1_048_576
 # So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
-MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
+MAX_DRAINED_BYTES = 4 * MAX_BODY_BYTES
 # The same where the caller may not do what it asks for: nothing of its body is kept.
 MAX_DRAINED_OF_REFUSED_BYTES = 65_536
+# What a request may bring along that nobody looks at: beyond it there is no place for a body.
+MAX_UNWANTED_BYTES = 4096
+# After so much of a body its sender waits for its turn, as all do that send one.
+BODY_BYTES_PER_TURN = 16_384
+MAX_QUERY_ARGUMENTS = 100
 METHODS = ("GET", "POST", "DELETE", "OPTIONS")
 
 _REQUEST_START = re.compile(r"t=([0-9]{1,10}(\.[0-9]{1,6})?)", re.ASCII)
@@ -87,6 +94,7 @@ class Front(HTTPServerConnectionDelegate):
         self._patience = Patience()
         self._requests = ReadingTurns()
         self._arrivals = ReadingTurns()
+        self.bodies = ReadingTurns()
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         assert isinstance(request_conn, HTTP1Connection)
@@ -107,12 +115,17 @@ class Front(HTTPServerConnectionDelegate):
         headers: HTTPHeaders,
     ) -> HTTPMessageDelegate:
         path, _, query = start_line.path.partition("?")
-        if path in self._paths:
+        is_ours = path not in self._paths
+        if not is_ours and not _brings_much(headers):
             return self._application.start_request(server_conn, connection)
         if start_line.version != "HTTP/1.0" and ("Host" not in headers or "," in headers["Host"]):
             raise HTTPInputError("A request has one Host")  # RFC 9112 3.2
         assert isinstance(connection, HTTP1Connection)
         handler, services, arguments = self._route(path)
+        if not (is_ours and start_line.method == "POST" and hasattr(handler, "post")) and _brings_much(
+            headers
+        ):
+            handler, services = UnwantedBody, {"origins": services["origins"]}
         return handler(self, connection, start_line.method, path, query, headers, arguments, services)
 
     def _route(self, path: str) -> tuple["type[ApiHandler]", dict[str, Any], list[str]]:
@@ -136,6 +149,7 @@ class _Incoming(HTTPMessageDelegate):
         self._chosen: HTTPMessageDelegate | None = None
         self._turns = turns
         self._turn: asyncio.Future[None] | None = None
+        self._unpaced_bytes = 0
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
         self.has_head = True
@@ -158,9 +172,20 @@ class _Incoming(HTTPMessageDelegate):
 
     def _begin(self, start_line: Any, headers: HTTPHeaders) -> Any:
         self._chosen = self._front.choose(self._server_conn, self.connection, start_line, headers)
-        # From here on Tornado speaks through us only where it must.
-        self.data_received = self._chosen.data_received  # type: ignore[method-assign]
         return self._chosen.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Any:
+        assert self._chosen is not None
+        self._chosen.data_received(chunk)
+        self._unpaced_bytes += len(chunk)
+        if self._unpaced_bytes < BODY_BYTES_PER_TURN:
+            return None
+        self._unpaced_bytes = 0
+        self._turns = self._front.bodies
+        if self._turns.is_now(self):
+            return None
+        self._turn = asyncio.get_running_loop().create_future()
+        return self._turn
 
     def finish(self) -> None:
         self.is_whole = True
@@ -374,6 +399,9 @@ class ApiHandler(HTTPMessageDelegate):
         return [method for method in METHODS if hasattr(self, method.lower())]
 
     def query_arguments(self) -> dict[str, list[str]]:
+        if self._query.count("&") >= MAX_QUERY_ARGUMENTS:
+            message = f"must have at most {MAX_QUERY_ARGUMENTS} arguments"
+            raise ValidationError([Violation("query", message, "length")])
         try:
             parsed = parse_qs_bytes(self._query, keep_blank_values=True)
         except ValueError:
@@ -468,6 +496,27 @@ class UnknownRoute(ApiHandler):
 
     async def _do(self) -> None:
         raise RouteNotFound(f"No such route: {self.path[:200]}")
+
+
+class UnwantedBody(ApiHandler):
+    """A body where none belongs: nothing of it is read. Who still sends is cut off."""
+
+    route = "unknown"
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
+        self._in_flight.add(self)
+        self.set_header("Connection", "close")
+        self._reply_error(too_large(MAX_UNWANTED_BYTES))
+
+    def data_received(self, chunk: bytes) -> None:
+        pass
+
+
+def _brings_much(headers: HTTPHeaders) -> bool:
+    """Is a body announced that is larger than can be overlooked?"""
+    declared = headers.get("Content-Length", "0")
+    is_little = declared.isdecimal() and len(declared) < 20 and int(declared) <= MAX_UNWANTED_BYTES
+    return not is_little or "Transfer-Encoding" in headers
 
 
 def _unquoted(text: str) -> str:

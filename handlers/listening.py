@@ -3,14 +3,18 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, UnsatisfiableReadError
 
+from handlers.answers import error_body
 from handlers.api import Front
+from handlers.reading import ReadingTurns
+from lockstep.errors import HeadTooLarge
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +23,65 @@ LISTEN_BACKLOG = 1024
 ACCEPTS_PER_TURN = 16
 # After so long there may be descriptors again.
 RETRY_S = 1.0
+# What is read of a connection at a time.
+CHUNK_BYTES = 4096
+MAX_HEAD_BYTES = 16_384
+MAX_CHUNKS = 4096
+CHUNKS_PER_TURN = 32
+_HEAD_TOO_LARGE = error_body(HeadTooLarge(f"The head of a request must not exceed {MAX_HEAD_BYTES} bytes"))
+
+
+class ClientStream(IOStream):
+    """What Tornado's lacks: a word on a head that is too long, and a bound for a body in crumbs.
+
+    A body in chunks of a byte costs as much for each as others for a packet.
+    """
+
+    def __init__(self, connection: socket.socket, turns: ReadingTurns) -> None:
+        super().__init__(connection, read_chunk_size=CHUNK_BYTES)
+        self._turns = turns
+        self._turn: asyncio.Future[None] | None = None
+        self._chunks = 0  # of this request's body
+
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """A request's head."""
+        self._chunks = 0
+        return super().read_until_regex(regex, max_bytes)
+
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """The line before a chunk."""
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS:
+            self.close()
+        if self._chunks % CHUNKS_PER_TURN or self._turns.is_now(self):
+            return super().read_until(delimiter, max_bytes)
+        self._turn = asyncio.get_running_loop().create_future()
+        return asyncio.ensure_future(self._read_later(self._turn, delimiter, max_bytes))
+
+    async def _read_later(
+        self, turn: "asyncio.Future[None]", delimiter: bytes, max_bytes: int | None
+    ) -> bytes:
+        await turn
+        return await super().read_until(delimiter, max_bytes)
+
+    def read_on(self) -> None:
+        assert self._turn is not None
+        if not self._turn.done():
+            self._turn.set_result(None)
+
+    def close(self, exc_info: Any = False) -> None:
+        is_reading_head = self._read_regex is not None
+        if isinstance(exc_info, UnsatisfiableReadError) and is_reading_head and not self.closed():
+            head = (
+                f"HTTP/1.1 {HeadTooLarge.status} Request Header Fields Too Large\r\nConnection: close\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(_HEAD_TOO_LARGE)}\r\n\r\n"
+            )
+            with suppress(OSError):
+                self.socket.send(head.encode() + _HEAD_TOO_LARGE)
+                self.socket.shutdown(socket.SHUT_WR)
+                # With data unread a close is a reset, which may overtake the answer.
+                self.socket.recv(4 * MAX_HEAD_BYTES)
+        super().close(exc_info)
 
 
 class FrontServer(HTTPServer):
@@ -28,6 +91,8 @@ class FrontServer(HTTPServer):
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         super().initialize(*args, **kwargs)
+        self.conn_params.chunk_size = CHUNK_BYTES
+        self.conn_params.max_header_size = MAX_HEAD_BYTES
         self.conn_params.header_timeout = None  # handlers/patience.py sees to that
 
     def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
@@ -59,6 +124,12 @@ class FrontServer(HTTPServer):
             log.warning("nobody can be let in: %s", error)
             self._look_away(listener)
             asyncio.get_running_loop().call_later(RETRY_S, self._look_at, listener)
+
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        try:
+            self.handle_stream(ClientStream(connection, self.request_callback.bodies), address)
+        except Exception:
+            log.exception("a connection could not be taken in")
 
     def _look_at(self, listener: socket.socket) -> None:
         if not self._stopped:

@@ -1,19 +1,31 @@
-"""Who does not go on with his request, or begins none: for a while he is waited for, then he is cut off.
+"""Clients that do not go on with a request, begin none or do not take an answer: waited for, then cut off.
 
 Tornado has one time for a connection that is idle and one that sends a header byte by byte; it costs every
-request a timer, and its time for a body a task. So one timer looks at all that are unfinished.
+request a timer, and its time for a body a task; for an answer it has none. So one timer looks at all that are
+unfinished.
 """
 
 import asyncio
+import fcntl
+import struct
+import termios
+from contextlib import suppress
 from typing import Protocol
 
 from tornado.http1connection import HTTP1Connection
+from tornado.iostream import IOStream
 
 # A proxy that keeps connections must let go of them first: nginx does after 60 s.
 IDLE_TIMEOUT_S = 75.0
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
+# An answer of which the client takes nothing for so long is given up. Who takes little at a time is served.
+STALLED_TIMEOUT_S = 30.0
 LOOKS_PER_TIMEOUT = 4
+
+
+Awaited = tuple[float, int]
+"""For how many seconds at most, and how far the client has come: while that moves, it is waited for anew."""
 
 
 class Incoming(Protocol):
@@ -28,7 +40,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._latest: dict[object, Incoming] = {}
-        self._awaited: dict[Incoming, tuple[float, float]] = {}  # for how long at most, and since when
+        self._awaited: dict[Incoming, tuple[Awaited, float]] = {}  # what, and since when
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, connection: object, incoming: Incoming) -> None:
@@ -44,21 +56,21 @@ class Patience:
         self._latest.pop(connection, None)
 
     def _look_again(self) -> None:
-        period_s = min(HEAD_TIMEOUT_S, BODY_TIMEOUT_S) / LOOKS_PER_TIMEOUT
+        period_s = min(HEAD_TIMEOUT_S, BODY_TIMEOUT_S, STALLED_TIMEOUT_S) / LOOKS_PER_TIMEOUT
         self._timer = asyncio.get_running_loop().call_later(period_s, self._look)
 
     def _look(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        awaited: dict[Incoming, tuple[float, float]] = {}
+        awaited: dict[Incoming, tuple[Awaited, float]] = {}
         for incoming in self._latest.values():
-            if incoming.is_whole:
+            waits_for = _awaited(incoming)
+            if waits_for is None:
                 continue
-            timeout_s = _timeout_s(incoming)
-            before_s, since_s = self._awaited.get(incoming, (timeout_s, now_s))
-            if timeout_s != before_s:
+            before, since_s = self._awaited.get(incoming, (waits_for, now_s))
+            if waits_for != before:
                 since_s = now_s
-            awaited[incoming] = timeout_s, since_s
-            if now_s - since_s >= timeout_s:
+            awaited[incoming] = waits_for, since_s
+            if now_s - since_s >= waits_for[0]:
                 incoming.connection.stream.close()
         self._awaited = awaited
         # Where nobody is connected there is nothing to look for.
@@ -67,9 +79,22 @@ class Patience:
             self._look_again()
 
 
-def _timeout_s(incoming: Incoming) -> float:
+def _awaited(incoming: Incoming) -> Awaited | None:
+    """What the client is waited for; None while it waits for us."""
+    stream = incoming.connection.stream
+    if incoming.is_whole:
+        is_behind = stream is not None and stream.writing()
+        return (STALLED_TIMEOUT_S, _taken_bytes(stream)) if is_behind else None
     if incoming.has_head:
-        return BODY_TIMEOUT_S
+        return BODY_TIMEOUT_S, 0
     # Tornado tells of a request only when its head is whole.
-    has_begun = incoming.connection.stream._read_buffer_size > 0
-    return HEAD_TIMEOUT_S if has_begun else IDLE_TIMEOUT_S
+    has_begun = stream._read_buffer_size > 0
+    return (HEAD_TIMEOUT_S if has_begun else IDLE_TIMEOUT_S), 0
+
+
+def _taken_bytes(stream: IOStream) -> int:
+    """How much the client itself has taken: of what the kernel was given, megabytes may still lie there."""
+    unsent = struct.pack("i", 0)
+    with suppress(OSError):  # it is about to be closed
+        unsent = fcntl.ioctl(stream.socket, termios.TIOCOUTQ, unsent)
+    return int(stream._total_write_done_index) - int(struct.unpack("i", unsent)[0])

@@ -13,6 +13,7 @@ from handlers.base import JsonErrors
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import Origins
+from handlers.patience import STALLED_TIMEOUT_S
 from handlers.reading import ReadingTurns
 from handlers.tokens import SUBPROTOCOL, Tokens
 from lockstep import messages
@@ -210,7 +211,8 @@ class SocketHandler(JsonErrors, WebSocketHandler):
     async def open(self, *args: str, **kwargs: str) -> None:
         try:
             sock, early = await self._take_socket()
-        except StreamClosedError:
+        except (StreamClosedError, TimeoutError):
+            self.on_connection_close()
             return
         session_id, complaint = self._asked_for()
         address = self._addresses.client_of(
@@ -218,7 +220,10 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         )
         connection = Connection(sock, self._clients, session_id, address)
         self._clients.metrics.opened.inc()
-        if session_id is None:
+        if len(early) > EARLY_BYTES:
+            early = b""
+            connection.close(POLICY_VIOLATION, "Too much was sent before the handshake was answered")
+        elif session_id is None:
             connection.close(POLICY_VIOLATION, complaint or "")
         else:
             await self._admit(connection, session_id)
@@ -248,15 +253,24 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
 
     async def _take_socket(self) -> tuple[socket.socket, bytes]:
-        """Tornado's stream lets go of the socket, once its answer is written; and what it has read of it."""
+        """Tornado's stream lets go of the socket, once its answer is written; and what it has read of it.
+
+        That is more than EARLY_BYTES where the client has not waited for the answer. What is still in the
+        kernel, however much, is read in its turn like all else. Raises StreamClosedError, and TimeoutError
+        where the client does not take the answer.
+        """
         assert isinstance(self.ws_connection, Handshake)
         stream = self.ws_connection.stream
         if stream.writing():
-            await stream.write(b"")
-        early = b""
-        # What has come already is there at once; what has not is ours to read.
-        while (reading := asyncio.ensure_future(stream.read_bytes(EARLY_BYTES, partial=True))).done():
-            early += reading.result()
+            try:
+                async with asyncio.timeout(STALLED_TIMEOUT_S):
+                    await stream.write(b"")
+            except TimeoutError:
+                stream.close()
+                raise
+        # What has come already is there at once, in one piece.
+        reading = asyncio.ensure_future(stream.read_bytes(EARLY_BYTES + 1, partial=True))
+        early = reading.result() if reading.done() else b""
         sock = stream.socket
         stream.io_loop.remove_handler(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

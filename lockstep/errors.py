@@ -110,6 +110,13 @@ class PayloadTooLarge(LockstepError):
     status = 413
 
 
+class HeadTooLarge(LockstepError):
+    """A request's line and headers are longer than is read."""
+
+    code = "HEAD_TOO_LARGE"
+    status = 431
+
+
 class UnsupportedMediaType(LockstepError):
     code = "UNSUPPORTED_MEDIA_TYPE"
     status = 415

@@ -27,6 +27,10 @@ MAX_RELAYED_BYTES = 65_536
 # Four times what a state of 1,000 participants takes; nobody who means well publishes more.
 MAX_PUBLISHED_BYTES = 1_048_576
 MAX_DEPTH = 100
+# What it costs to read JSON goes by the number of its values, and nobody else is served meanwhile. No request
+# has so many: 1,000 participants are 1,000 objects, and 64 KiB have no more than 32,768 values.
+MAX_CONTAINERS = 12_000
+MAX_COMMAS = 40_000
 
 Position = tuple[str, int]
 """Where a state stands among those of its id: (epoch, version)."""
@@ -341,9 +345,13 @@ def loads(raw: bytes) -> Any:
     """Strict JSON (RFC 8259): raises MalformedJson also for what JSON libraries let pass.
 
     That is NaN and Infinity, numbers beyond a double, lone surrogates, duplicate keys and nesting
-    beyond what every JSON library reads back.
+    beyond what every JSON library reads back; and more values than anybody needs.
     """
     try:
+        if len(raw) > MAX_CONTAINERS and (
+            raw.count(b"[") + raw.count(b"{") > MAX_CONTAINERS or raw.count(b",") > MAX_COMMAS
+        ):
+            raise ValueError("too many values")
         text = raw.decode()
         value = _DECODER.decode(text)
         if "\\u" in text:

@@ -32,7 +32,7 @@ UUID = "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]
 DONE_ONCE = ("IdempotencyKey", "IdempotencyTtl")
 
 # What any answer of a route that reaches the broker may be instead.
-ANYWHERE: tuple[type[LockstepError], ...] = (errors.PayloadTooLarge, LockstepError)
+ANYWHERE: tuple[type[LockstepError], ...] = (errors.PayloadTooLarge, errors.HeadTooLarge, LockstepError)
 OF_THE_STORE = (
     *ANYWHERE,
     errors.Unauthorized,

@@ -39,14 +39,20 @@ EPOCH = re.compile("[0-9a-z]{13}")
 CURSOR = re.compile(r"([0-9]{1,16})-([0-9a-f-]{36})")
 
 
+MAX_COMPLAINTS = 100
+# Of the name of an unknown field so much is told.
+MAX_NAMED_LENGTH = 200
+
+
 class Complaints:
-    """The violations found so far."""
+    """The violations found so far, the first MAX_COMPLAINTS."""
 
     def __init__(self) -> None:
         self.found: list[Violation] = []
 
     def add(self, field: str, message: str, code: str) -> None:
-        self.found.append(Violation(field, message, code))
+        if len(self.found) < MAX_COMPLAINTS:
+            self.found.append(Violation(field[:MAX_NAMED_LENGTH], message, code))
 
     def raise_if_any(self) -> None:
         if self.found:

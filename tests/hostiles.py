@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from tests.ws_client import BINARY, PING, TEXT, encode
 
 SOCKET = "GET /ws?sessionId={session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+POST = "POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+FIELDS = ("{" + ",".join(f'"{n:x}":0' for n in range(100_000)) + "}").encode()
 UPGRADE = (
     "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     "Sec-WebSocket-Version: 13\r\n"
@@ -23,6 +25,10 @@ UPGRADE = (
 class Kind:
     head: str = SOCKET + UPGRADE + "\r\n"
     """The request, or as much of it as there ever is."""
+    behind: bytes = b""
+    """What follows at once."""
+    pours: bytes = b""
+    """And this again and again, as fast as it goes."""
     frames: bytes = b""
     """What follows when the server has answered."""
     reads: bool = True
@@ -54,8 +60,69 @@ KINDS = {
     "no session": Kind(
         head="GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n" + UPGRADE + "\r\n", is_sent_away=True
     ),
+    "stream behind a handshake": Kind(pours=bytes(65_536), is_sent_away=True),
+    "pings behind a handshake": Kind(behind=encode(PING, b"early") * 2000),
+    "head without end": Kind(head="GET / HTTP/1.1\r\nX-Endless: ", pours=b"x" * 65_536, is_sent_away=True),
+    "10 GB": Kind(head=POST + "Content-Length: 10000000000\r\n\r\n", pours=b" " * 65_536, is_sent_away=True),
+    "4 MB": Kind(head=POST + "Content-Length: 4194304\r\n\r\n", pours=b" " * 65_536, is_sent_away=True),
+    "chunks without end": Kind(
+        head=POST + "Transfer-Encoding: chunked\r\n\r\n",
+        pours=b"10000\r\n" + b" " * 65_536 + b"\r\n",
+        is_sent_away=True,
+    ),
+    "small chunks without end": Kind(
+        head=POST + "Transfer-Encoding: chunked\r\n\r\n", pours=b"1\r\nx\r\n" * 10_000, is_sent_away=True
+    ),
+    "handshake with a body": Kind(
+        head=SOCKET + UPGRADE + "Content-Length: 10000000000\r\n\r\n", pours=bytes(65_536), is_sent_away=True
+    ),
+    "page with a body": Kind(
+        head="GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 90000000\r\n\r\n",
+        pours=bytes(65_536),
+        is_sent_away=True,
+    ),
+    "read with a body": Kind(
+        head="GET /v1/sessions/{session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n",
+        pours=b"10000\r\n" + b" " * 65_536 + b"\r\n",
+        is_sent_away=True,
+    ),
+    "a megabyte unfinished": Kind(head=POST + "Content-Length: 1048576\r\n\r\n", behind=b" " * 1_000_000),
+    "arrays without number": Kind(
+        head=POST + "Content-Length: 1020007\r\n\r\n",
+        behind=b'{"a":[' + b",".join([b"[]"] * 340_000) + b"]}",
+    ),
+    "fields without number": Kind(
+        head=POST + f"Content-Length: {len(FIELDS)}\r\n\r\n",
+        behind=FIELDS,
+    ),
+    "arguments without number": Kind(
+        head="GET /v1/sessions/{session}/events?"
+        + "&".join(f"{n:x}=1" for n in range(2500))
+        + " HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n",
+    ),
+    "histories unread": Kind(
+        head="GET /v1/sessions/{session}/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n" * 200,
+        reads=False,
+    ),
+    "lists unread": Kind(
+        head="GET /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n" * 200, reads=False
+    ),
     "not HTTP": Kind(head="\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n", is_sent_away=True),
 }
+
+
+async def pour(sock: socket.socket, data: bytes, enough: asyncio.Event) -> None:
+    """Raises ConnectionError when the server has ended it."""
+    loop = asyncio.get_running_loop()
+    while not enough.is_set():
+        sending = asyncio.create_task(loop.sock_sendall(sock, data))
+        await asyncio.wait((sending,), timeout=1)
+        if not sending.done():
+            sending.cancel()
+            continue
+        sending.result()
+        await asyncio.sleep(0)
 
 
 async def one(kind: Kind, head: bytes, port: int, enough: asyncio.Event) -> bool:
@@ -67,7 +134,9 @@ async def one(kind: Kind, head: bytes, port: int, enough: asyncio.Event) -> bool
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         try:
             await loop.sock_connect(sock, ("127.0.0.1", port))
-            await loop.sock_sendall(sock, head)
+            await loop.sock_sendall(sock, head + kind.behind)
+            if kind.pours:
+                await pour(sock, kind.pours, enough)
             if kind.frames:
                 await loop.sock_recv(sock, 4096)
                 await loop.sock_sendall(sock, kind.frames)

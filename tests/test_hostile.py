@@ -6,9 +6,11 @@ import os
 import resource
 import socket
 import struct
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +19,16 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 
 from handlers import patience
+from handlers import socket as socket_handler
 from handlers.connection import Connection
 from handlers.reading import READS_PER_TURN
-from handlers.socket import SocketHandler
+from handlers.socket import EARLY_BYTES, SocketHandler
 from lockstep.config import Settings
 from server import Server
 from tests import hostiles, load
 from tests.echo_server import Echo
 from tests.load import eventually
-from tests.processes import ServerProcess
+from tests.processes import ROOT, ServerProcess, parse_answer
 from tests.redis_server import RedisServer
 from tests.test_limits import running
 from tests.test_rest import SOME_ID, serving
@@ -316,6 +319,184 @@ def reads(redis: RedisServer) -> int:
     return int(stats.get("cmdstat_mget", {"calls": 0})["calls"])
 
 
+# --- what is sent without end -------------------------------------------------------------------------
+
+
+HANDSHAKE = SOCKET + hostiles.UPGRADE
+
+
+async def test_of_what_follows_a_handshake_at_once_only_a_little_is_taken_before_the_next_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of it is read in the end, but as what everybody else sends."""
+    early_bytes: list[int] = []
+    start = Connection.start
+
+    def noted(connection: Connection, early: bytes) -> None:
+        early_bytes.append(len(early))
+        start(connection, early)
+
+    monkeypatch.setattr(Connection, "start", noted)
+    async with serving() as api:
+        reader, writer = await asyncio.open_connection(*api.address)
+        writer.write(HANDSHAKE.encode() + b"\r\n" + encode(PING, bytes(100)) * 5000 + encode(PING, b"last"))
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        client = WsClient(reader, writer, answers_pings=False)
+        async with asyncio.timeout(20):
+            while await client.recv_frame() != (PONG, b"last"):
+                pass
+        assert 0 < early_bytes[0] <= EARLY_BYTES
+        client.abort()
+
+
+async def test_who_does_not_wait_for_the_handshake_and_sends_much_is_closed() -> None:
+    async with serving() as api:
+        reader, writer = await asyncio.open_connection(*api.address)
+        head = HANDSHAKE + "X-Long: " + "x" * 8500 + "\r\n\r\n"
+        writer.write(head.encode() + encode(PING, bytes(100)) * 60)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        client = WsClient(reader, writer, answers_pings=False)
+        opcode, payload = await asyncio.wait_for(client.recv_frame(), 10)
+        assert (opcode, payload[:2]) == (CLOSE, struct.pack("!H", 1008))
+        client.abort()
+
+
+@pytest.mark.parametrize("beginning", ["GET /health HTTP/1.1\r\n", "GET / HTTP/1.1\r\n", HANDSHAKE])
+@pytest.mark.parametrize("more", [16_384, 40_000, 200_000])
+async def test_a_head_over_the_limit_is_refused_in_words(
+    server_process: ServerProcess, beginning: str, more: int
+) -> None:
+    async with an_honest_client(server_process):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server_process.port)
+        writer.write(f"{beginning}Host: localhost\r\nX-Long: {'x' * more}".encode())
+        async with asyncio.timeout(10):
+            if more < 100_000:
+                answer = parse_answer(await reader.read())
+                assert answer.status == 431
+                assert answer.body["error"]["code"] == "HEAD_TOO_LARGE"
+            else:
+                with suppress(ConnectionError):  # who does not stop may be cut off before it can read
+                    await reader.read()
+        writer.transport.abort()
+
+
+async def test_a_head_of_the_limit_is_read(server_process: ServerProcess) -> None:
+    answer = await server_process.call("GET", "/health", headers={"X-Long": "x" * 16_000})
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("declared", ["Content-Length: 4097", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(
+    "asked",
+    ["GET /", "POST /", "GET /page.js", "GET /ws", "GET /v1/time", "DELETE /v1/sessions/x", "POST /x"],
+)
+async def test_a_body_where_none_belongs_is_not_read(
+    server_process: ServerProcess, asked: str, declared: str
+) -> None:
+    async with an_honest_client(server_process):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server_process.port)
+        writer.write(f"{asked} HTTP/1.1\r\nHost: localhost\r\n{declared}\r\n\r\n".encode())
+        # Nothing of it is waited for.
+        answer = parse_answer(await asyncio.wait_for(reader.read(), 10))
+        assert answer.status == 413
+        assert answer.headers["connection"] == "close"
+        writer.close()
+
+
+async def test_a_little_body_where_none_belongs_does_no_harm(server_process: ServerProcess) -> None:
+    for path in ("/", "/v1/time"):
+        assert (await server_process.call("GET", path, b"x" * 4096)).status == 200
+
+
+async def test_a_body_in_crumbs_is_read_and_one_without_end_is_not(server_process: ServerProcess) -> None:
+    head = b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with an_honest_client(server_process):
+        for crumbs, is_read in ((2000, True), (5000, False)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server_process.port)
+            writer.write(head + b"1\r\n \r\n" * crumbs + b"2\r\n{}\r\n0\r\n\r\n")
+            async with asyncio.timeout(10):
+                if is_read:
+                    assert b" 400 " in await reader.readuntil(b"\r\n")
+                else:
+                    with suppress(ConnectionError):
+                        assert await reader.read() == b""
+            writer.close()
+
+
+async def test_unfinished_bodies_of_strangers_are_not_kept(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s" * 40)
+    with running(ServerProcess(f"--jwt-secret-file={secret}", "--log-level=warning")) as server:
+        head = b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        before = server.rss_bytes()
+        crowd = []
+        for declared in (60_000, 1_048_576):
+            for _ in range(100):
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(head % declared + b" " * (declared - 1000))
+                crowd.append(writer)
+        assert (await server.call("GET", "/health")).status == 200
+        assert server.rss_bytes() - before < 20 * 2**20
+        for writer in crowd:
+            writer.transport.abort()
+
+
+# --- who does not read --------------------------------------------------------------------------------
+
+
+def not_reading(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(address)
+    sock.setblocking(False)
+    return sock
+
+
+@pytest.mark.parametrize("asked", ["GET /openapi.json", "GET /page.js", HANDSHAKE[:-2]])
+async def test_an_answer_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    """A handshake's is small: it waits behind other answers."""
+    for module in (patience, socket_handler):
+        monkeypatch.setattr(module, "STALLED_TIMEOUT_S", 0.5)
+    async with serving() as api:
+        loop = asyncio.get_running_loop()
+        big = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        head = asked if asked.startswith("GET /ws") else f"{asked} HTTP/1.1\r\nHost: localhost\r\n"
+        with not_reading(api.address) as sock:
+            asked_all = f"{head}\r\n" * 500 if "Upgrade" not in head else f"{big * 300}{head}\r\n"
+
+            async def ask() -> None:
+                with suppress(ConnectionError):
+                    await loop.sock_sendall(sock, asked_all.encode())
+
+            asking = asyncio.create_task(ask())
+
+            async def given_up() -> str:
+                return "it is still there" if api.server.http._connections else ""
+
+            await eventually(given_up, 20, "who does not read is still waited for")
+            asking.cancel()
+
+
+async def test_who_takes_an_answer_slowly_has_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "STALLED_TIMEOUT_S", 0.5)
+    async with serving() as api:
+        loop = asyncio.get_running_loop()
+        whole = (await api("GET", "/openapi.json")).raw
+        count = 60
+        with not_reading(api.address) as sock:
+            for place in range(count):
+                last = "Connection: close\r\n" if place == count - 1 else ""
+                head = f"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n{last}\r\n"
+                await loop.sock_sendall(sock, head.encode())
+            received = bytearray()
+            began_s = loop.time()
+            while chunk := await loop.sock_recv(sock, 65_536):
+                received += chunk
+                if loop.time() - began_s < 2:  # several times what is waited for in vain
+                    await asyncio.sleep(0.1)
+        assert received.count(whole) == count
+
+
 # --- many at once -------------------------------------------------------------------------------------
 
 
@@ -323,26 +504,38 @@ def reads(redis: RedisServer) -> int:
 ANY_NUMBER = ("--max-connections-per-session=0",)
 
 
-async def hostile_crowds(server: ServerProcess, of_each: int) -> int:
-    """Attack with each kind in turn while 200 clients follow a session; how often it changed meanwhile."""
-    session_id = (await create(server, seats=2))["session_id"]
+async def hostile_crowds(
+    server: ServerProcess, of_each: int, names: Iterable[str] = hostiles.KINDS, honest: int = 200
+) -> int:
+    """Attack with each kind in turn while clients follow a session; how often it changed meanwhile."""
+    session_id = (await create(server, sync_mode="count_up", participants=[]))["session_id"]
     await command(server, session_id, "start")
-    async with load.watching([server], [session_id], 200) as honest:
+    async with load.watching([server], [session_id], honest) as watchers:
         # Who has just been told the state misses nothing that is committed from here on.
         async with load.switching([server], [session_id], workers=1) as switcher:
-            for name, kind in hostiles.KINDS.items():
-                sent_away = await hostiles.attack(name, server.port, of_each, 0.5, session_id)
-                assert sent_away == (of_each if kind.is_sent_away else 0), name
+            for name in names:
+                kind = hostiles.KINDS[name]
+                # Of who sends without end a few are enough.
+                count = of_each // 10 if kind.pours or kind.behind else of_each
+                # From a process of its own: the load shall be the server's, not the honest clients'.
+                attack = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tests.hostiles"),
+                    *(str(server.port), name, str(count), "0.5", session_id),
+                    cwd=ROOT,
+                    stdout=asyncio.subprocess.PIPE,
+                )
+                told, _ = await attack.communicate()
+                assert int(told) == (count if kind.is_sent_away else 0), name
         changes = switcher.statuses[200]
         assert switcher.statuses == {200: changes}
         versions = list(range(3, 3 + changes))
 
         async def followed() -> str:
-            missing = sum(len(versions) - len(watcher.updates) for watcher in honest)
+            missing = sum(len(versions) - len(watcher.updates) for watcher in watchers)
             return f"{missing} updates are missing" if missing else ""
 
         await eventually(followed, 10, "not all were served")
-        for watcher in honest:
+        for watcher in watchers:
             assert [version for _, version in watcher.updates] == versions
             assert watcher.reconnects == 0
     return changes
@@ -357,11 +550,19 @@ def lines_per_second(server: ServerProcess) -> Counter[tuple[object, object]]:
     )
 
 
-async def test_hostile_crowds_of_every_kind_are_no_trouble_to_others() -> None:
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[ServerProcess]:
     with running(ServerProcess(*ANY_NUMBER)) as server:
-        assert await hostile_crowds(server, 100) > 10
-        assert [line for line in server.log() if line["level"] == "error"] == []
-        assert all(count == 1 for count in lines_per_second(server).values())
+        yield server
+
+
+@pytest.mark.parametrize("name", hostiles.KINDS)
+async def test_a_hostile_crowd_of_any_kind_is_no_trouble_to_others(
+    attacked: ServerProcess, name: str
+) -> None:
+    assert await hostile_crowds(attacked, 100, [name], honest=50) > 3
+    assert [line for line in attacked.log() if line["level"] == "error"] == []
+    assert all(count == 1 for count in lines_per_second(attacked).values())
 
 
 @pytest.mark.long
