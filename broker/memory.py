@@ -208,7 +208,25 @@ class MemoryBroker(Broker):
         return self._lapses.after(after, limit)
 
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
-        return self._deadlines.until(self.now_ms() + ahead_ms, limit)
+        until_ms = self.now_ms() + ahead_ms
+        while True:
+            found = self._deadlines.until(until_ms, limit)
+            if not sum(self._put_right(*entry) for entry in found):
+                return found
+
+    def _put_right(self, deadline_ms: int, session_id: str) -> bool:
+        """Whether the entry was not its state's own; then it is what that says of itself, or gone."""
+        head = messages.read_head(self._kept[session_id].state)
+        if head is not None and head.deadline_ms == deadline_ms:
+            return False
+        if head is None or head.deadline_ms is None:
+            self._deadlines.drop(session_id)
+        else:
+            self._deadlines.put(session_id, head.deadline_ms)
+        return True
+
+    async def forget_deadline(self, session_id: str) -> None:
+        self._deadlines.drop(session_id)
 
     async def lapse(self, limit: int) -> int:
         lapsed = self._lapses.until(self.now_ms(), limit)

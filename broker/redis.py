@@ -334,7 +334,7 @@ class RedisBroker(Broker):
         keys = [*self._keys(session_id), *self._done_keys(once)]
         channel = self._routing.update_channel(session_id)
         reply = await self._once(
-            self._end(self._link, keys, session_id, channel, how, expected, *_record(once))
+            self._end(self._link, keys, session_id, channel, how, expected, *_record(once), LAPSE_GRACE_MS)
         )
         if isinstance(reply, bytes):
             raise AlreadyDone(reply)
@@ -395,7 +395,7 @@ class RedisBroker(Broker):
                 offset,
                 limit,
             )
-            places = [(int(reply[i + 1]), reply[i].decode()) for i in range(0, len(reply), 2)]
+            places = [(_instant(reply[i + 1]), _text(reply[i])) for i in range(0, len(reply), 2)]
             # Of those that lapse at the very same instant, some were on the page before.
             found += [place for place in places if place > after]
             offset += len(places)
@@ -405,16 +405,25 @@ class RedisBroker(Broker):
 
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
         key, prefix = f"{self._prefix}deadlines", self._state_key("")
-        reply = checked(await self._twice(lambda: self._due(self._link, [key], ahead_ms, limit, prefix)))
-        return [(int(reply[i + 1]), reply[i].decode()) for i in range(0, len(reply), 2)]
+        while True:
+            reply = await self._twice(lambda: self._due(self._link, [key], ahead_ms, limit, prefix))
+            put_right, *found = checked(reply)
+            if not put_right or put_right + len(found) // 2 < limit:
+                return [(int(found[i + 1]), _text(found[i])) for i in range(0, len(found), 2)]
+            # Entries that were not their states' own stood in the way of others.
+
+    async def forget_deadline(self, session_id: str) -> None:
+        await self._ask("ZREM", f"{self._prefix}deadlines", session_id)
 
     async def lapse(self, limit: int) -> int:
-        session_ids = await self._ask(
-            "ZRANGEBYSCORE", self._prefix + "sessions", "-inf", self.now_ms(), "LIMIT", 0, limit
-        )
+        key = self._prefix + "sessions"
         ended = 0
-        for session_id in session_ids:
-            ended += await self._end_session(session_id.decode(), "lapsed", b"", None)
+        for member in await self._ask("ZRANGEBYSCORE", key, "-inf", self.now_ms(), "LIMIT", 0, limit):
+            session_id = _text(member)
+            if messages.UUID.fullmatch(session_id):
+                ended += await self._end_session(session_id, "lapsed", b"", None)
+            else:
+                await self._ask("ZREM", key, member)  # not of ours
         return ended
 
     # --- asking ----------------------------------------------------------------------------------
@@ -469,6 +478,16 @@ class RedisBroker(Broker):
 
 def _record(once: Once | None) -> tuple[bytes, int]:
     return (b"", 0) if once is None else (once.record, once.kept_ms)
+
+
+def _text(member: bytes) -> str:
+    """A session id; also where somebody else left behind what is none."""
+    return member.decode("utf-8", "replace")
+
+
+def _instant(score: bytes) -> int:
+    """A score in ms; also where somebody else left behind what is no instant."""
+    return int(min(max(float(score), 0.0), 2.0**53))
 
 
 def _info(reply: Any) -> dict[str, str]:

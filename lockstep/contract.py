@@ -260,7 +260,14 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
-        """Sessions that fall due within ``ahead_ms`` or are due, as (deadline in ms, id), in that order."""
+        """Sessions that fall due within ``ahead_ms`` or are due, as (deadline in ms, id), in that order.
+
+        What is found to be another deadline than the state's own is put right: it stands in nobody's way.
+        """
+
+    @abc.abstractmethod
+    async def forget_deadline(self, session_id: str) -> None:
+        """The session, whose state cannot be read, is no longer among those that fall due."""
 
     @abc.abstractmethod
     async def lapse(self, limit: int) -> int:

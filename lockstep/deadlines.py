@@ -1,12 +1,13 @@
 """A clock that runs out is told promptly: by a timer where somebody watches, else by the sweep."""
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import random
 
 from lockstep.contract import Broker
-from lockstep.errors import LockstepError, SessionNotFound, StateCorrupt
+from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound, StateCorrupt
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
 
@@ -92,8 +93,8 @@ class Deadlines:
             await self._sessions.settle(session_id)
         except SessionNotFound:
             pass  # deleted since it was armed
-        except StateCorrupt:
-            pass  # told once, by the service
+        except StateCorrupt:  # told once, by the service
+            await self._forget(session_id)
         except LockstepError as error:
             log.warning(
                 "a clock has run out, and storing that is tried again: %s",
@@ -101,10 +102,25 @@ class Deadlines:
                 extra={"session_id": session_id},
             )
 
+    async def _forget(self, session_id: str) -> None:
+        """Who cannot be settled shall not be in the way of those who can."""
+        with contextlib.suppress(BrokerUnavailable):  # then the next sweep finds it again
+            await self._broker.forget_deadline(session_id)
+
     async def _sweep(self) -> None:
-        due, _ = await asyncio.gather(
-            self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT), self._broker.lapse(SWEEP_LIMIT)
+        # Together, and yet each for itself: what hinders the one does not hinder the other.
+        due, lapsed = await asyncio.gather(
+            self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT),
+            self._broker.lapse(SWEEP_LIMIT),
+            return_exceptions=True,
         )
+        if not isinstance(due, BaseException):
+            self._prompt_for(due)
+        for outcome in (due, lapsed):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def _prompt_for(self, due: list[tuple[int, str]]) -> None:
         for deadline_ms, session_id in due:
             prompt_at_ms = deadline_ms + random.randrange(SWEEP_GRACE_MS)
             # Who watches it armed it earlier; if later, then for what is no more stored.

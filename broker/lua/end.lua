@@ -2,7 +2,7 @@
 --
 -- KEYS  session, events, deadlines, sessions, [what is kept of the request]
 -- ARGV  1 id, 2 channel, 3 'lapsed' or 'deleted', 4 what a deleted one begins with ('' if there was none),
---       5 record of the request or '', 6 that is kept for so many ms
+--       5 record of the request or '', 6 that is kept for so many ms, 7 kept after the lapse in ms
 -- Returns 1 if there was such a session, else 0; the record that was kept if the request was done before.
 
 local session, events, deadlines, sessions, record = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -15,13 +15,24 @@ if done == ARGV[5] then
 elseif done then
   return done
 end
-local beginning = redis.call('GETRANGE', session, 0, 199)
+local beginning = redis.pcall('GETRANGE', session, 0, 199)
+if type(beginning) == 'table' then
+  if ARGV[3] ~= 'lapsed' or not string.find(beginning.err, 'WRONGTYPE', 1, true) then
+    error(beginning.err, 0)
+  end
+  return 0, { { 'ZREM', deadlines, id }, { 'ZREM', sessions, id } } -- the key is somebody else's, the entries are nobody's
+end
 local epoch = string.match(beginning, '^{"session_id":"[^"]*","epoch":"(%w*)"')
 -- Both are asked for also where the answer is of no use: so they are sorted sets.
 local lapse, _ = redis.call('ZSCORE', sessions, id), redis.call('ZSCORE', deadlines, id)
 local is_it
 if ARGV[3] == 'lapsed' then
   is_it = lapse and tonumber(lapse) <= now
+  -- The state itself lapses with its key, a little later: an entry that is much earlier is not its own.
+  local left = redis.call('PTTL', session)
+  if is_it and left > integer(ARGV[7]) + 1000 then
+    return 0, { { 'ZADD', sessions, string.format('%.0f', now + left - ARGV[7]), id } }
+  end
 elseif epoch then
   is_it = expected ~= '' and string.sub(beginning, 1, #expected) == expected
   if not is_it and epoch == string.match(expected, '"epoch":"(%w*)"') then

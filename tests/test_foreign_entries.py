@@ -1,0 +1,149 @@
+"""What another system, a restored backup or a hand left in the sorted sets stands in nobody's way."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from msgspec.structs import replace
+
+from broker.redis import RedisBroker
+from lockstep import engine, messages, state
+from lockstep.contract import Outcome
+from lockstep.deadlines import SWEEP_LIMIT, Deadlines
+from lockstep.engine import Step
+from lockstep.sessions import Lifetimes, Sessions, new_epoch
+from lockstep.state import Session
+from tests.load import eventually
+from tests.redis_server import RedisServer
+from tests.test_broker import Ears, commit_of, created, new_id
+from tests.test_sessions import spec
+
+
+@asynccontextmanager
+async def broker_on(redis: RedisServer) -> AsyncIterator[tuple[RedisBroker, Ears, str]]:
+    prefix = f"{uuid.uuid4()}-"
+    broker, ears = RedisBroker(redis.url, prefix, "all", allow_eviction=False), Ears()
+    await broker.start(ears)
+    try:
+        yield broker, ears, prefix
+    finally:
+        await broker.close()
+
+
+async def runs_out(broker: RedisBroker, in_ms: int) -> Session:
+    at_ms = broker.now_ms() - 1_000 + in_ms
+    step = engine.create(spec("global", total_time_ms=1_000, on_timeout="flag"), new_epoch(at_ms), at_ms)
+    step = replace_id(step)
+    commit, session = commit_of(broker, None, step.followed_by(engine.start(step.session, at_ms)))
+    assert await broker.commit(commit) is Outcome.APPLIED
+    return session
+
+
+def replace_id(step: Step) -> Step:
+    session = replace(step.session, session_id=new_id())
+    return Step(session, tuple(replace(each, session=session) for each in step.transitions))
+
+
+def is_flagged(ears: Ears, session: Session) -> bool:
+    heads = [
+        update.head
+        for payload in ears.published
+        if isinstance(update := messages.read_published(payload, 0), messages.Update)
+    ]
+    return any(
+        head is not None and head.session_id == session.session_id and head.position[1] == 3 for head in heads
+    )
+
+
+async def test_deadlines_that_are_no_states_own_are_put_right_and_starve_nobody(
+    redis_server: RedisServer,
+) -> None:
+    async with broker_on(redis_server) as (broker, ears, prefix):
+        key, now_ms = f"{prefix}deadlines", broker.now_ms()
+        far = [await runs_out(broker, in_ms=600_000) for _ in range(3)]
+        pending = await created(broker, new_id())
+        spoiled = [await runs_out(broker, in_ms=-30_000) for _ in range(3)]
+        with redis_server.client as client:
+            client.zadd(key, {str(uuid.uuid4()): 1 for _ in range(2 * SWEEP_LIMIT)})
+            client.zadd(key, {"nobody": "-inf", b"\xff\xfe": 2, "half": 2.5, "soon": now_ms + 0.5})
+            client.zadd(key, {far[0].session_id: 3, far[1].session_id: 3.5, pending.session_id: 3})
+            client.zadd(key, {"a list": 4, "no state": 4, "another's": 4})
+            client.rpush(f"{prefix}session:a list", "item")
+            client.set(f"{prefix}session:no state", "text")
+            client.set(f"{prefix}session:another's", state.to_json(far[2]))
+            for session in spoiled:
+                client.setrange(f"{prefix}session:{session.session_id}", 250, b"\x00" * 50)
+        deadlines = Deadlines(broker, Sessions(broker, Lifetimes()))
+        deadlines.start()
+        try:
+            session = await runs_out(broker, in_ms=-1_000)
+            await ears.until(lambda ears: is_flagged(ears, session))
+
+            async def complaint() -> str:
+                with redis_server.client as client:
+                    left = dict(client.zrange(key, 0, -1, withscores=True))
+                wanted = {each.session_id.encode(): each.deadline_ms for each in far}
+                return "" if left == wanted else f"{len(left)}: {list(left.items())[:5]}"
+
+            await eventually(complaint, 20, "what is no state's own is still there")
+        finally:
+            await deadlines.close()
+
+
+async def test_lapses_that_are_no_states_own_end_no_session_and_starve_nobody(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with broker_on(redis_server) as (broker, ears, prefix):
+        key = f"{prefix}sessions"
+        kept = [await created(broker, new_id()) for _ in range(2)]
+        lapses = [await lapse_of(redis_server, key, each) for each in kept]
+        foreign, junk = new_id(), [str(uuid.uuid4()) for _ in range(100)]
+        with redis_server.client as client:
+            client.zadd(key, dict.fromkeys([foreign, *junk, "nobody", b"\xff\xfe", "half"], 1.5))
+            client.zadd(key, {"never": "-inf", "for ever": "inf"})
+            client.zadd(key, {kept[0].session_id: 2})
+            client.rpush(f"{prefix}session:{foreign}", "item")
+        deadlines = Deadlines(broker, Sessions(broker, Lifetimes()))
+        deadlines.start()
+        try:
+            lapsed = await created(broker, new_id(), lapses_in_ms=1)
+            await ears.until(
+                lambda ears: any(
+                    b"SESSION_DELETED" in each and lapsed.session_id.encode() in each
+                    for each in ears.published
+                )
+            )
+
+            async def complaint() -> str:
+                with redis_server.client as client:
+                    left = dict(client.zrange(key, 0, -1, withscores=True))
+                del left[b"for ever"]
+                wanted = {each.session_id.encode() for each in kept}
+                return "" if set(left) == wanted else str(list(left.items())[:5])
+
+            await eventually(complaint, 20, "what is no state's own is still there")
+            for session, at_ms in zip(kept, lapses, strict=True):
+                assert abs(await lapse_of(redis_server, key, session) - at_ms) <= 2
+            with redis_server.client as client:
+                assert client.lrange(f"{prefix}session:{foreign}", 0, -1) == [b"item"]
+            pages = await broker.page((0, ""), 10)
+            assert {session_id for _, session_id in pages} == {
+                *(each.session_id for each in kept),
+                "for ever",
+            }
+            assert await broker.load([each.session_id for each in kept]) == [
+                state.to_json(each) for each in kept
+            ]
+        finally:
+            await deadlines.close()
+        await asyncio.sleep(0)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def lapse_of(redis: RedisServer, key: str, session: Session) -> int:
+    with redis.client as client:
+        score = client.zscore(key, session.session_id)
+    assert score is not None
+    return int(score)
