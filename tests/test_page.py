@@ -3,10 +3,15 @@
 import asyncio
 import re
 import threading
+import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import jwt
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from tests.browser import chromium
@@ -15,6 +20,9 @@ from tests.redis_server import Proxy
 
 PRESETS = ["chess", "quiz", "debate", "exam", "speedrun"]
 PHONE = {"width": 360, "height": 640}
+SMALL_PHONE = {"width": 320, "height": 568}
+DESKTOP = {"width": 1280, "height": 800}
+SECRET = "a secret of more than thirty-two bytes, for tests only"
 RUNS = ".panel[data-look=running]"
 NOSNIFF = b"X-Content-Type-Options: nosniff\r\n"
 CSP = (
@@ -54,6 +62,18 @@ class Tabs:
         page = self.create(preset, option, **options)
         page.click("#primary")
         expect(page.locator(RUNS)).to_be_visible()
+        return page
+
+    def open_session(self, body: dict[str, Any], **options: object) -> Page:
+        """A session that is not one of the presets, not yet started."""
+        page = self.open(**options)
+        script = """async (body) => {
+            const init = { method: "POST", headers: { "Content-Type": "application/json" } };
+            const answer = await fetch("v1/sessions", { ...init, body: JSON.stringify(body) });
+            return (await answer.json()).data.session_id;
+        }"""
+        page.goto(f"{self.url}/?session={page.evaluate(script, body)}")
+        expect(page.locator("#session")).to_be_visible()
         return page
 
     def also_open(self, page: Page, base: str = "") -> Page:
@@ -144,6 +164,28 @@ def turn(name: str) -> str:
     return f"{name}\N{RIGHT SINGLE QUOTATION MARK}s turn"
 
 
+PEOPLE = {name: str(uuid.uuid4()) for name in ("Ann", "Ben", "Cleo", "Dan")}
+TEAMS = {name: str(uuid.uuid4()) for name in ("Reds", "Blues")}
+
+
+def short(mode: str, *left_ms: int, on_timeout: str = "flag", people: int = 4) -> dict[str, Any]:
+    """A session of some of PEOPLE, in TEAMS by turns, whose clocks have `left_ms` each."""
+    participants: list[dict[str, Any]] = [{"participant_id": id_} for id_ in list(PEOPLE.values())[:people]]
+    for number, participant in enumerate(participants):
+        if mode in ("per_participant", "per_group"):
+            participant["total_time_ms"] = left_ms[number % len(left_ms)]
+        if mode == "per_group":
+            participant["group_id"] = list(TEAMS.values())[number % 2]
+    clock = {"per_cycle": "time_per_cycle_ms", "global": "total_time_ms"}.get(mode)
+    names = {id_: name for name, id_ in (PEOPLE | TEAMS).items()}
+    return {
+        "sync_mode": mode,
+        "on_timeout": on_timeout,
+        "participants": participants,
+        "metadata": {"title": "A clock", "names": names},
+    } | ({clock: left_ms[0]} if clock else {})
+
+
 def name_of_turn(page: Page) -> str:
     return page.locator(f"{RUNS} .name").text_content() or ""
 
@@ -210,14 +252,14 @@ def test_two_tabs_show_the_same_running_clock(tabs: Tabs) -> None:
 
 
 def test_a_switch_in_one_tab_appears_in_the_other(tabs: Tabs) -> None:
-    one = tabs.start("chess")
+    one = tabs.start("chess", 2)
     other = tabs.also_open(one)
     expect(other.locator("#status")).to_have_text(turn("White"))
     one.click("#primary")
     expect(other.locator("#status")).to_have_text(turn("Black"))
     assert name_of_turn(other) == "Black"
-    # White used less than the two seconds that a move adds.
-    expect(other.locator(".face").first).to_have_text(re.compile(r"3:0[12]"))
+    # White used less than the ten seconds that a move adds.
+    expect(other.locator(".face").first).to_have_text(re.compile(r"15:(0[1-9]|10)"))
     assert version(other) == version(one) == 3
 
 
@@ -287,7 +329,25 @@ def test_laps_are_listed_also_for_who_comes_later(tabs: Tabs) -> None:
     other = tabs.also_open(page)
     expect(other.locator("#laps li")).to_have_count(2)
     assert other.locator("#laps").text_content() == page.locator("#laps").text_content()
-    expect(page.locator("#laps li").first).to_contain_text(re.compile(r"^Lap 2.*0:00\.\d\d$"))
+    expect(page.locator("#laps li").first).to_contain_text(re.compile(r"^Lap 2.*\d:\d\d\.\d\d$"))
+
+
+def test_of_very_many_laps_the_latest_are_listed_by_their_numbers(tabs: Tabs) -> None:
+    page = tabs.open()
+    session = page.evaluate("""async () => {
+        const headers = { "Content-Type": "application/json" };
+        const post = (path, body) => fetch("v1/sessions" + path, { method: "POST", headers, body });
+        const answer = await post("", JSON.stringify({ sync_mode: "count_up", participants: [] }));
+        const { session_id } = (await answer.json()).data;
+        await post(`/${session_id}/start`);
+        for (let i = 0; i < 50; i++) {
+            await Promise.all(Array.from({ length: 20 }, () => post(`/${session_id}/switch`)));
+        }
+        return session_id;
+    }""")
+    page.goto(f"{tabs.url}/?session={session}")
+    expect(page.locator("#laps li")).to_have_count(900)
+    expect(page.locator("#laps li").first).to_contain_text("Lap 1000")
 
 
 def test_the_shared_link_opens_the_same_clock(tabs: Tabs) -> None:
@@ -401,7 +461,124 @@ def test_a_clock_that_has_run_out_says_so(tabs: Tabs) -> None:
     expect(page.locator("#status")).to_have_text(turn("Participant 2"))
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (short("per_participant", 1_000, 9_000, people=2), "Ann is out of time"),
+        (short("per_group", 1_000, 9_000), "Reds is out of time"),
+        (short("per_cycle", 1_000), "Ann is out of time"),
+        (short("global", 1_000), "Time is up"),
+        (short("global", 1_000, people=0), "Time is up"),
+        (short("per_participant", 1_000, 9_000, people=2, on_timeout="expire"), "Ann is out of time"),
+        (short("per_participant", 1_000, people=1, on_timeout="advance"), "Ann is out of time"),
+        (short("per_participant", 1_000, people=2, on_timeout="advance"), "Time is up"),
+        (short("global", 1_000, on_timeout="expire"), "Time is up"),
+    ],
+    ids=["chess", "debate", "quiz", "exam", "lonely exam", "lost", "alone", "all out", "exam over"],
+)
+def test_a_flag_says_whose_it_is(tabs: Tabs, body: dict[str, Any], status: str) -> None:
+    page = tabs.open_session(body)
+    page.click("#primary")
+    expect(page.locator("#status")).to_have_text(status)
+    expect(page.locator(".panel[data-look=out]").first).to_be_visible()
+    if body["on_timeout"] == "flag":
+        page.click("#pause" if body["participants"] else "#primary")
+        expect(page.locator("#status")).to_have_text(f"Paused · {status}")
+
+
+# ---- Tokens ----
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that wants tokens."""
+    secret = tmp_path_factory.mktemp("keys") / "secret"
+    secret.write_text(SECRET)
+    server = ServerProcess(f"--jwt-secret-file={secret}", "--log-level=warning")
+    yield server
+    server.stop()
+
+
+def token(sid: str = "*", scope: str = "view", ttl_s: float = 600) -> str:
+    claims = {"sid": sid, "scope": scope, "sub": "u1", "exp": int(time.time() + ttl_s)}
+    return jwt.encode(claims, SECRET, algorithm="HS256")
+
+
+@pytest.mark.parametrize(
+    ("claims", "heading", "text"),
+    [
+        (None, "This clock asks for a token", "Ask whoever keeps it for a link of your own."),
+        ({"ttl_s": -60}, "This link no longer lets you in", "This token has expired. Ask for a new link."),
+        ({"ttl_s": -3}, "This link no longer lets you in", "This token has expired. Ask for a new link."),
+        (
+            {"sid": PEOPLE["Ann"]},
+            "This link is for another clock",
+            "This token is not for this session. Ask for the",
+        ),
+    ],
+    ids=["none", "expired", "expires while watched", "of another session"],
+)
+def test_a_link_that_is_refused_says_why(
+    tabs: Tabs, guarded: ServerProcess, claims: dict[str, Any] | None, heading: str, text: str
+) -> None:
+    link = f"{guarded.url}/?session={uuid.uuid4()}"
+    page = tabs.open(link if claims is None else f"{link}#token={token(**claims)}")
+    expect(page.get_by_role("heading", name=heading)).to_be_visible(timeout=10_000)
+    expect(page.locator("#notice-text")).to_contain_text(text)
+    expect(page.locator("#link-text")).to_have_text("Not connected")
+
+
+def test_the_token_of_a_link_does_what_its_scope_allows(tabs: Tabs, guarded: ServerProcess) -> None:
+    page = tabs.open(f"{guarded.url}/#token={token(scope='admin')}")
+    page.locator("[data-preset=chess]").first.click()
+    page.click("#primary")
+    expect(page.locator("#status")).to_have_text(turn("White"))
+    page.click("#share")
+    expect(page.locator("#share-text")).to_contain_text("Whoever has it can do here what you can")
+    assert page.get_by_label("Link to this clock").input_value() == page.url
+    watching = tabs.open(page.url.partition("#")[0] + f"#token={token(scope='view')}")
+    expect(watching.locator("#status")).to_have_text(turn("White"))
+    watching.click("#primary")
+    expect(watching.locator("#toast")).to_have_text("Your link does not let you do that.")
+    assert all("403" in text for text in tabs.complaints)
+    tabs.complaints.clear()
+
+
 # ---- Keyboard, phone, policy ----
+
+
+@pytest.mark.parametrize("opens", ["click", "keyboard"])
+@pytest.mark.parametrize("closes", ["Escape", "click"])
+def test_after_share_the_space_bar_is_the_turns_again(tabs: Tabs, opens: str, closes: str) -> None:
+    page = tabs.start("chess")
+    if opens == "click":
+        page.click("#share")
+    else:
+        page.locator("#share").focus()
+        page.keyboard.press("Enter")
+    expect(page.locator("#share-dialog")).to_be_visible()
+    if closes == "Escape":
+        page.keyboard.press("Escape")
+    else:
+        page.get_by_role("button", name="Close").click()
+    expect(page.locator("#share-dialog")).to_be_hidden()
+    expect(page.locator("#primary")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text(turn("Black"))
+    expect(page.locator("#share-dialog")).to_be_hidden()
+
+
+def test_what_was_clicked_does_not_keep_the_space_bar(tabs: Tabs) -> None:
+    page = tabs.start("quiz")
+    page.get_by_role("button", name="Team C", exact=True).click()
+    expect(page.locator("#status")).to_have_text(turn("Team C"))
+    page.wait_for_timeout(400)  # longer than a double click
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text(turn("Team D"))
+    page.click("#finish")
+    page.wait_for_timeout(400)
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text(turn("Team A"))
 
 
 def test_everything_can_be_done_by_keyboard(tabs: Tabs) -> None:
@@ -460,11 +637,25 @@ def test_the_controls_and_whose_turn_it_is_stay_in_sight_of_many(tabs: Tabs) -> 
     expect(page.locator(RUNS)).to_be_in_viewport(ratio=1)
 
 
+@pytest.mark.parametrize("phone", [PHONE, SMALL_PHONE], ids=["phone", "small phone"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_phone_shows_a_whole_clock_without_scrolling(tabs: Tabs, preset: str) -> None:
-    page = tabs.start(preset, viewport=PHONE, has_touch=True, is_mobile=True)
-    size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
-    assert size == [360, 640]
+def test_a_phone_shows_a_whole_clock_without_scrolling(
+    tabs: Tabs, preset: str, phone: dict[str, int]
+) -> None:
+    def size() -> list[int]:
+        root = "document.documentElement"
+        sizes: list[int] = page.evaluate(f"[{root}.scrollWidth, {root}.scrollHeight]")
+        return sizes
+
+    page = tabs.create(preset, viewport=phone, has_touch=True, is_mobile=True)
+    whole = list(phone.values())
+    assert size() == whole
+    page.click("#primary")
+    expect(page.locator(RUNS)).to_be_visible()
+    assert size() == whole
+    page.keyboard.press("p")
+    expect(page.locator(".panel[data-look=held]")).to_be_visible()
+    assert size() == whole
     for face in page.locator(".face").all():
         box, room = face.bounding_box(), face.locator("..").bounding_box()
         assert box is not None
@@ -510,3 +701,80 @@ def test_the_page_allows_nothing_inline(tabs: Tabs) -> None:
         policy = answer.headers["Content-Security-Policy"]
         assert answer.headers["X-Frame-Options"] == "DENY"
     assert "unsafe" not in policy
+
+
+# ---- Everybody can use it ----
+
+
+def barriers(page: Page) -> list[str]:
+    """What axe-core finds that keeps people out, as it stands: in both schemes, on a desk and on a phone."""
+    found = []
+    for size in (DESKTOP, SMALL_PHONE):
+        page.set_viewport_size(size)  # type: ignore[arg-type]
+        for scheme in ("light", "dark"):
+            # Colours that are still on their way to others are nobody's contrast.
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+            for rule in Axe().run(page).response["violations"]:
+                found += [f"{scheme} {size['width']} {rule['id']}: {node['html']}" for node in rule["nodes"]]
+    return found
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_axe_finds_no_barrier_in_a_clock_from_its_start_to_its_end(tabs: Tabs, preset: str) -> None:
+    page = tabs.create(preset)
+    assert barriers(page) == []
+    page.click("#primary")
+    expect(page.locator(RUNS)).to_be_visible()
+    if preset == "speedrun":
+        page.click("#primary")
+        expect(page.locator("#laps li")).to_have_count(1)
+    assert barriers(page) == []
+    page.keyboard.press("p")
+    expect(page.locator(".panel[data-look=held]")).to_be_visible()
+    assert barriers(page) == []
+    page.click("#finish")
+    page.click("#finish")
+    expect(page.locator("#status")).to_have_text("Finished")
+    assert barriers(page) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "target"),
+    [("per_participant", "Ann"), ("per_group", "Reds"), ("per_cycle", None), ("global", None)],
+)
+def test_axe_finds_no_barrier_in_a_clock_that_runs_low_and_out(
+    tabs: Tabs, mode: str, target: str | None
+) -> None:
+    def adjust(delta_ms: int) -> None:
+        script = """(body) => fetch(`v1/sessions/${location.search.split("=")[1]}/adjust`, {
+            method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) })"""
+        page.evaluate(script, {"delta_ms": delta_ms, "target": target and (PEOPLE | TEAMS)[target]})
+
+    page = tabs.open_session(short(mode, 1_200_000))
+    page.click("#primary")
+    expect(page.locator(RUNS)).to_be_visible()
+    adjust(-1_182_000)
+    expect(page.locator(".panel[data-look=low]")).to_be_visible()
+    assert barriers(page) == []
+    adjust(-60_000)
+    expect(page.locator(".panel[data-look=out]")).to_be_visible()
+    assert barriers(page) == []
+
+
+def test_axe_finds_no_barrier_around_the_clocks(tabs: Tabs, cable: Cable) -> None:
+    page = tabs.open()
+    assert barriers(page) == []
+    page = tabs.start("chess", url=cable.url)
+    page.click("#share")
+    expect(page.locator("#share-dialog")).to_be_visible()
+    assert barriers(page) == []
+    page.keyboard.press("Escape")
+    cable.pull()
+    expect(page.locator("#offline")).to_be_visible()
+    page.click("#primary")
+    expect(page.locator("#toast")).to_be_visible()
+    assert barriers(page) == []
+    page.goto(tabs.url + "/?session=half-a-link")
+    expect(page.locator("#notice")).to_be_visible()
+    assert barriers(page) == []
+    tabs.complaints.clear()

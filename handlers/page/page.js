@@ -4,6 +4,8 @@ import { Lockstep, activeParticipant, currentLap, formatClock, remainingMs, sess
 
 const $ = (id) => document.getElementById(id);
 const sessionId = new URLSearchParams(location.search).get("session");
+// Where the server wants tokens a link ends in #token=...: what stands behind the # is in no URL that is requested.
+const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? undefined;
 
 /* ---- Presets: one for each mode ---- */
 
@@ -55,20 +57,25 @@ const KINDLY = {
   RATE_LIMIT_EXCEEDED: "A little slower, please.",
   SESSION_BUSY: "Too many at once: nothing was changed. Please try again.",
   BROKER_UNAVAILABLE: "The server cannot do that at the moment. Please try again soon.",
+  // Reasons, which say more than their code does.
+  turn: "It is not your turn.",
+  scope: "Your link does not let you do that.",
+  missing: "This link lets you watch only.",
 };
 
 /** The answer's data; what went wrong as an Error whose message can be shown. */
 async function api(method, path, body) {
   let response;
   try {
-    const headers = body && { "Content-Type": "application/json" };
+    const headers = { ...(body && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }) };
     response = await fetch(path, { method, headers, body: JSON.stringify(body), signal: AbortSignal.timeout(8000) });
   } catch {
     throw new Error("The server does not answer. Please try again in a moment.");
   }
   const { data, error } = await response.json().catch(() => ({}));
   if (response.ok) return data;
-  throw new Error(KINDLY[error?.code] ?? error?.message ?? "That did not work. Please try again.");
+  const kindly = KINDLY[error?.details?.reason] ?? KINDLY[error?.code];
+  throw new Error(kindly ?? error?.message ?? "That did not work. Please try again.");
 }
 
 let toastTimer;
@@ -93,7 +100,7 @@ function home() {
       option.setAttribute("aria-busy", "true");
       try {
         const created = await api("POST", "v1/sessions", PRESETS[preset](Number(minutes), Number(seconds)));
-        location.assign(`?session=${created.session_id}`);
+        location.assign(`?session=${created.session_id}${location.hash}`);
       } catch (error) {
         say(error.message);
       }
@@ -115,12 +122,25 @@ function nameOf(state, participant) {
   return state.metadata?.names?.[participant.participant_id] ?? `Participant ${place}`;
 }
 
+/** Whose turn it is, or that it has run out; or what became of the session. The panels must have been drawn. */
 function statusText(state) {
-  const active = activeParticipant(state);
-  const turn = active && state.participants.length > 1 ? `${nameOf(state, active)}’s turn` : "";
   if (state.status === "pending") return state.participants.length > 1 ? "Ready. Start, or tap who begins." : "Ready";
-  if (state.status === "running") return turn || "Running";
-  return state.status === "paused" ? ["Paused", turn].filter(Boolean).join(" · ") : OVER[state.status];
+  if (state.status === "expired") return outOfTime(state, panels.filter((panel) => panel.isOut(state)));
+  if (OVER[state.status]) return OVER[state.status];
+  const active = activeParticipant(state);
+  const flagged = panels.filter((panel) => panel.isTurn(state) && panel.isOut(state));
+  let turn = "";
+  if (flagged.length) turn = outOfTime(state, flagged);
+  else if (active && state.participants.length > 1) turn = `${nameOf(state, active)}’s turn`;
+  return state.status === "paused" ? ["Paused", turn].filter(Boolean).join(" · ") : turn || "Running";
+}
+
+/** Whose clock has run out, as far as it is anybody's own. */
+function outOfTime(state, flagged) {
+  const isOwn = hasBanks(state) || (state.sync_mode === "per_cycle" && state.status !== "expired");
+  if (!isOwn || flagged.length === 0 || (flagged.length > 1 && flagged.length === panels.length)) return OVER.expired;
+  const names = flagged.map((panel) => panel.name.textContent).filter(Boolean);
+  return names.length ? `${names.join(", ")} ${names.length > 1 ? "are" : "is"} out of time` : OVER.expired;
 }
 
 /** The one thing to do next, for the big button, the space bar and a lonely panel: [word, command]. */
@@ -209,6 +229,7 @@ class Panel {
       per_participant: () => nameOf(state, state.participants[this.places[0]]),
       per_group: () => own ?? `Team ${this.number}`,
     }[state.sync_mode]?.() ?? (active && this.chips.length ? nameOf(state, active) : "");
+    this.name.hidden = !this.name.textContent;
     this.chips.forEach((chip, index) => {
       const participant = state.participants[this.places[index]];
       chip.textContent = nameOf(state, participant);
@@ -350,10 +371,10 @@ let drawnEpoch;
 let drawnTurn;
 
 function follow() {
-  link = new Lockstep(new URL("ws", location.href.split("?")[0]), sessionId);
+  link = new Lockstep("ws", sessionId, { token });
   link.addEventListener("state", ({ detail }) => draw(detail.state));
   link.addEventListener("missing", () => notice("There is no clock here", "It may have ended, or the link lost a piece on its way."));
-  link.addEventListener("status", ({ detail }) => drawStatus(detail.status));
+  link.addEventListener("status", ({ detail }) => drawStatus(detail));
   link.connect();
 
   $("link").hidden = false;
@@ -367,6 +388,9 @@ function follow() {
   $("share").onclick = share;
   $("copy").onclick = copy;
   addEventListener("keydown", onKey);
+  // The space bar is the turn's: a button that was clicked must not keep it, as one reached by Tab does.
+  addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
+  $("share-dialog").addEventListener("close", () => $("primary").focus());
   document.addEventListener("visibilitychange", keepAwake);
   requestAnimationFrame(frame);
 }
@@ -391,7 +415,6 @@ function draw(state) {
     $("stage").replaceChildren(...panels.map((panel) => panel.element));
   }
   setText($("title"), state.metadata?.title ?? "Shared clock");
-  setText($("status"), statusText(state));
   setText($("version"), `v${state.version}`);
   $("version").title = `Version ${state.version} of this session`;
   document.title = `${$("title").textContent} · Lockstep`;
@@ -400,6 +423,7 @@ function draw(state) {
     panel.draw(state);
     panel.tick(state, nowMs);
   }
+  setText($("status"), statusText(state));
   if (state.active_participant_id !== drawnTurn) {
     drawnTurn = state.active_participant_id;
     if (drawnTurn) panels.find((panel) => panel.isTurn(state)).element.scrollIntoView({ block: "nearest" });
@@ -419,19 +443,27 @@ function draw(state) {
 const LINK_TEXT = {
   connecting: "Connecting…",
   online: "Connected",
-  unsure: "Checking the time…",
+  unsure: "Checking…",
   offline: "Reconnecting…",
   gone: "Ended",
   refused: "Not connected",
   closed: "Not connected",
 };
 
-function drawStatus(status) {
+function drawStatus({ status, code, reason }) {
   $("link").dataset.status = status;
   setText($("link-text"), LINK_TEXT[status]);
   $("offline").hidden = status !== "offline";
   if (status === "gone") notice("This clock was deleted", "Whoever keeps it has put it away for everybody.");
-  if (status === "refused") notice("This link is not complete", "Ask for it again, or start a new clock.");
+  if (status === "refused") notice(...refusal(code, reason));
+}
+
+/** Why the server lets nobody in by this link: [title, text]. */
+function refusal(code, reason) {
+  if (code === 4501 && !token) return ["This clock asks for a token", "Ask whoever keeps it for a link of your own."];
+  if (code === 4501) return ["This link no longer lets you in", `${reason}. Ask for a new link.`];
+  if (code === 4503) return ["This link is for another clock", `${reason}. Ask for the right link.`];
+  return ["This link is not complete", "Ask for it again, or start a new clock."];
 }
 
 function notice(title, text) {
@@ -444,28 +476,42 @@ function notice(title, text) {
   show("notice");
 }
 
+const EVENTS_ASKED = 900; // the server keeps 1,000, and may make more before it answers
 let lapsAsked = 0;
 /** Laps are history, which a state does not carry: they are fetched when their number has changed. */
-async function drawLaps({ sync_mode, lap_count, epoch }) {
+async function drawLaps({ sync_mode, lap_count, epoch, version }) {
   $("laps").hidden = sync_mode !== "count_up" || lap_count === 0;
   if ($("laps").hidden || $("laps").dataset.drawn === `${epoch} ${lap_count}`) return;
   $("laps").dataset.drawn = `${epoch} ${lap_count}`;
   const asked = ++lapsAsked;
-  const history = await api("GET", `v1/sessions/${sessionId}/events?since=0`).catch(() => null);
-  if (!history || asked !== lapsAsked) return;
-  const laps = history.events.map((event) => event.lap_ms).filter(Number.isInteger);
+  const events = await history(epoch, version).catch(() => null);
+  if (!events || asked !== lapsAsked) return;
+  const laps = events.map((event) => event.lap_ms).filter(Number.isInteger);
+  const earlier = Math.max(0, lap_count - laps.length); // older than what is kept
   const bestMs = Math.min(...laps);
   const rows = laps.map((ms, index) => {
     const row = document.createElement("li");
-    const cells = [`Lap ${index + 1}`, ms === bestMs && laps.length > 1 ? "fastest" : "", formatClock(ms, { decimals: 2, up: true })];
+    const cells = [`Lap ${earlier + index + 1}`, ms === bestMs && laps.length > 1 ? "fastest" : "", formatClock(ms, { decimals: 2, up: true })];
     row.append(...cells.map((text) => Object.assign(document.createElement("span"), { textContent: text })));
     return row;
   });
   $("laps").replaceChildren(...rows.reverse());
 }
 
+/** The latest events, those after `version` too. */
+async function history(epoch, version) {
+  const events = [];
+  for (let since = Math.max(0, version - EVENTS_ASKED); since !== null; ) {
+    const page = await api("GET", `v1/sessions/${sessionId}/events?since=${since}&epoch=${epoch}`);
+    events.push(...page.events);
+    since = page.next_since;
+  }
+  return events;
+}
+
 function share() {
   $("share-url").value = location.href;
+  if (token) setText($("share-text"), "Open this link on another screen of yours. Whoever has it can do here what you can.");
   setText($("copy"), "Copy");
   $("share-dialog").showModal();
   $("share-url").select();
