@@ -120,3 +120,9 @@ def test_both_doors_make_a_token_with_what_was_asked(door: list[str], secret: Pa
     claims = jwt.decode(done.stdout.strip(), secret.read_bytes().strip(), algorithms=["HS256"])
     assert (claims["sid"], claims["scope"], claims["sub"]) == (SESSION.upper(), "view", PLAYER)
     assert claims["exp"] - claims["iat"] == 60
+
+
+@pytest.mark.parametrize("sub", [[], ["--sub=anna"]])
+def test_a_token_to_play_names_the_participant(sub: list[str], secret: Path) -> None:
+    said = complaint("token", f"--sid={SESSION}", "--scope=play", f"--jwt-secret-file={secret}", *sub)
+    assert said.startswith("lockstep: --sub: the scope play is a participant's")

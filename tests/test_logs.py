@@ -88,6 +88,19 @@ def logged_texts() -> dict[str, list[str]]:
     return found
 
 
+def test_every_line_that_operations_explains_is_one_that_is_logged() -> None:
+    section = (Path(ROOT) / "docs" / "operations.md").read_text().split("\n## Logs\n")[1].split("\n## ")[0]
+    told = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    assert len(told) > 5
+    logged = [
+        re.sub(r"%[\d.]*[sdfg]", ".+", re.escape(text).replace("%\\.", "%."))
+        for texts in logged_texts().values()
+        for text in texts
+    ]
+    for line in told:
+        assert [pattern for pattern in logged if re.fullmatch(pattern, line)], line
+
+
 def test_a_log_line_names_things_as_users_know_them() -> None:
     texts = logged_texts()
     assert len(texts) > 5, "the lines are looked for where they are"
