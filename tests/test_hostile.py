@@ -557,7 +557,7 @@ def attacked() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("name", hostiles.KINDS)
-async def test_a_hostile_crowd_of_any_kind_is_no_trouble_to_others(
+async def test_hostile_crowds_of_every_kind_are_no_trouble_to_others(
     attacked: ServerProcess, name: str
 ) -> None:
     assert await hostile_crowds(attacked, 100, [name], honest=50) > 3
