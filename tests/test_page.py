@@ -420,6 +420,8 @@ def test_a_link_to_nothing_says_so_kindly(tabs: Tabs) -> None:
     expect(page.get_by_role("heading", name="There is no clock here")).to_be_visible()
     page.goto(tabs.url + "/?session=half-a-link")
     expect(page.get_by_role("heading", name="This link is not complete")).to_be_visible()
+    page = tabs.open(f"{tabs.url}/?session={uuid.uuid4()}#token=half a token")
+    expect(page.get_by_role("heading", name="This link is not complete")).to_be_visible()
 
 
 def test_a_clock_made_elsewhere_is_shown_without_any_metadata(tabs: Tabs) -> None:

@@ -371,7 +371,11 @@ let drawnEpoch;
 let drawnTurn;
 
 function follow() {
-  link = new Lockstep("ws", sessionId, { token });
+  try {
+    link = new Lockstep("ws", sessionId, { token });
+  } catch {
+    return notice(...refusal()); // what should be a token is none
+  }
   link.addEventListener("state", ({ detail }) => draw(detail.state));
   link.addEventListener("missing", () => notice("There is no clock here", "It may have ended, or the link lost a piece on its way."));
   link.addEventListener("status", ({ detail }) => drawStatus(detail));
