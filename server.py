@@ -17,7 +17,7 @@ from handlers import front
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.listening import LISTEN_BACKLOG, FrontServer
-from handlers.origins import Origins
+from handlers.origins import Hosts, Origins
 from handlers.tokens import Keys, Tokens
 from lockstep import logs
 from lockstep.config import Settings, SettingsError, read_settings
@@ -62,6 +62,7 @@ class Server:
             hub=self.hub,
             heartbeat=self.heartbeat,
             origins=Origins(settings.allowed_origins),
+            hosts=Hosts(settings.own_names) if settings.is_open_on_loopback else None,
             max_message_bytes=settings.max_message_bytes,
             not_ready=self.not_ready,
             metrics=metrics,

@@ -39,7 +39,7 @@ class Client(asyncio.Protocol):
         self.transport = transport
         key = base64.b64encode(os.urandom(16)).decode()
         transport.write(
-            f"GET /ws?sessionId={self.session_id} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\n"
+            f"GET /ws?sessionId={self.session_id} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
 
@@ -101,7 +101,7 @@ class Caller(asyncio.Protocol):
     async def switch(self, session_id: str) -> int:
         self._answer = asyncio.get_running_loop().create_future()
         request = (
-            f"POST /v1/sessions/{session_id}/switch HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\n\r\n"
+            f"POST /v1/sessions/{session_id}/switch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
         )
         self._transport.write(request.encode())
         return int(ujson.loads(await self._answer)["data"]["version"])

@@ -17,7 +17,7 @@ from handlers.ops import (
     TimeHandler,
     only_forward,
 )
-from handlers.origins import Origins
+from handlers.origins import Hosts, Origins
 from handlers.page import PageHandler
 from handlers.sessions import (
     CollectionHandler,
@@ -44,6 +44,7 @@ def front(
     hub: Hub,
     heartbeat: Heartbeat,
     origins: Origins,
+    hosts: Hosts | None,
     max_message_bytes: int,
     not_ready: Callable[[], list[str]],
     metrics: Metrics,
@@ -72,7 +73,7 @@ def front(
     clients = Clients(hub, broker, heartbeat, places, max_message_bytes, message_rate, metrics)
     application = Application(
         [
-            (r"/ws", SocketHandler, api | {"clients": clients, "addresses": addresses, "tokens": tokens}),
+            (r"/ws/?", SocketHandler, api | {"clients": clients, "addresses": addresses, "tokens": tokens}),
             (r"/()", PageHandler, api | {"path": page.HERE, "default_filename": "index.html"}),
             (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, api | {"path": page.HERE}),
             (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
@@ -81,5 +82,5 @@ def front(
         metrics=metrics,
         **settings,
     )
-    paths = {"/ws", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
-    return Front(routes, application, frozenset(paths), addresses, rates, tokens, metrics)
+    paths = {"/ws", "/ws/", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
+    return Front(routes, application, frozenset(paths), origins, hosts, addresses, rates, tokens, metrics)

@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from http.client import responses
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -28,13 +29,14 @@ from tornado.httputil import (
 from tornado.web import Application
 
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
-from handlers.origins import Origins
+from handlers.origins import Hosts, Origins, refused_host, refused_origin
 from handlers.patience import Patience
 from handlers.reading import ReadingTurns
 from handlers.tokens import Tokens
 from lockstep import messages
 from lockstep.access import OPEN
 from lockstep.errors import (
+    Forbidden,
     LockstepError,
     MalformedJson,
     MethodNotAllowed,
@@ -61,7 +63,12 @@ MAX_UNWANTED_BYTES = 4096
 # After so much of a body its sender waits for its turn, as all do that send one.
 BODY_BYTES_PER_TURN = 16_384
 MAX_QUERY_ARGUMENTS = 100
-METHODS = ("GET", "POST", "DELETE", "OPTIONS")
+# A length of more digits is of no body that anybody could send; Tornado would stumble over thousands of them.
+MAX_LENGTH_DIGITS = 18
+TORNADO_MAX_BODY_BYTES = 2**62
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
+CHANGES = ("POST", "DELETE")
+_ABSOLUTE = re.compile(r"https?://([^/?#@]+)(.*)", re.IGNORECASE)
 
 _REQUEST_START = re.compile(r"t=([0-9]{1,10}(\.[0-9]{1,6})?)", re.ASCII)
 
@@ -77,12 +84,14 @@ class Front(HTTPServerConnectionDelegate):
         routes: list[Route],
         application: Application,
         paths: frozenset[str],
+        origins: Origins,
+        hosts: Hosts | None,
         addresses: Addresses,
         rates: RateLimits | None,
         tokens: Tokens,
         metrics: Metrics,
     ) -> None:
-        """`paths` are those that `application` answers."""
+        """`paths` are those that `application` answers; `hosts` is None where any name will do."""
         self.addresses = addresses
         self.tokens = tokens
         self.rates = rates  # None: nothing is limited
@@ -91,6 +100,8 @@ class Front(HTTPServerConnectionDelegate):
         self._routes = [(re.compile(pattern), handler, services) for pattern, handler, services in routes]
         self._application = application
         self._paths = paths
+        self._origins = origins
+        self._hosts = hosts
         self._patience = Patience()
         self._requests = ReadingTurns()
         self._arrivals = ReadingTurns()
@@ -115,25 +126,44 @@ class Front(HTTPServerConnectionDelegate):
         headers: HTTPHeaders,
     ) -> HTTPMessageDelegate:
         path, _, query = start_line.path.partition("?")
+        assert isinstance(connection, HTTP1Connection)
+        refuse = self._refusal(start_line.method, path, headers)
         is_ours = path not in self._paths
-        if not is_ours and not _brings_much(headers):
+        if refuse is None and not is_ours and not _brings_much(headers):
             return self._application.start_request(server_conn, connection)
         if start_line.version != "HTTP/1.0" and ("Host" not in headers or "," in headers["Host"]):
             raise HTTPInputError("A request has one Host")  # RFC 9112 3.2
-        assert isinstance(connection, HTTP1Connection)
         handler, services, arguments = self._route(path)
-        if not (is_ours and start_line.method == "POST" and hasattr(handler, "post")) and _brings_much(
+        if refuse is not None:
+            handler, services = Refused, {"origins": self._origins, "refuse": refuse}
+        elif not (is_ours and start_line.method == "POST" and hasattr(handler, "post")) and _brings_much(
             headers
         ):
-            handler, services = UnwantedBody, {"origins": services["origins"]}
+            handler, services = UnwantedBody, {"origins": self._origins}
         return handler(self, connection, start_line.method, path, query, headers, arguments, services)
+
+    def _refusal(self, method: str, path: str, headers: HTTPHeaders) -> Callable[[str], Forbidden] | None:
+        """How a page is refused that another site has made, if this is one's request; given its id.
+
+        A browser names the Origin of every POST and DELETE, and lets no page choose it, nor the Host.
+        """
+        is_of_api = path.startswith("/v1/")
+        host = headers.get("Host")
+        hosts = self._hosts if is_of_api or path in self._paths else None
+        if hosts is not None and host is not None and not hosts.admits(host):
+            return partial(refused_host, host)
+        if is_of_api and method in CHANGES:
+            origin = headers.get("Origin")
+            if origin is not None and not self._origins.admits(origin, host or ""):
+                return partial(refused_origin, origin, host or "")
+        return None
 
     def _route(self, path: str) -> tuple["type[ApiHandler]", dict[str, Any], list[str]]:
         for pattern, handler, services in self._routes:
             match = pattern.fullmatch(path)
             if match is not None:
                 return handler, services, [_unquoted(each) for each in match.groups()]
-        return UnknownRoute, {"origins": self._routes[0][2]["origins"]}, []
+        return UnknownRoute, {"origins": self._origins}, []
 
 
 class _Incoming(HTTPMessageDelegate):
@@ -171,6 +201,8 @@ class _Incoming(HTTPMessageDelegate):
             await receiving
 
     def _begin(self, start_line: Any, headers: HTTPHeaders) -> Any:
+        if not start_line.path.startswith("/"):
+            start_line = _in_origin_form(start_line, headers)
         self._chosen = self._front.choose(self._server_conn, self.connection, start_line, headers)
         return self._chosen.headers_received(start_line, headers)
 
@@ -256,9 +288,12 @@ class ApiHandler(HTTPMessageDelegate):
         if self._refusal is not None:
             self._max_drained_bytes = MAX_DRAINED_OF_REFUSED_BYTES
         # The limit is ours to tell, in JSON; Tornado's own would cut the connection.
-        self._connection.set_max_body_size(2**62)
+        self._connection.set_max_body_size(TORNADO_MAX_BODY_BYTES)
         declared = headers.get("Content-Length", "0")
-        if declared.isdecimal() and int(declared) > self._max_drained_bytes:
+        if declared.isdecimal() and len(declared) > MAX_LENGTH_DIGITS:
+            headers["Content-Length"] = str(TORNADO_MAX_BODY_BYTES)  # else it would answer, too
+            self._refuse_body()
+        elif declared.isdecimal() and int(declared) > self._max_drained_bytes:
             self._refuse_body()
 
     def _refusal_of_head(self) -> LockstepError | None:
@@ -387,7 +422,7 @@ class ApiHandler(HTTPMessageDelegate):
     @property
     def _action(self) -> Callable[..., Awaitable[None]] | None:
         """What does what the request's method asks; None where that is not allowed."""
-        return getattr(self, self.method.lower(), None) if self.method in METHODS else None
+        return getattr(self, _action_of(self.method), None) if self.method in METHODS else None
 
     async def options(self, *arguments: str) -> None:
         methods = ", ".join(self._allowed_methods())
@@ -396,7 +431,7 @@ class ApiHandler(HTTPMessageDelegate):
         self.reply_empty(204)
 
     def _allowed_methods(self) -> list[str]:
-        return [method for method in METHODS if hasattr(self, method.lower())]
+        return [method for method in METHODS if hasattr(self, _action_of(method))]
 
     def query_arguments(self) -> dict[str, list[str]]:
         if self._query.count("&") >= MAX_QUERY_ARGUMENTS:
@@ -505,6 +540,8 @@ class UnwantedBody(ApiHandler):
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
         self._in_flight.add(self)
+        if "Content-Length" in headers:
+            headers["Content-Length"] = "0"  # Tornado shall not complain of it behind our answer
         self.set_header("Connection", "close")
         self._reply_error(too_large(MAX_UNWANTED_BYTES))
 
@@ -515,8 +552,40 @@ class UnwantedBody(ApiHandler):
 def _brings_much(headers: HTTPHeaders) -> bool:
     """Is a body announced that is larger than can be overlooked?"""
     declared = headers.get("Content-Length", "0")
-    is_little = declared.isdecimal() and len(declared) < 20 and int(declared) <= MAX_UNWANTED_BYTES
+    is_little = (
+        declared.isdecimal() and len(declared) <= MAX_LENGTH_DIGITS and int(declared) <= MAX_UNWANTED_BYTES
+    )
     return not is_little or "Transfer-Encoding" in headers
+
+
+class Refused(ApiHandler):
+    """Whatever a page asks that another site has made."""
+
+    route = "refused"
+    is_limited = False
+
+    def initialize(self, origins: Origins, refuse: Callable[[str], Forbidden]) -> None:  # type: ignore[override]
+        super().initialize(origins)
+        self._refuse = refuse
+
+    def _refusal_of_head(self) -> LockstepError:
+        return self._refuse(self.request_id)
+
+
+def _action_of(method: str) -> str:
+    """The name of the function for a method: HEAD is answered as GET is, and its body is left out."""
+    return "get" if method == "HEAD" else method.lower()
+
+
+def _in_origin_form(start_line: RequestStartLine, headers: HTTPHeaders) -> RequestStartLine:
+    """`GET http://host/path` as `GET /path`, with its host instead of the one in Host (RFC 9112 3.2.2)."""
+    found = _ABSOLUTE.fullmatch(start_line.path)
+    if found is None:
+        return start_line
+    if "Host" in headers:
+        headers["Host"] = found[1]
+    rest = found[2]
+    return start_line._replace(path=rest if rest.startswith("/") else "/" + rest)
 
 
 def _unquoted(text: str) -> str:

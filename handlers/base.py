@@ -10,6 +10,8 @@ from lockstep.errors import LockstepError, MalformedJson, MethodNotAllowed, Rout
 
 log = logging.getLogger(__name__)
 
+ALLOWED = "GET, HEAD, OPTIONS"
+
 
 class JsonErrors(RequestHandler):
     """Errors become JSON."""
@@ -25,6 +27,10 @@ class JsonErrors(RequestHandler):
         self.clear_header("Server")
         self.set_header("X-Request-ID", self.request_id)
 
+    def options(self, *args: str, **kwargs: str) -> None:
+        self.set_header("Allow", ALLOWED)
+        self.set_status(204)
+
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         return value.decode("utf-8", "replace")
 
@@ -35,7 +41,7 @@ class JsonErrors(RequestHandler):
         if not isinstance(error, LockstepError):
             error = LockstepError("Internal server error")
         if error.status == 405:
-            self.set_header("Allow", "GET")
+            self.set_header("Allow", ALLOWED)
         for name, value in (error_headers(error) | dict(error.headers)).items():
             self.set_header(name, value)
         self.set_status(error.status)

@@ -12,7 +12,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketP
 from handlers.base import JsonErrors
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
-from handlers.origins import Origins
+from handlers.origins import Origins, refused_origin
 from handlers.patience import STALLED_TIMEOUT_S
 from handlers.reading import ReadingTurns
 from handlers.tokens import SUBPROTOCOL, Tokens
@@ -32,7 +32,6 @@ from lockstep.errors import (
     Forbidden,
     LockstepError,
     MalformedJson,
-    OriginForbidden,
     ShuttingDown,
     Unauthorized,
     UpgradeRequired,
@@ -193,9 +192,12 @@ class SocketHandler(JsonErrors, WebSocketHandler):
             return None
         return Handshake(self, mask_outgoing=False, params=_WebSocketParams())
 
+    async def head(self) -> None:
+        await self.get()
+
     async def get(self, *args: str, **kwargs: str) -> None:
         headers = self.request.headers
-        if headers.get("Upgrade", "").lower() != "websocket":
+        if headers.get("Upgrade", "").lower() != "websocket" or self.request.method == "HEAD":
             self.set_header("Upgrade", "websocket")
             raise UpgradeRequired("This is a WebSocket: connect with an Upgrade")
         if self.settings["is_draining"]():
@@ -205,7 +207,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
 
     def check_origin(self, origin: str) -> bool:
         if not self._origins.admits(origin, self.request.host):
-            raise OriginForbidden("Pages of this origin may not connect")
+            raise refused_origin(origin, self.request.host, self.request_id)
         return True
 
     async def open(self, *args: str, **kwargs: str) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from lockstep.hosts import canonical_origin, split_host
 from lockstep.limits import Addresses, Rate
 from lockstep.sessions import Lifetimes
 
@@ -29,6 +29,7 @@ class Settings:
     routing: str = "all"
     allow_eviction: bool = False
     origins: str = ""
+    hosts: str = ""
     ping_interval_s: float = 5.0
     ping_timeout_s: float = 4.0
     max_message_bytes: int = 16_384
@@ -97,11 +98,18 @@ class Settings:
 
     @property
     def proxies(self) -> Addresses:
-        return Addresses([part.strip() for part in self.trusted_proxies.split(",") if part.strip()])
+        return Addresses(_listed(self.trusted_proxies))
 
     @property
     def allowed_origins(self) -> frozenset[str]:
-        return frozenset(origin for part in self.origins.split(",") if (origin := part.strip().rstrip("/")))
+        """As browsers send them, or "*". Raises ValueError."""
+        listed = _listed(self.origins)
+        return frozenset(each if each == "*" else canonical_origin(each.rstrip("/")) for each in listed)
+
+    @property
+    def own_names(self) -> frozenset[str]:
+        """What this server is called by. Raises ValueError."""
+        return frozenset(_name(each) for each in _listed(self.hosts))
 
 
 HELP = {
@@ -111,7 +119,8 @@ HELP = {
     "prefix": "what all keys and channels in Redis begin with",
     "routing": "all: every process hears every session; targeted: only those it has clients for",
     "allow_eviction": "yes: start even on a Redis that may evict sessions",
-    "origins": "other sites whose pages may call, comma-separated; * for all, empty for none",
+    "origins": "other sites whose pages may call (https://*.example.org, null), comma-separated; * for all",
+    "hosts": "names, comma-separated, by which an open server on loopback is called, besides localhost",
     "ping_interval_s": "seconds between pings to a WebSocket client",
     "ping_timeout_s": "seconds within which a client must answer one",
     "max_message_bytes": "largest WebSocket message a client may send",
@@ -234,6 +243,17 @@ def _value(source: str, kind: type, value: Any) -> Any:
     raise SettingsError(f"{source}: {value!r} is not {wanted}")
 
 
+def _listed(text: str) -> list[str]:
+    return [stripped for part in text.split(",") if (stripped := part.strip())]
+
+
+def _name(text: str) -> str:
+    name, port = split_host(text)
+    if port is not None:
+        raise ValueError(f"{text!r} has a port")
+    return name
+
+
 def _is_usable(parse: Callable[[str], object], text: str) -> bool:
     try:
         parse(text)
@@ -285,14 +305,16 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
     for field in fields(settings):
         if field.name.startswith("keep_"):
             require(getattr(settings, field.name) > 0, field.name, "more than 0")
-    for origin in settings.allowed_origins - {"*"}:
-        parts = urlsplit(origin)
-        is_origin = (
-            parts.scheme in ("http", "https")
-            and parts.netloc
-            and origin == f"{parts.scheme}://{parts.netloc}"
-        )
-        require(bool(is_origin), "origins", "a list of origins such as https://example.org")
+    require(
+        _is_usable(lambda _: settings.allowed_origins, ""),
+        "origins",
+        "a list of origins such as https://example.org, https://*.example.org, capacitor://localhost or null",
+    )
+    require(
+        _is_usable(lambda _: settings.own_names, ""),
+        "hosts",
+        "a list of names without ports, such as clock.example",
+    )
     require(
         settings.log_level in ("debug", "info", "warning", "error"),
         "log_level",

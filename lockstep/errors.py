@@ -59,11 +59,6 @@ class SessionNotFound(LockstepError):
         super().__init__(f"Session {session_id} not found")
 
 
-class OriginForbidden(LockstepError):
-    code = "ORIGIN_FORBIDDEN"
-    status = 403
-
-
 class UpgradeRequired(LockstepError):
     code = "UPGRADE_REQUIRED"
     status = 426

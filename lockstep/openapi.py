@@ -582,7 +582,7 @@ def _operators_paths() -> dict[str, Schema]:
 
     not_ready = _object({"status": status("not_ready"), "reasons": {"type": "array", "items": STRING}})
     text = {"text/plain": {"schema": STRING}}
-    upgrade = (errors.UpgradeRequired, errors.OriginForbidden, errors.ShuttingDown, errors.MalformedJson)
+    upgrade = (errors.UpgradeRequired, errors.Forbidden, errors.ShuttingDown, errors.MalformedJson)
     session = _parameter("query", "sessionId", {"type": "string", "pattern": UUID}, "The session")
     return {
         "/health": {

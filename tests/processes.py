@@ -63,10 +63,22 @@ async def request(
 
 def parse_answer(answer: bytes) -> Answer:
     """An HTTP answer that is complete, from its bytes."""
-    first, *rest = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    head, _, raw = answer.partition(b"\r\n\r\n")
+    parsed = _answer(head, raw)
+    assert len(raw) == int(parsed.headers.get("content-length", len(raw))), "the answer is cut short"
+    return parsed
+
+
+async def read_answer(reader: asyncio.StreamReader, method: str = "GET") -> Answer:
+    """The next answer on a connection that may stay; that to a HEAD has no body, whatever length it names."""
+    head = (await reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n")
+    length = 0 if method == "HEAD" else int(_answer(head, b"").headers.get("content-length", 0))
+    return _answer(head, await reader.readexactly(length))
+
+
+def _answer(head: bytes, raw: bytes) -> Answer:
+    first, *rest = head.decode().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
-    raw = answer.partition(b"\r\n\r\n")[2]
-    assert len(raw) == int(headers.get("content-length", len(raw))), "the answer is cut short"
     return Answer(int(first.split()[1]), headers, raw)
 
 

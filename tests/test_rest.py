@@ -1103,7 +1103,7 @@ async def test_an_unknown_route_is_not_found(api: Api, method: str, path: str) -
 HERE, THERE = "https://here.example", "http://there.example:8080"
 
 
-async def each_kind_of_answer(api: Api, **headers: str) -> list[Answer]:
+async def each_kind_of_answer(api: Api, may_change: bool = True, **headers: str) -> list[Answer]:
     session_id = (await api.running())["session_id"]
     path = f"/v1/sessions/{session_id}"
     current = (await api("GET", path)).headers["etag"]
@@ -1115,7 +1115,8 @@ async def each_kind_of_answer(api: Api, **headers: str) -> list[Answer]:
         await api("POST", "/v1/sessions", {}, **headers),
         await api("POST", "/v1/sessions", b"{", **headers),
         await api("POST", "/v1/sessions", b"{}", **headers | {"Content_Type": "text/plain"}),
-        await api("POST", "/v1/sessions", b" " * 1_048_577, **headers),
+        # What a page sends that may not send anything is not read on for long.
+        *([await api("POST", "/v1/sessions", b" " * 1_048_577, **headers)] if may_change else []),
         await api("GET", path, **headers),
         await api("GET", path, **headers | {"If_None_Match": current}),
         await api("GET", f"/v1/sessions/{uuid4()}", **headers),
@@ -1136,7 +1137,7 @@ def cors(answer: Answer) -> dict[str, str]:
 
 async def test_without_origins_no_answer_admits_another_site() -> None:
     async with serving() as api:
-        for answer in await each_kind_of_answer(api, Origin=HERE):
+        for answer in await each_kind_of_answer(api, may_change=False, Origin=HERE):
             assert cors(answer) == {}
         preflight = await api("OPTIONS", "/v1/sessions", Origin=HERE, Access_Control_Request_Method="POST")
         assert (preflight.status, preflight.raw, cors(preflight)) == (204, b"", {})
@@ -1193,7 +1194,7 @@ async def test_a_listed_origin_is_echoed() -> None:
 )
 async def test_an_origin_that_is_not_listed_is_not_admitted(headers: dict[str, str]) -> None:
     async with serving(origins=f"{HERE},{THERE}") as api:
-        for answer in await each_kind_of_answer(api, **headers):
+        for answer in await each_kind_of_answer(api, may_change=not headers, **headers):
             assert "access-control-allow-origin" not in answer.headers
             # A cache must not give this answer to a site that is admitted.
             assert "origin" in answer.headers["vary"].lower()

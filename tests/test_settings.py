@@ -105,7 +105,19 @@ def test_what_is_no_setting_is_named(arg: str) -> None:
 BAD = {
     "port": ["", "http", "-1", "65536", "80.5", "1e3", "0x50", "1" * 5_000, "nan"],
     "address": [""],
-    "origins": ["example.org", "https://example.org/page", "ftp://example.org", "https://", "null"],
+    "origins": [
+        *("example.org", "https://example.org/page", "ftp://example.org", "https://", "wss://example.org"),
+        *("https://*", "https://*.", "https://a.*.example.org", "https://*example.org", "*.example.org"),
+        *("https://user@example.org", "https://example.org:0x1", "https://example.org:70000", "http://[::g]"),
+        *(
+            "file://",
+            "https://a b.example",
+            "https://*.127.0.0.1",
+            "https://example.org?x",
+            "https://.example.org",
+        ),
+    ],
+    "hosts": ["clock.example:8080", "http://clock.example", "*", "*.clock.example", "a b", "clock..example"],
     "ping_interval_s": ["0", "-1", "nan", "inf", "1e400", "soon"],
     "ping_timeout_s": ["0", "-1", "5", "6", "nan"],
     "max_message_bytes": ["0", "-1", "1.5"],

@@ -86,7 +86,7 @@ class Wire:
         return parse_answer(head + await asyncio.wait_for(self.reader.readexactly(length), 10))
 
     def ask(self, path: str) -> None:
-        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
 
 class Upload(Wire):
@@ -99,7 +99,7 @@ class Upload(Wire):
         self.session_id = str(uuid.uuid4())
         self.body = json.dumps({"session_id": self.session_id, "sync_mode": "count_up"}).encode()
         self.writer.write(
-            b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(self.body)
         )
         # The server has read the head, and asks for the rest: from now on it is in flight.
@@ -273,7 +273,7 @@ async def test_who_wants_to_stay_is_sent_on(server: ServerProcess) -> None:
         assert (await stubborn.recv())["type"] == "CONNECTED"
         await ignore_the_close(stubborn)  # so that there is time
         wire.writer.write(
-            b"GET /ws?sessionId=%b HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"GET /ws?sessionId=%b HTTP/1.1\r\nHost: [::1]\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
             % str(uuid.uuid4()).encode()
         )

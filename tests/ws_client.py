@@ -72,7 +72,9 @@ class WsClient:
         limit: int = 2**16,
         rcvbuf: int | None = None,
         tls: ssl.SSLContext | None = None,
+        target: str = "",
     ) -> "WsClient":
+        """`target` is what the request's target begins with, before the path."""
         parts = urlsplit(url)
         sock = socket.socket()
         if rcvbuf is not None:
@@ -90,7 +92,9 @@ class WsClient:
             "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
             "Sec-WebSocket-Version": "13",
         } | (headers or {})
-        request = f"GET {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+        request = (
+            f"GET {target}{path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+        )
         try:
             writer.write(request.encode())
             client.response = (await reader.readuntil(b"\r\n\r\n")).decode()
