@@ -9,7 +9,10 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from tornado.netutil import bind_sockets
+try:
+    from tornado.netutil import bind_sockets
+except ModuleNotFoundError as missing:
+    sys.exit(f"lockstep: {missing.name} is missing: make install, then .venv/bin/python {' '.join(sys.argv)}")
 
 from broker import open_broker
 from commands import run_command

@@ -37,8 +37,11 @@ from xmlrpc.client import Fault, ServerProxy
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from broker import examine  # noqa: E402
-from lockstep.config import Settings, SettingsError, masked, read_settings  # noqa: E402
+try:
+    from broker import examine
+    from lockstep.config import Settings, SettingsError, masked, read_settings
+except ModuleNotFoundError as missing:
+    sys.exit(f"stack: {missing.name} is missing: make up, or .venv/bin/python {' '.join(sys.argv)}")
 
 # What supervisord.conf says to each process, whatever else is set.
 OWN_FLAGS = ("--address=127.0.0.1", "--trusted-proxies=127.0.0.1")

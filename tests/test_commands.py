@@ -126,3 +126,19 @@ def test_both_doors_make_a_token_with_what_was_asked(door: list[str], secret: Pa
 def test_a_token_to_play_names_the_participant(sub: list[str], secret: Path) -> None:
     said = complaint("token", f"--sid={SESSION}", "--scope=play", f"--jwt-secret-file={secret}", *sub)
     assert said.startswith("lockstep: --sub: the scope play is a participant's")
+
+
+@pytest.mark.parametrize("script", ["server.py", "deploy/stack.py"])
+def test_a_python_without_what_is_needed_is_told_where_it_is(script: str) -> None:
+    # -S: as the system's own Python, which knows nothing of .venv.
+    done = subprocess.run(
+        [sys.executable, "-S", script, "doctor"],
+        cwd=ROOT,
+        env={},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert f".venv/bin/python {script} doctor" in done.stderr
