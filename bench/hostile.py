@@ -1,8 +1,9 @@
 """A thousand hostile clients of a kind beside honest ones: python -m bench.hostile
 
-A session with 200 clients is changed and sent messages at a steady rate; then a thousand clients of each kind
-come to the same session at once, do what no honest client does, and stay for the seconds. The time is
-from the publication, or from the request of the change, to the arrival at each honest client.
+A session with 200 clients is changed and sent messages at a steady rate; then a thousand clients of each
+kind, of those who send without end a hundred, come to the same session, do what no honest client does, and
+stay for the seconds. The time is from the publication, or from the request of the change, to the arrival at
+each honest client.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from bench.idle import Clients
 from bench.observed import lags
 from bench.rest import disturbance, running_session
 from bench.slow import Sent, change, publish, times
-from tests.hostiles import KINDS
+from tests.hostiles import KINDS, crowd
 
 TITLE = "Hostile clients"
 HONEST_CLIENTS = 200
@@ -47,7 +48,7 @@ async def play(
         else:
             command = (
                 *(sys.executable, "-m", "tests.hostiles", str(server.port), name),
-                *(str(options.hostile), str(options.seconds), session_id),
+                *(str(crowd(name, options.hostile)), str(options.seconds), session_id),
             )
             attack = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
             if await attack.wait():
@@ -115,8 +116,8 @@ def run(options: argparse.Namespace) -> list[Table]:
             ["beside", "messages p50 ms", "p99 ms", "changes p50 ms", "p99 ms", "loop lag p99 ms"],
             [row(period, name) for period, name in enumerate((QUIET, *KINDS))],
             f"{HONEST_CLIENTS} honest clients of one session, {options.message_rate:g} messages of 1 KB and "
-            f"{options.switch_rate:g} changes a second; {options.hostile:,} hostile ones at a time. Medians "
-            "of the rounds.",
+            f"{options.switch_rate:g} changes a second; {options.hostile:,} hostile ones at a time, "
+            "a tenth of those who send without end. Medians of the rounds.",
             notes,
         )
     ]

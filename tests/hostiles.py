@@ -112,6 +112,11 @@ KINDS = {
 }
 
 
+def crowd(name: str, size: int) -> int:
+    """How many of a kind make a crowd: of those who send much, a few are enough."""
+    return size // 10 if KINDS[name].pours or KINDS[name].behind else size
+
+
 async def pour(sock: socket.socket, data: bytes, enough: asyncio.Event) -> None:
     """Raises ConnectionError when the server has ended it."""
     loop = asyncio.get_running_loop()

@@ -515,8 +515,7 @@ async def hostile_crowds(
         async with load.switching([server], [session_id], workers=1) as switcher:
             for name in names:
                 kind = hostiles.KINDS[name]
-                # Of who sends without end a few are enough.
-                count = of_each // 10 if kind.pours or kind.behind else of_each
+                count = hostiles.crowd(name, of_each)
                 # From a process of its own: the load shall be the server's, not the honest clients'.
                 attack = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "tests.hostiles"),
