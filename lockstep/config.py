@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.hosts import canonical_origin, split_host
-from lockstep.limits import Addresses, Rate
+from lockstep.limits import MAX_RATE, Addresses, Rate
 from lockstep.sessions import Lifetimes
+
+# More than these is a slip, and some of it Redis could not work with.
+MAX_KEPT_S = 10 * 365 * 86_400
+MAX_DRAIN_S = 3600
+MAX_PING_S = 3600
+MAX_MESSAGE_BYTES = 16 * 1_048_576
+MAX_COUNT = 1_000_000_000
 
 
 class SettingsError(Exception):
@@ -277,13 +284,19 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
         "(or --insecure=yes)",
     )
     require(settings.routing in ("all", "targeted"), "routing", "all or targeted")
-    require(settings.ping_interval_s > 0, "ping_interval_s", "more than 0")
+    require(
+        0 < settings.ping_interval_s <= MAX_PING_S, "ping_interval_s", f"more than 0 and at most {MAX_PING_S}"
+    )
     require(
         0 < settings.ping_timeout_s < settings.ping_interval_s,
         "ping_timeout_s",
         "between 0 and ping_interval_s",
     )
-    require(settings.max_message_bytes >= 128, "max_message_bytes", "128 or more")
+    require(
+        128 <= settings.max_message_bytes <= MAX_MESSAGE_BYTES,
+        "max_message_bytes",
+        f"from 128 to {MAX_MESSAGE_BYTES}",
+    )
     require(
         0 < settings.max_share_per_caller <= 1,
         "max_share_per_caller",
@@ -297,14 +310,17 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
         "connection_rate",
         "message_rate",
     ):
-        require(getattr(settings, key) >= 0, key, "0 or more")
+        require(0 <= getattr(settings, key) <= MAX_COUNT, key, f"from 0 to {MAX_COUNT}")
     for key in ("rate_limit_general", "rate_limit_switch"):
-        require(_is_usable(Rate.parse, getattr(settings, key)), key, "a rate such as 100/60, or 0")
+        require(
+            _is_usable(Rate.parse, getattr(settings, key)), key, f"a rate such as 100/60, or 0; {MAX_RATE}"
+        )
     require(_is_usable(lambda _: settings.proxies, ""), "trusted_proxies", "a list of addresses or networks")
-    require(settings.drain_s >= 0, "drain_s", "0 or more")
+    require(0 <= settings.drain_s <= MAX_DRAIN_S, "drain_s", f"from 0 to {MAX_DRAIN_S}")
     for field in fields(settings):
         if field.name.startswith("keep_"):
-            require(getattr(settings, field.name) > 0, field.name, "more than 0")
+            kept_s = getattr(settings, field.name)
+            require(0.001 <= kept_s <= MAX_KEPT_S, field.name, f"from 0.001 to {MAX_KEPT_S} (ten years)")
     require(
         _is_usable(lambda _: settings.allowed_origins, ""),
         "origins",

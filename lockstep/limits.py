@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 import time
 from collections.abc import Awaitable, Sequence
 
@@ -13,6 +14,9 @@ from lockstep.metrics import Metrics
 
 # Of so many clients the counts are kept here while the store is away, and refusals are remembered.
 MAX_REMEMBERED = 10_000
+MAX_AMOUNT = 1_000_000_000
+MAX_WINDOW_S = 366 * 86_400
+MAX_RATE = f"at most {MAX_AMOUNT} in 1 to {MAX_WINDOW_S} s"
 
 GENERAL = "Too many requests, please try again later"
 SWITCH = "Too many cycle switches for this session, please slow down"
@@ -29,10 +33,10 @@ class Rate(Struct, frozen=True):
         """From 100/60, or 0. Raises ValueError."""
         if text == "0":
             return cls(0, 1)
-        amount, _, window_s = text.partition("/")
-        if not (amount.isdecimal() and window_s.isdecimal() and int(window_s)):
+        found = re.fullmatch(r"([0-9]{1,10})/([0-9]{1,10})", text)
+        if found is None or int(found[1]) > MAX_AMOUNT or not 1 <= int(found[2]) <= MAX_WINDOW_S:
             raise ValueError(f"{text!r} is not a rate")
-        return cls(int(amount), int(window_s))
+        return cls(int(found[1]), int(found[2]))
 
 
 class Standing(Struct, frozen=True):

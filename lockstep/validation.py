@@ -373,8 +373,9 @@ def idempotency(key: str, ttl: str | None) -> int:
         )
     kept_s = MAX_KEPT_S
     if ttl is not None:
-        if ttl.isdecimal() and ttl.isascii() and 1 <= int(ttl[:10]) <= MAX_KEPT_S:
-            kept_s = int(ttl)
+        digits = ttl.lstrip("0")
+        if re.fullmatch("[0-9]{1,5}", digits) and int(digits) <= MAX_KEPT_S:
+            kept_s = int(digits)
         else:
             complaints.add("Idempotency-TTL", f"must be 1 to {MAX_KEPT_S} seconds", "range")
     complaints.raise_if_any()
