@@ -347,8 +347,9 @@ class Link:
                 self._complain("connection lost")
             except Refused as error:
                 if self._refused is not None and not self._refused.done() and not self._has_been_up:
-                    self._refused.set_exception(error)
-                self._complain(str(error))
+                    self._refused.set_exception(error)  # whoever starts it says so
+                else:
+                    self._complain(str(error))
             except (OSError, LinkDown) as error:
                 self._complain(str(error) or "timed out")
             finally:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import ujson
 from tests.load import chess, data, eventually, rest
 from tests.processes import ServerProcess
 from tests.redis_server import Proxy, RedisServer, free_port
+from tests.test_scripts import fill, lose_its_disk, lose_its_replicas
 from tests.ws_client import Closed, WsClient
 
 
@@ -338,3 +339,53 @@ async def test_processes_whose_system_clocks_differ_agree_on_time(redis: RedisSe
     finally:
         right.stop()
         fast.stop()
+
+
+@pytest.mark.parametrize("trouble", [fill, lose_its_disk, lose_its_replicas])
+async def test_a_redis_that_takes_no_writes_loses_nothing_and_is_read(
+    trouble: Callable[[RedisServer], None],
+) -> None:
+    own = RedisServer()
+    try:
+        async with server(own.url) as process:
+            session_id = await running(process, budget_ms=3_600_000)
+            url = f"{process.url}/v1/sessions/{session_id}"
+            data(await rest(f"{url}/switch"))
+            before = data(await rest(url, method="GET")), data(await rest(f"{url}/events", method="GET"))
+            client = await WsClient.connect(f"{process.ws_url}/ws?sessionId={session_id}")
+            await client.recv_type("CONNECTED")
+            await asyncio.to_thread(trouble, own)
+            for request in (rest(f"{url}/switch"), rest(f"{process.url}/v1/sessions", chess())):
+                answer = await request
+                assert answer.code == 503
+                assert ujson.loads(answer.body)["error"]["details"] == {"outcome": "not_applied"}
+            after = data(await rest(url, method="GET")), data(await rest(f"{url}/events", method="GET"))
+            assert after == before
+            await client.send({"type": "RECONNECT"})
+            assert (await client.recv_type("STATE_SYNC"))["state"] == before[0]
+            assert (await rest(f"{url}/messages", {"type": "NOTE"})).code == 202
+            assert (await client.recv())["type"] == "NOTE", "something else was told meanwhile"
+            deleted = await rest(url, method="DELETE")
+            assert deleted.code == (204 if trouble is fill else 503)
+    finally:
+        own.close()
+
+
+@pytest.mark.parametrize("key", ["sessions", "deadlines"])
+async def test_a_key_that_becomes_somebody_elses_costs_no_session_anything(
+    redis: RedisServer, key: str
+) -> None:
+    async with server(redis.url) as process:
+        session_id = await running(process, budget_ms=3_600_000)
+        url = f"{process.url}/v1/sessions/{session_id}"
+        before = data(await rest(url, method="GET"))
+        with redis.client as client:
+            client.rename(process.prefix + key, process.prefix + "ours")
+            client.hset(process.prefix + key, "somebody", "else")
+            for _ in range(2):
+                answer = await rest(f"{url}/switch")
+                assert answer.code == 503
+                assert ujson.loads(answer.body)["error"]["details"] == {"outcome": "not_applied"}
+                assert data(await rest(url, method="GET")) == before
+            client.rename(process.prefix + "ours", process.prefix + key)
+        assert data(await rest(f"{url}/switch"))["version"] == before["version"] + 1

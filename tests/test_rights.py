@@ -128,7 +128,7 @@ async def test_a_missing_right_ends_the_process_with_one_line(
 ) -> None:
     give(redis, *rules)
     url = redis.url.replace("redis://", "redis://lockstep:pw@")
-    refused = ServerProcess(f"--broker={url}", "--log-level=error", wait=False)
+    refused = ServerProcess(f"--broker={url}", wait=False)
     _, told = await asyncio.to_thread(refused.process.communicate, timeout=15)
     assert refused.process.returncode == 1
     assert told.decode().splitlines() == [complaint]
@@ -147,7 +147,7 @@ async def test_a_key_that_somebody_else_uses_ends_the_process_with_one_line(
 ) -> None:
     with redis.client as client:
         client.hset(key, "somebody", "else")
-    refused = ServerProcess(f"--broker={redis.url}", "--log-level=error", wait=False)
+    refused = ServerProcess(f"--broker={redis.url}", wait=False)
     _, told = await asyncio.to_thread(refused.process.communicate, timeout=15)
     assert refused.process.returncode == 1
     assert told.decode().splitlines() == [f"lockstep: broker: {complaint}"]
