@@ -318,6 +318,18 @@ async def test_a_deletion_takes_if_match(urls: list[str]) -> None:
     assert (await delete(urls[0], session_id, If_Match=f'"x", "{anew.data["epoch"]}-1"')).status == 204
 
 
+async def test_a_deletion_by_what_was_seen_deletes_nothing_else(urls: list[str]) -> None:
+    """Of a deletion and a switch at once, both by the same ETag, one is made."""
+    for n in range(20):
+        session_id = await running(urls[0])
+        path = f"/v1/sessions/{session_id}"
+        tag = (await request(urls[0] + path, "GET")).headers["etag"]
+        order = [delete(urls[n % 2], session_id, If_Match=tag), post(urls[0], f"{path}/switch", If_Match=tag)]
+        deleted, switched = await asyncio.gather(*order)
+        assert (deleted.status, switched.status) in ((204, 404), (412, 200))
+        assert (await request(urls[0] + path, "GET")).status == (404 if deleted.status == 204 else 200)
+
+
 async def test_a_deletion_is_compared_after_settling(urls: list[str]) -> None:
     session_id = await running(urls[0])
     body = {"target": ANNA, "delta_ms": -86_400_000}
@@ -480,6 +492,26 @@ async def test_what_is_done_is_found_by_version_0_1(upgraded: tuple[RedisServer,
             assert (record["status"], record["session_id"]) == (first.status, session_id)
             assert (record["tag"] or None, record["is_kept"]) == (first.headers.get("etag"), True)
             assert b'{"data":' + answer + b"}" == first.raw
+
+
+async def test_a_players_retry_is_told_again_although_the_turn_has_passed(
+    upgraded: tuple[RedisServer, ServerProcess],
+) -> None:
+    _, server = upgraded
+    admin, anna, key = token(), token(sub=ANNA, scope="play"), uuid4().hex
+    created = await post(server.url, "/v1/sessions", CHESS, Authorization=admin)
+    path = f"/v1/sessions/{created.data['session_id']}"
+    await post(server.url, f"{path}/start", Authorization=admin)
+    first = await post(server.url, f"{path}/switch", key=key, Authorization=anna)
+    again = await post(server.url, f"{path}/switch", key=key, Authorization=anna)
+    assert (again.status, again.raw) == (200, first.raw)
+    assert again.headers["idempotent-replayed"] == "true"
+    anew = await post(server.url, f"{path}/switch", key=uuid4().hex, Authorization=anna)
+    assert (anew.status, anew.body["error"]["details"]["reason"]) == (403, "turn")
+    # Another's key it is, whatever that was used for.
+    bert = await post(server.url, f"{path}/switch", key=key, Authorization=token(sub=BERT, scope="play"))
+    assert (bert.status, bert.data["version"]) == (200, 4)
+    assert "idempotent-replayed" not in bert.headers
 
 
 async def test_callers_without_a_name_have_keys_of_their_own(

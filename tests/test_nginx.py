@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -116,6 +118,28 @@ async def test_a_change_whose_process_dies_over_it_is_tried_elsewhere_by_the_sam
     assert len(front.seen) == 3
     assert len({seen["idempotency-key"] for seen in front.seen}) == 1
     assert len({seen["x-request-id"] for seen in front.seen}) == 1
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+async def test_a_change_says_when_it_was_received_first_wherever_it_is_tried(
+    tmp_path: Path, method: str
+) -> None:
+    async with fronted(tmp_path) as front:
+        before_s = time.time()
+        front.reply = lambda count: None if count < 3 else OK
+        answer = await front.call(method, f"/v1/sessions/{uuid4()}", X_Request_Start="t=1.000")
+        assert answer.status == 200
+    assert len(front.seen) == 3
+    (told,) = {seen["x-request-start"] for seen in front.seen}
+    assert re.fullmatch(r"t=\d+\.\d{3}", told), "and not what its caller says"
+    # nginx reads the clock once in a turn of its loop.
+    assert before_s - 1 <= float(told[2:]) <= time.time()
+
+
+async def test_a_read_does_not_say_when_it_was_received(tmp_path: Path) -> None:
+    async with fronted(tmp_path) as front:
+        assert (await front.call("GET", "/v1/time", X_Request_Start="t=1.000")).status == 200
+    assert "x-request-start" not in front.seen[0]
 
 
 async def test_a_change_whose_process_hangs_is_tried_elsewhere(tmp_path: Path) -> None:
