@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import parse_url
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
-from redis.exceptions import RedisError
+
+from broker.sentinel import Address, ask_for_master
 
 CONNECT_TIMEOUT_S = 1.0
 EXAMPLES = (
@@ -37,28 +37,20 @@ class Endpoint:
     sentinels: tuple[tuple[str, int], ...] = ()
     service: str = ""
 
-    async def connect(self, factory: Callable[[], P]) -> P:
-        """Open a connection. Raises OSError (also TimeoutError) when nobody answers."""
+    async def connect(self, factory: Callable[[], P]) -> tuple[P, Address | None]:
+        """Open a connection; also where to, if Sentinel was asked. Raises OSError when nobody answers."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             if self.path is not None:
-                return (await loop.create_unix_connection(factory, self.path))[1]
-            host, port = await self._master() if self.sentinels else (self.host, self.port)
-            return (await loop.create_connection(factory, host, port, ssl=self.tls))[1]
+                return (await loop.create_unix_connection(factory, self.path))[1], None
+            # Asked anew for each connection: after a failover the answer is another.
+            master = await ask_for_master(self.sentinels, self.service) if self.sentinels else None
+            host, port = master or (self.host, self.port)
+            return (await loop.create_connection(factory, host, port, ssl=self.tls))[1], master
 
-    async def _master(self) -> tuple[str, int]:
-        """Asked anew for each connection: after a failover the answer is another."""
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            list(self.sentinels), sentinel_kwargs={"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
-        )
-        try:
-            address: tuple[str, int] = await sentinel.discover_master(self.service)
-            return address
-        except (MasterNotFoundError, RedisError) as error:
-            raise ConnectionError(str(error)) from None
-        finally:
-            for client in sentinel.sentinels:
-                await client.aclose()
+    async def master(self) -> Address:
+        """Who is master by now. Raises OSError where most of the Sentinels do not answer."""
+        return await ask_for_master(self.sentinels, self.service, at_least=len(self.sentinels) // 2 + 1)
 
     def greeting(self) -> list[tuple[str, ...]]:
         """The first commands on each connection."""

@@ -19,6 +19,7 @@ from typing import Any, cast
 import hiredis
 
 from broker.endpoint import Endpoint
+from broker.sentinel import Address
 from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -243,6 +244,8 @@ class Link:
         self._name = name
         self._on_up = on_up
         self._wire: Wire | None = None
+        # Where the connection leads, if Sentinel was asked.
+        self.master: Address | None = None
         self._up = asyncio.Event()
         self._has_been_up = False
         self._up_since_s = float("-inf")
@@ -319,6 +322,11 @@ class Link:
         if self._wire is not None:
             self._wire.abort()
 
+    def follow(self, master: Address) -> None:
+        """Leave a master that is none any more for Sentinel, though it may not know that yet."""
+        if self.is_up and self.master != master:
+            self.reset(f"Sentinel names another master, {master[0]}:{master[1]}")
+
     def look_for_master(self) -> None:
         """A replica answers, as after a failover: perhaps the same name leads to the master by now.
 
@@ -358,7 +366,8 @@ class Link:
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
     async def _connect(self) -> None:
-        self._wire = wire = await self._endpoint.connect(Wire)
+        self._wire, self.master = await self._endpoint.connect(Wire)
+        wire = self._wire
         greeting = asyncio.create_task(self._greet(wire))
         try:
             # However much there is to say, as long as Redis answers.

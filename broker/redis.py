@@ -16,6 +16,7 @@ from broker.endpoint import parse
 from broker.link import Argument, Link, LinkDown, Refused, Wire
 from broker.occupancy import KEPT_S, Occupancy
 from broker.script import Script, checked
+from broker.sentinel import Address
 from broker.subscriber import Routing, Subscriber
 from lockstep import messages
 from lockstep.contract import AlreadyDone, Broker, Charge, Commit, History, Listener, Once, Outcome
@@ -29,6 +30,7 @@ KEPT_EVENTS = 1000
 # A lapsed session is announced by whoever sweeps first; its key outlives that a little.
 LAPSE_GRACE_MS = 60_000
 PROBE_INTERVAL_S = 1.0
+FOLLOW_INTERVAL_S = 1.0
 PROBE_TOO_OLD_S = 5.0
 # So long after its death a process counts as alive, and holds what its clients had of a limit.
 LIFE_SIGN_S = 15
@@ -49,7 +51,7 @@ class RedisBroker(Broker):
     ) -> None:
         self._metrics = metrics = metrics or Metrics()
         metrics.watch(metrics.probe_age, self._probe_age_s)
-        endpoint = parse(url)
+        self._endpoint = endpoint = parse(url)
         self._prefix = prefix
         self._routing = Routing(routing, prefix)
         self._allow_eviction = allow_eviction
@@ -65,6 +67,7 @@ class RedisBroker(Broker):
         self._was_unwatched = False
         self._has_recorded_routing = False
         self._takes_changes = True
+        self._last_master: Address | None = None
         self._listener: Listener | None = None
         self._link = Link(endpoint, "commands", self._prepare, metrics)
         self._subscriber = Subscriber(endpoint, self._routing, self._probe_channel, metrics)
@@ -90,6 +93,10 @@ class RedisBroker(Broker):
         self._tasks.repeat(
             self._probe, lambda: PROBE_INTERVAL_S * random.uniform(0.8, 1.0), "the look at Redis"
         )
+        if self._endpoint.sentinels:
+            self._tasks.repeat(
+                self._follow, lambda: FOLLOW_INTERVAL_S * random.uniform(0.8, 1.2), "asking Sentinel"
+            )
         self._tasks.repeat(self._occupancy.keep, lambda: KEPT_S / 4, "counting WebSockets in Redis")
 
     async def close(self) -> None:
@@ -118,6 +125,20 @@ class RedisBroker(Broker):
             # Before anybody can be told a state, so that no loss goes unnoticed.
             await self._leave_life_sign(wire)
         await self._occupancy.tell_all(wire)
+        if self._last_master not in (None, self._link.master) and self._listener is not None:
+            # What clients were told came from another one.
+            asyncio.get_running_loop().call_soon(self._listener.on_gap)
+        self._last_master = self._link.master
+
+    async def _follow(self) -> None:
+        """Go where Sentinel points: who was cut off from it may be master for itself alone."""
+        try:
+            master = await self._endpoint.master()
+        except OSError as error:
+            log.debug("Sentinel was asked in vain: %s", error)  # whoever connects complains
+            return
+        self._link.follow(master)
+        self._subscriber.follow(master)
 
     async def _record_routing(self, wire: Wire) -> None:
         """Raises Refused where other processes route otherwise. Where nothing can be written: next time."""

@@ -10,6 +10,7 @@ import hiredis
 
 from broker.endpoint import Endpoint
 from broker.link import Link, LinkDown, Refused, Wire
+from broker.sentinel import Address
 from lockstep.contract import Listener
 from lockstep.metrics import Metrics
 
@@ -84,6 +85,9 @@ class Subscriber:
 
     def reset(self, why: str) -> None:
         self._link.reset(why)
+
+    def follow(self, master: Address) -> None:
+        self._link.follow(master)
 
     async def hear(self, session_id: str) -> bool:
         """True when the session is heard from now on; False while Redis is away (then it will be)."""
