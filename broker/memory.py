@@ -1,6 +1,7 @@
 """The embedded broker: one process, and its state dies with it."""
 
 import asyncio
+import logging
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
@@ -8,14 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from broker.clock import SlewedOffset
 from lockstep import messages
-from lockstep.contract import AlreadyDone, Broker, Charge, Commit, History, Listener, Once, Outcome
+from lockstep.contract import (
+    AlreadyDone,
+    Broker,
+    Charge,
+    Commit,
+    EpochTooLow,
+    History,
+    Listener,
+    Once,
+    Outcome,
+)
 from lockstep.inside import Inside
 from lockstep.limits import FixedWindows
+
+log = logging.getLogger(__name__)
 
 KEPT_EVENTS = 1000
 MAX_AHEAD_MS = 20
 MAX_BEHIND_MS = 2000
+# A wall clock that was corrected is followed by 1 ms a second.
+SLEW_RATE = 1 / 1000
+FAR_OFF_MS = 600_000
 
 
 @dataclass(slots=True)
@@ -64,8 +81,10 @@ class MemoryBroker(Broker):
         self._lapses = _SortedSet()
         self._deadlines = _SortedSet()
         self._listener: Listener | None = None
-        # Wall time once, then monotonic: setting the system's clock moves no session's.
-        self._wall_at_zero_ms = time.time() * 1000 - time.monotonic() * 1000
+        self._last_epoch = ""
+        # Setting the machine's clock moves no session's: that is followed slowly, to the wall time of now.
+        self._clock = SlewedOffset(_wall_offset_ms(), SLEW_RATE)
+        self._has_warned = False
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
@@ -74,7 +93,18 @@ class MemoryBroker(Broker):
         self._listener = None
 
     def now_ms(self) -> int:
-        return int(self._wall_at_zero_ms + time.monotonic() * 1000)
+        wall_offset_ms = _wall_offset_ms()
+        monotonic_ms = time.monotonic() * 1000
+        now_ms = int(monotonic_ms + self._clock.follow(monotonic_ms, wall_offset_ms))
+        apart_ms = wall_offset_ms - self._clock.offset_ms
+        if abs(apart_ms) > FAR_OFF_MS and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "the clock of this machine was set, or it slept: the time of sessions is %+.0f s off and "
+                "comes nearer by 1 ms a second; a restart sets it right, and ends them",
+                -apart_ms / 1000,
+            )
+        return now_ms
 
     def not_ready(self) -> list[str]:
         return []
@@ -115,9 +145,12 @@ class MemoryBroker(Broker):
         if not stored.startswith(commit.expected) if commit.expected else stored:
             return Outcome.CONFLICT
         now_ms = self.now_ms()
-        is_now = now_ms - MAX_BEHIND_MS <= commit.now_ms <= now_ms + MAX_AHEAD_MS
-        if not is_now or (commit.due_ms is not None and commit.due_ms > now_ms):
+        if not now_ms - MAX_BEHIND_MS <= commit.now_ms <= max(now_ms + MAX_AHEAD_MS, commit.not_before_ms):
             return Outcome.WRONG_TIME
+        if commit.due_ms is not None and commit.due_ms > max(now_ms, commit.not_before_ms):
+            return Outcome.WRONG_TIME
+        if not commit.expected:
+            self._take_epoch(messages.epoch_of(commit.beginning))
         if commit.charge is not None and not self._count(commit, commit.charge):
             return Outcome.LIMITED
         lapses_at_ms = commit.lapses_at_ms
@@ -234,6 +267,11 @@ class MemoryBroker(Broker):
             self._end(session_id, self._kept[session_id])
         return len(lapsed)
 
+    def _take_epoch(self, epoch: str) -> None:
+        if epoch <= self._last_epoch:
+            raise EpochTooLow(self._last_epoch)
+        self._last_epoch = epoch
+
     def _is_done(self, once: Once | None) -> bool:
         """Was this very request done before? Raises AlreadyDone where another one of its key was."""
         self._forget()
@@ -273,3 +311,7 @@ class MemoryBroker(Broker):
         # Never inside commit: a client may not see a change before whoever made it could have failed.
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_published, payload)
+
+
+def _wall_offset_ms() -> float:
+    return (time.time() - time.monotonic()) * 1000

@@ -15,6 +15,8 @@ from lockstep.inside import Inside
 # The counts of a process that nobody asks about again after its death are kept for so long.
 KEPT_S = 86_400
 SLICE = 500
+# So long after its death a process counts as alive, and holds what its clients had of a limit.
+LIFE_SIGN_S = 15
 
 
 class Occupancy:
@@ -44,7 +46,9 @@ class Occupancy:
         self._waiting[key] += 1
         try:
             signs_of_life = f"{self._prefix}process:"
-            reply = await self._enter(self._link, [self._place(key)], self._process, limit, signs_of_life)
+            reply = await self._enter(
+                self._link, [self._place(key)], self._process, limit, signs_of_life, LIFE_SIGN_S * 1000
+            )
             has_room = bool(checked(reply))
         except (LinkDown, BrokerUnavailable):
             # What this process counts by itself has to do; the others are told when Redis is back.

@@ -14,12 +14,22 @@ from broker import rights
 from broker.clock import RedisClock
 from broker.endpoint import parse
 from broker.link import Argument, Link, LinkDown, Refused, Wire
-from broker.occupancy import KEPT_S, Occupancy
+from broker.occupancy import KEPT_S, LIFE_SIGN_S, Occupancy
 from broker.script import Script, checked
 from broker.sentinel import Address
 from broker.subscriber import Routing, Subscriber
 from lockstep import messages
-from lockstep.contract import AlreadyDone, Broker, Charge, Commit, History, Listener, Once, Outcome
+from lockstep.contract import (
+    AlreadyDone,
+    Broker,
+    Charge,
+    Commit,
+    EpochTooLow,
+    History,
+    Listener,
+    Once,
+    Outcome,
+)
 from lockstep.errors import BrokerUnavailable
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
@@ -32,8 +42,6 @@ LAPSE_GRACE_MS = 60_000
 PROBE_INTERVAL_S = 1.0
 FOLLOW_INTERVAL_S = 1.0
 PROBE_TOO_OLD_S = 5.0
-# So long after its death a process counts as alive, and holds what its clients had of a limit.
-LIFE_SIGN_S = 15
 OLDEST_REDIS = (6, 2)
 # A Redis that is full, a replica, without replicas or without a disk: it takes no changes, but can be read.
 NO_CHANGES = ("OOM ", "READONLY ", "NOREPLICAS ", "MISCONF ")
@@ -195,7 +203,10 @@ class RedisBroker(Broker):
     def _sample(self, sent_at_s: float, reply: Any) -> None:
         seconds, microseconds = reply
         redis_us = int(seconds) * 1_000_000 + int(microseconds)
-        self._clock.sample(sent_at_s, time.monotonic(), redis_us)
+        step_ms = self._clock.sample(sent_at_s, time.monotonic(), redis_us)
+        if step_ms:
+            self._metrics.clock_steps.inc()
+            log.warning("the clock of Redis was set by %+.1f s (or this machine slept)", step_ms / 1000)
 
     async def _probe(self) -> None:
         """Publish to ourselves, through Redis; `not_ready` tells when that stops coming back.
@@ -248,6 +259,9 @@ class RedisBroker(Broker):
 
     def now_ms(self) -> int:
         return self._clock.now_ms()
+
+    def shown_ms(self) -> int:
+        return self._clock.shown_ms()
 
     def not_ready(self) -> list[str]:
         reasons = []
@@ -306,6 +320,7 @@ class RedisBroker(Broker):
                 self._link,
                 [
                     *self._keys(commit.session_id),
+                    f"{self._prefix}epoch",
                     *self._done_keys(commit.once),
                     *self._window_keys(commit.charge),
                 ],
@@ -326,6 +341,7 @@ class RedisBroker(Broker):
                 KEPT_EVENTS,
                 *_record(commit.once),
                 *((commit.charge.limit, commit.charge.window_ms) if commit.charge else (0, 0)),
+                commit.not_before_ms,
                 *commit.events,
             )
         except LinkDown as down:
@@ -342,6 +358,8 @@ class RedisBroker(Broker):
         self._sample(sent_at_s, (seconds, microseconds))
         if outcome == b"done":
             raise AlreadyDone(extra[0])
+        if outcome == b"epoch_too_low":
+            raise EpochTooLow(extra[0].decode())
         if extra and commit.on_counted is not None:
             commit.on_counted(*extra)
         return None if outcome == b"unknown" else Outcome(outcome.decode())

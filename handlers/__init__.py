@@ -15,7 +15,6 @@ from handlers.ops import (
     OpenApiHandler,
     ReadyHandler,
     TimeHandler,
-    only_forward,
 )
 from handlers.origins import Hosts, Origins
 from handlers.page import PageHandler
@@ -64,7 +63,7 @@ def front(
         (rf"/v1/sessions/([^/]+)/({'|'.join(COMMANDS)})", CommandHandler, rest),
         (r"/v1/sessions/([^/]+)/messages", MessagesHandler, rest),
         (r"/v1/sessions/([^/]+)/events", EventsHandler, rest),
-        (r"/v1/time", TimeHandler, api | {"now_ms": only_forward(broker.now_ms)}),
+        (r"/v1/time", TimeHandler, api | {"shown_ms": broker.shown_ms}),
         (r"/health", HealthHandler, api),
         (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
         (r"/metrics", MetricsHandler, api | {"metrics": metrics}),

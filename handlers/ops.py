@@ -10,18 +10,6 @@ from lockstep.metrics import Metrics
 DRIFT_TOLERANCE_MS = 50
 
 
-def only_forward(now_ms: Callable[[], int]) -> Callable[[], int]:
-    """The clock that never goes back, also when the broker's is set back."""
-    latest_ms = 0
-
-    def forward() -> int:
-        nonlocal latest_ms
-        latest_ms = max(latest_ms, now_ms())
-        return latest_ms
-
-    return forward
-
-
 class HealthHandler(ApiHandler):
     """GET /health: the loop turns."""
 
@@ -64,14 +52,14 @@ class MetricsHandler(ApiHandler):
 class TimeHandler(ApiHandler):
     """GET /v1/time: the clock that all others follow."""
 
-    def initialize(self, origins: Origins, now_ms: Callable[[], int]) -> None:  # type: ignore[override]
+    def initialize(self, origins: Origins, shown_ms: Callable[[], int]) -> None:  # type: ignore[override]
         super().initialize(origins)
-        self._now_ms = now_ms
+        self._shown_ms = shown_ms
 
     async def get(self) -> None:
         self.reply_bare(
             {
-                "timestamp_ms": self._now_ms(),
+                "timestamp_ms": self._shown_ms(),
                 "server_version": __version__,
                 "drift_tolerance_ms": DRIFT_TOLERANCE_MS,
             }

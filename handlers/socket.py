@@ -117,7 +117,7 @@ class Clients:
         self.metrics.heard(message["type"])
         if message["type"] == "PING":
             self.metrics.told("PONG")
-            connection.send(encode_text_frame(messages.pong(self._broker.now_ms(), message)))
+            connection.send(encode_text_frame(messages.pong(self._broker.shown_ms(), message)))
         elif message["type"] == "RECONNECT":
             # What the client says next waits, so that answers come in the order of the questions.
             connection.pause()

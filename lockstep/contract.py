@@ -27,6 +27,14 @@ class AlreadyDone(Exception):
         self.record = record
 
 
+class EpochTooLow(Exception):
+    """A creation's epoch is not above the last one (the store's clock was set back): nothing is stored."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__(f"the last epoch is {last}")
+        self.last = last
+
+
 class Once(Struct, frozen=True):
     """A request that shall be done once: under `key` its `record`, a JSON object, is kept for `kept_ms`.
 
@@ -106,9 +114,10 @@ class Commit(Struct, frozen=True):
     """One decided change, encoded. A broker stores and publishes these bytes as they are.
 
     `expected` is the beginning of the state that the change was decided on, up to and with its
-    `commit`; empty for a creation, which an existing session refuses. `due_ms` is the deadline of the
-    last expiry in it, if any. The session lapses at `lapses_at_ms`, or, unless the commit
-    `prolongs`, when it would have lapsed without it, if that is earlier.
+    `commit`; empty for a creation, which an existing session refuses. `not_before_ms` is that state's own
+    last instant: where the store's clock was set back, a change is dated at it, ahead of that clock.
+    `due_ms` is the deadline of the last expiry in the change, if any. The session lapses at `lapses_at_ms`,
+    or, unless the commit `prolongs`, when it would have lapsed without it, if that is earlier.
     With `once` its record is stored together with the change, and a change whose key is known is not made.
     With `charge` the change is counted in that window together with its being stored, and only then;
     `on_counted` is told the count, this change included, and the ms until the window's end, also where
@@ -126,6 +135,7 @@ class Commit(Struct, frozen=True):
     due_ms: int | None
     lapses_at_ms: int
     prolongs: bool
+    not_before_ms: int = 0
     once: Once | None = None
     charge: Charge | None = None
     on_counted: Callable[[int, int], None] | None = None
@@ -173,7 +183,14 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def now_ms(self) -> int:
-        """The broker's time: one clock for all processes. Goes back only if that clock was set back."""
+        """The broker's time, by which changes are dated: one clock for all processes.
+
+        It may go back: by a little when it is measured better, by more if that clock was set back.
+        """
+
+    def shown_ms(self) -> int:
+        """The same for clients to see: it takes corrections of up to 2 s by slewing, without going back."""
+        return self.now_ms()
 
     @abc.abstractmethod
     def not_ready(self) -> list[str]:
@@ -208,7 +225,8 @@ class Broker(abc.ABC):
         """Store and publish ``commit`` if what it expects is still what is stored; else change nothing.
 
         Applied once at most, however often the request reaches the store. Raises AlreadyDone where
-        another commit with the same ``once`` was applied before.
+        another commit with the same ``once`` was applied before, and EpochTooLow for a creation whose
+        epoch is not above every earlier one.
         """
 
     @abc.abstractmethod

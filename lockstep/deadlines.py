@@ -108,6 +108,8 @@ class Deadlines:
             await self._broker.forget_deadline(session_id)
 
     async def _sweep(self) -> None:
+        # The broker's clock may have been set since the timer was.
+        self._set_timer()
         # Together, and yet each for itself: what hinders the one does not hinder the other.
         due, lapsed = await asyncio.gather(
             self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT),

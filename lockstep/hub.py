@@ -110,7 +110,7 @@ class Hub:
         room.enter(peer)
         self._metrics.told("CONNECTED")
         room.owes_sync |= not heard
-        peer.send(encode_text_frame(messages.connected(session_id, self._broker.now_ms())))
+        peer.send(encode_text_frame(messages.connected(session_id, self._broker.shown_ms())))
 
     def leave(self, session_id: str, peer: Peer) -> None:
         room = self._rooms.get(session_id)
@@ -142,7 +142,7 @@ class Hub:
             state = room.sent_state if is_older else state
         if room is not None:
             room.catch_up(peer)
-        sync = messages.state_sync(session_id, self._broker.now_ms(), state)
+        sync = messages.state_sync(session_id, self._broker.shown_ms(), state)
         peer.send(encode_text_frame(sync), Kind.SYNC)
         self._metrics.told("STATE_SYNC")
 
@@ -380,7 +380,7 @@ class Hub:
         elif owed or not head.is_of(room.sent):
             self._deadlines.arm(session_id, head.deadline_ms)
             self._attend(room)
-            sync = messages.state_sync(session_id, self._broker.now_ms(), state)
+            sync = messages.state_sync(session_id, self._broker.shown_ms(), state)
             room.put_state(sync, Kind.SYNC, head, state)
             self._metrics.resyncs.inc()
             self._metrics.told("STATE_SYNC", len(room.peers))

@@ -78,6 +78,9 @@ class Metrics:
         self.resyncs = counter("lockstep_resyncs_total", "Rooms that were sent the state after a loss.")
         self.limited = counter("lockstep_limited_total", "What a limit refused.", ("limit",))
         self.junk = counter("lockstep_junk_total", "Publications that were not understood, and dropped.")
+        self.clock_steps = counter(
+            "lockstep_clock_steps_total", "Times that the clock of Redis was set by more than 2 s."
+        )
         self.redis = histogram("lockstep_redis_seconds", "Round trips to Redis, of all that went together.")
         self.redis_errors = counter(
             "lockstep_redis_errors_total", "Calls that Redis refused or did not answer.", ("kind",)

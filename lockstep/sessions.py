@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from lockstep import engine, messages, state
-from lockstep.contract import AlreadyDone, Broker, Commit, History, Outcome
+from lockstep.contract import AlreadyDone, Broker, Commit, EpochTooLow, History, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.errors import (
     BrokerUnavailable,
@@ -112,11 +112,15 @@ class Sessions:
         spec = replace(spec, session_id=spec.session_id or str(uuid.uuid4()))
         await self._refuse_if_formerly_done(spec.session_id, origin.once)
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
+        epoch_ms = 0
         while asyncio.get_running_loop().time() < give_up_at:
             now_ms = self._broker.now_ms()
-            outcome, step = await self._commit(
-                None, engine.create(spec, new_epoch(now_ms), now_ms), 0, now_ms, origin, answer
-            )
+            created = engine.create(spec, new_epoch(max(now_ms, epoch_ms)), now_ms)
+            try:
+                outcome, step = await self._commit(None, created, 0, now_ms, origin, answer)
+            except EpochTooLow as error:
+                epoch_ms = epoch_instant_ms(error.last) + 1
+                continue
             if outcome is Outcome.APPLIED:
                 log.info("session created", extra={"session_id": spec.session_id})
                 return step
@@ -161,9 +165,20 @@ class Sessions:
         except TimeoutError:
             raise SessionBusy(session_id) from None
         try:
-            return await self._apply(session_id, rule, origin, answer)
+            step = await self._apply(session_id, rule, origin, answer)
+            if engine.is_due(step.session, step.session.updated_at_ms):
+                # A clock that was taken to 0. The broker's may be behind, and a timer would wait for that.
+                await self._settle_what_is_due_at_once(session_id)
+            return step
         finally:
             self._turns.give(session_id)
+
+    async def _settle_what_is_due_at_once(self, session_id: str) -> None:
+        try:
+            await self._apply(session_id, engine.settle, NOBODY, answer_state)
+        except LockstepError as error:
+            # The change itself is made and will be answered; a sweep finds what it left.
+            log.warning("expiry put off: %s", error.message, extra={"session_id": session_id})
 
     async def _apply(self, session_id: str, rule: Rule, origin: Origin, answer: Answer) -> Step:
         loop = asyncio.get_running_loop()
@@ -393,6 +408,7 @@ class Sessions:
             lapses_at_ms=self._lifetimes.lapses_at_ms(session, now_ms),
             # Firing prolongs nothing, so that an abandoned session ends.
             prolongs=bool(decided),
+            not_before_ms=before.updated_at_ms if before else 0,
             once=done,
             charge=origin.limit.charge if origin.limit is not None and decided else None,
             on_counted=origin.limit.on_counted if origin.limit is not None else None,
@@ -461,6 +477,11 @@ class Sessions:
 def new_commit() -> str:
     """8 characters that no other commit has had: to be unique, not to be secret."""
     return urlsafe_b64encode(_CHANCE.randbytes(6)).decode()
+
+
+def epoch_instant_ms(epoch: str) -> int:
+    """The instant that an epoch was made of."""
+    return int(epoch[:9], 36)
 
 
 def new_epoch(now_ms: int) -> str:

@@ -1,6 +1,7 @@
 """Redis servers of the tests' own, and a link to them that can be broken."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ class RedisServer:
         program: str = "redis-server",
         port: int | None = None,
         wait: bool = True,
+        env: dict[str, str] | None = None,
     ) -> None:
         if shutil.which(program) is None:
             pytest.fail("redis-server is missing: install Debian's package redis-server", pytrace=False)
@@ -42,6 +44,7 @@ class RedisServer:
             *persistence,
             *options,
         ]
+        self._environment = os.environ | (env or {})
         self.process: subprocess.Popen[bytes] | None = None
         self.start(wait)
 
@@ -54,7 +57,9 @@ class RedisServer:
         return redis.Redis(port=self.port, socket_timeout=5)
 
     def start(self, wait: bool = True) -> None:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self._environment
+        )
         if wait:
             self.wait_until_up()
 

@@ -8,6 +8,7 @@ import asyncio
 import json
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from msgspec import structs
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep import engine, messages, state
-from lockstep.contract import AlreadyDone, Broker, Charge, Commit, Once, Outcome
+from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, Once, Outcome
 from lockstep.engine import Rule, Spec, Step
 from lockstep.sessions import new_epoch
 from lockstep.state import Mode, OnTimeout, Participant, Session
@@ -106,6 +107,16 @@ async def started(broker: Broker, *session_ids: str) -> AsyncIterator[Ears]:
 # --- commits, as sessions.py makes them ----------------------------------------------------------
 
 
+_MADE_AT_MS = [0]
+
+
+def next_epoch() -> str:
+    """Above those of all creations before, whatever their instants are said to be."""
+    # A second ahead: not in the same millisecond as one that a service has just made.
+    _MADE_AT_MS.append(max(_MADE_AT_MS.pop() + 1, int(time.time() * 1000) + 1000))
+    return new_epoch(_MADE_AT_MS[0])
+
+
 def spec(session_id: str, mode: Mode = Mode.PER_PARTICIPANT, bank_ms: int = 60_000, **fields: object) -> Spec:
     return Spec(
         session_id=session_id,
@@ -135,6 +146,7 @@ def commit_of(
         due_ms=transitions[settled - 1].at_ms if settled else None,
         lapses_at_ms=now_ms + lapses_in_ms,
         prolongs=settled < len(transitions),
+        not_before_ms=before.updated_at_ms if before else 0,
     )
     return commit, session
 
@@ -143,7 +155,7 @@ def creation(broker: Broker, session_id: str, ago_ms: int = 0, **fields: object)
     """The commit of a new session whose instants lie `ago_ms` back."""
     lapses_in_ms = fields.pop("lapses_in_ms", ONE_DAY_MS)
     at_ms = broker.now_ms() - ago_ms
-    created = engine.create(spec(session_id, **fields), new_epoch(at_ms), at_ms)  # type: ignore[arg-type]
+    created = engine.create(spec(session_id, **fields), next_epoch(), at_ms)  # type: ignore[arg-type]
     return commit_of(broker, None, created, lapses_in_ms=lapses_in_ms)  # type: ignore[arg-type]
 
 
@@ -408,6 +420,50 @@ async def test_an_instant_that_is_not_the_brokers_is_the_wrong_time(broker: Brok
         )
         assert await stored(broker, commit.session_id) is None
         assert await broker.history(commit.session_id, 0, HISTORY_BYTES) is None
+
+
+@pytest.mark.parametrize("ahead_ms", [2_500, HOUR_MS])
+async def test_where_the_clock_was_set_back_a_change_is_dated_at_the_state_it_changes(
+    broker: Broker, ahead_ms: int
+) -> None:
+    async with started(broker):
+        state_ms = broker.now_ms() + ahead_ms
+        first = await created(broker, new_id(), mode=Mode.GLOBAL, total_time_ms=1000)
+        first = structs.replace(first, updated_at_ms=state_ms)
+        commit, second = commit_of(broker, first, engine.start(first, state_ms))
+        dated = structs.replace(commit, now_ms=state_ms)
+        for wrong in (
+            structs.replace(dated, now_ms=state_ms + 1),
+            structs.replace(dated, not_before_ms=state_ms - 1),
+            structs.replace(dated, now_ms=broker.now_ms() - 2_100),
+            structs.replace(dated, due_ms=state_ms + 1),
+        ):
+            assert await broker.commit(wrong) is Outcome.WRONG_TIME
+        assert await broker.commit(structs.replace(dated, due_ms=state_ms)) is Outcome.APPLIED
+        assert await stored(broker, first.session_id) == state.to_json(second)
+
+
+async def test_a_creation_whose_epoch_is_not_above_the_last_is_refused_naming_it(broker: Broker) -> None:
+    async with started(broker):
+        lower = [next_epoch(), next_epoch()]
+        last = await created(broker, new_id())
+        for epoch in (*lower, last.epoch):
+            at_ms = broker.now_ms()
+            commit, _ = commit_of(broker, None, engine.create(spec(new_id()), epoch, at_ms))
+            with pytest.raises(EpochTooLow) as refused:
+                await broker.commit(commit)
+            assert refused.value.last == last.epoch
+            assert await stored(broker, commit.session_id) is None
+        assert (await created(broker, new_id())).epoch > last.epoch
+
+
+async def test_an_epoch_is_not_given_again_when_its_session_is_gone(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id())
+        assert await broker.delete(session.session_id)
+        again = engine.create(spec(session.session_id), session.epoch, broker.now_ms())
+        with pytest.raises(EpochTooLow):
+            await broker.commit(commit_of(broker, None, again)[0])
 
 
 # --- history -------------------------------------------------------------------------------------

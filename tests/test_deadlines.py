@@ -15,9 +15,9 @@ from lockstep import engine, messages, state
 from lockstep.contract import Outcome
 from lockstep.deadlines import Deadlines
 from lockstep.errors import BrokerUnavailable, SessionNotFound
-from lockstep.sessions import Lifetimes, Sessions, new_epoch
+from lockstep.sessions import Lifetimes, Sessions
 from lockstep.state import Session, iso
-from tests.test_broker import PATIENCE_S, Ears, commit_of, creation, new_id
+from tests.test_broker import PATIENCE_S, Ears, commit_of, creation, new_id, next_epoch
 from tests.test_sessions import spec, told
 
 
@@ -96,7 +96,7 @@ async def process(count: int = 1) -> AsyncIterator[tuple[MemoryBroker, Sessions,
 async def runs_out(broker: MemoryBroker, in_ms: int) -> Session:
     """A running session whose clock of one second runs out so soon."""
     at_ms = broker.now_ms() - 1_000 + in_ms
-    step = engine.create(spec("global", total_time_ms=1_000, on_timeout="flag"), new_epoch(at_ms), at_ms)
+    step = engine.create(spec("global", total_time_ms=1_000, on_timeout="flag"), next_epoch(), at_ms)
     commit, session = commit_of(broker, None, step.followed_by(engine.start(step.session, at_ms)))
     assert await broker.commit(commit) is Outcome.APPLIED
     return session

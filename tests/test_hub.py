@@ -87,6 +87,9 @@ class FakeBroker:
     def now_ms(self) -> int:
         return T0
 
+    def shown_ms(self) -> int:
+        return self.now_ms()
+
     async def hear(self, session_id: str) -> bool:
         await self.hearing()
         return not self.is_away

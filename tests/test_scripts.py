@@ -37,6 +37,7 @@ CANNOT_FAIL = {
     "ZADD": "its key was read as a sorted set, and its number checked",
     "ZREM": "its key was read as a sorted set",
     "EXPIRE": "its number is our own",
+    "PEXPIRE": "its number was checked",
     "HDEL": "its key was read as a hash",
     "PUBLISH": "it needs nothing but the right",
 }
@@ -337,13 +338,22 @@ async def counting_too_much(trial: Trial) -> Call:
     return lambda: trial.broker.spend(charges)
 
 
+def entering_by(trial: Trial) -> Call:
+    occupancy, link = trial.broker._occupancy, trial.broker._link
+    return lambda: trial.broker._once(occupancy._enter(link, ["inside:room"], "me", 9, "process:", 15_000))
+
+
 async def entering(trial: Trial) -> Call:
-    occupancy = trial.broker._occupancy
     with trial.redis.client as client:
         client.hset("inside:room", mapping={"somebody who died": 5, "another": 2})
+    return entering_by(trial)
 
-    link = trial.broker._link
-    return lambda: trial.broker._once(occupancy._enter(link, ["inside:room"], "me", 9, "process:"))
+
+async def entering_beside_a_sign_of_life_that_lasts_too_long(trial: Trial) -> Call:
+    with trial.redis.client as client:
+        client.hset("inside:room", "one of before", 2)
+        client.set("process:one of before", 1, px=3_600_000)
+    return entering_by(trial)
 
 
 async def reading_the_history(trial: Trial) -> Call:
@@ -365,10 +375,10 @@ async def looking_for_what_is_due(trial: Trial) -> Call:
 CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
     # For each script what is asked of it, and what it then does after its first write.
     "commit": {
-        creating: "DEL XADD PEXPIREAT ZADD PUBLISH",
-        creating_with_a_key: "DEL XADD SET PEXPIREAT ZADD PUBLISH",
-        creating_where_a_history_was_left: "DEL XADD PEXPIREAT ZADD PUBLISH",
-        creating_where_something_else_was_left: "DEL XADD PEXPIREAT ZADD PUBLISH",
+        creating: "DEL XADD SET PEXPIREAT ZADD PUBLISH",
+        creating_with_a_key: "DEL XADD SET SET PEXPIREAT ZADD PUBLISH",
+        creating_where_a_history_was_left: "DEL XADD SET PEXPIREAT ZADD PUBLISH",
+        creating_where_something_else_was_left: "DEL XADD SET PEXPIREAT ZADD PUBLISH",
         changing: "SET PEXPIREAT ZADD ZADD PUBLISH",
         changing_with_a_key: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
         changing_with_a_key_of_two_names_within_a_window: "SET SET SET SET PEXPIREAT ZADD ZADD PUBLISH",
@@ -389,7 +399,10 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
         lapsing: "DEL ZREM ZREM PUBLISH",
     },
     "spend": {counting_first: "SET", counting_on: "SET", counting_too_much: ""},
-    "enter": {entering: "EXPIRE HDEL HDEL"},
+    "enter": {
+        entering: "EXPIRE HDEL HDEL",
+        entering_beside_a_sign_of_life_that_lasts_too_long: "EXPIRE PEXPIRE",
+    },
     "history": {reading_the_history: ""},
     "load": {loading_some: ""},
     "due": {looking_for_what_is_due: ""},

@@ -26,9 +26,9 @@ from lockstep.errors import (
     SessionNotFound,
     StateCorrupt,
 )
-from lockstep.sessions import LOADED_AT_ONCE, MAX_LISTED_BYTES, Lifetimes, Origin, Sessions, new_epoch
+from lockstep.sessions import LOADED_AT_ONCE, MAX_LISTED_BYTES, Lifetimes, Origin, Sessions
 from lockstep.state import Session, Status, iso
-from tests.test_broker import Ears, YieldingBroker, commit_of, new_id
+from tests.test_broker import Ears, YieldingBroker, commit_of, new_id, next_epoch
 
 HOUR_MS = 3_600_000
 
@@ -94,7 +94,7 @@ async def store(broker: Broker, step: Step) -> Session:
 async def began(broker: Broker, ago_ms: int, mode: str = "per_participant", **fields: Any) -> Session:
     """A session that was started some time ago, and that nobody has looked at since."""
     at_ms = broker.now_ms() - ago_ms
-    step = engine.create(spec(mode, **fields), new_epoch(at_ms), at_ms)
+    step = engine.create(spec(mode, **fields), next_epoch(), at_ms)
     return await store(broker, step.followed_by(engine.start(step.session, at_ms)))
 
 
@@ -494,9 +494,7 @@ GOOD_HEAD = '{{"session_id":"{}","epoch":"0lqtw8xc0abcd","version":7,"commit":"a
 
 async def spoiled(broker: Broker, raw: str) -> str:
     """A session whose stored bytes are these."""
-    commit, session = commit_of(
-        broker, None, engine.create(spec(), new_epoch(broker.now_ms()), broker.now_ms())
-    )
+    commit, session = commit_of(broker, None, engine.create(spec(), next_epoch(), broker.now_ms()))
     spoiled = raw.format(session.session_id).encode()
     assert await broker.commit(replace(commit, state=spoiled)) is Outcome.APPLIED
     return session.session_id

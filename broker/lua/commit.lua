@@ -1,20 +1,22 @@
 -- Store and publish one decided change, if what it was decided on is still what is stored.
 --
--- KEYS  session, events, deadlines, sessions,
+-- KEYS  session, events, deadlines, sessions, the last epoch,
 --       [what is kept of the request, [the same, by the name that version 0.1 looks for]],
 --       [the window that it is counted in]
 -- ARGV  1 id, 2 expected beginning ('' for a creation), 3 own beginning, 4 state, 5 now_ms, 6 due_ms or '',
 --       7 deadline_ms or '', 8 lapses_at_ms, 9 '1' if it prolongs, 10 first version, 11 channel,
 --       12 '1' if an earlier attempt may have come through, 13 '1' if leftovers are to be looked for,
 --       14 kept after the lapse in ms, 15 events kept, 16 record of the request or '', 17 that is kept for so many ms,
---       18 how many the window allows or 0, 19 its length in ms, 20.. events
+--       18 how many the window allows or 0, 19 its length in ms, 20 the last instant of the state that is changed,
+--       21.. events
 -- Returns {outcome, seconds, microseconds}: 'applied', 'conflict', 'wrong_time', 'limited' or 'unknown'; and TIME.
---       Of a request that was done before {'done', seconds, microseconds, record}.
+--       Of a request that was done before {'done', seconds, microseconds, record}; of a creation whose epoch is not
+--       above the last one {'epoch_too_low', seconds, microseconds, the last one}.
 --       Of one that was counted, or is one too many, also the count and the ms until the window's end.
 
 local session, events, deadlines, sessions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, expected, own, state = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local record = ARGV[16] ~= '' and KEYS[5]
+local record = ARGV[16] ~= '' and KEYS[6]
 local allowed = integer(ARGV[18])
 local window = allowed > 0 and KEYS[#KEYS]
 local last_record = window and #KEYS - 1 or #KEYS
@@ -43,7 +45,7 @@ else
   matches = redis.call('GETRANGE', session, 0, #expected - 1) == expected
 end
 local first = integer(ARGV[10], 1)
-local last = first + #ARGV - 20
+local last = first + #ARGV - 21
 if not matches then
   if ARGV[12] == '1' then
     -- Was the earlier attempt applied, and others on top of it? Then its last event tells.
@@ -59,15 +61,25 @@ if not matches then
   end
   return answer('conflict')
 end
-local instant = integer(ARGV[5])
-if instant > now + 20 or instant < now - 2000 or (ARGV[6] ~= '' and integer(ARGV[6]) > now) then
+-- Where TIME was set back it may be behind the state: what follows on it is dated at the state's own last instant.
+local instant, not_before = integer(ARGV[5]), integer(ARGV[20])
+if instant > math.max(now + 20, not_before) or instant < now - 2000
+  or (ARGV[6] ~= '' and integer(ARGV[6]) > math.max(now, not_before)) then
   return answer('wrong_time')
+end
+local own_epoch = expected == '' and string.match(own, '"epoch":"(%w*)"')
+if own_epoch then
+  local last_epoch = redis.call('GET', KEYS[5])
+  if last_epoch and own_epoch <= last_epoch then
+    return { 'epoch_too_low', time[1], time[2], last_epoch }
+  end
 end
 -- Only what is applied is counted: what is refused, for whatever reason, takes nothing from the others.
 local count, left
 if window then
   left = redis.call('PTTL', window)
-  if left > 0 then
+  -- With more left than its length it is from before TIME was set back.
+  if left > 0 and left <= integer(ARGV[19], 1) then
     count = integer(redis.call('GET', window) or 0) + 1
   else
     count, left = 1, integer(ARGV[19], 1)
@@ -101,14 +113,17 @@ if has_leftovers then
   writes[1] = { 'SET', session, state, 'PXAT', expire_at }
   writes[2] = { 'DEL', events }
 end
-for i = 20, #ARGV do
+for i = 21, #ARGV do
   writes[#writes + 1] =
-    { 'XADD', events, 'MAXLEN', integer(ARGV[15], 1), (first + i - 20) .. '-0', 'event', ARGV[i] }
+    { 'XADD', events, 'MAXLEN', integer(ARGV[15], 1), (first + i - 21) .. '-0', 'event', ARGV[i] }
 end
 if not has_leftovers then
   writes[#writes + 1] = { 'SET', session, state, 'PXAT', expire_at }
 end
-for i = 5, last_record do
+if own_epoch then
+  writes[#writes + 1] = { 'SET', KEYS[5], own_epoch }
+end
+for i = 6, last_record do
   writes[#writes + 1] = { 'SET', KEYS[i], ARGV[16], 'PX', integer(ARGV[17], 1) }
 end
 if window then

@@ -9,7 +9,8 @@ for i, key in ipairs(KEYS) do
   local limit, window = integer(ARGV[2 * i - 1]), integer(ARGV[2 * i], 1)
   local count = integer(redis.call('GET', key) or 0) + 1
   local left = redis.call('PTTL', key)
-  if left <= 0 then
+  if left <= 0 or left > window then
+    -- A new window; also where the old one has more left than its length: it is from before TIME was set back.
     count, left = 1, window
   end
   writes[i] = { 'SET', key, count, 'PX', left }

@@ -1,0 +1,50 @@
+"""A Redis under a clock that the test sets ahead and back."""
+
+import functools
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+from tests.redis_server import RedisServer
+
+
+@functools.cache
+def _shim() -> Path:
+    """The library that shifts a program's wall clock, compiled once for all tests of this process."""
+    if shutil.which("gcc") is None:
+        pytest.fail("gcc is missing: install Debian's package gcc", pytrace=False)
+    library = Path(tempfile.mkdtemp(prefix="lockstep-time-")) / "shifted_time.so"
+    source = ROOT / "tests" / "shifted_time.c"
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
+class ShiftedRedis(RedisServer):
+    """Its wall clock is the machine's, plus what `shift` said last. Its monotonic clock stays as it is."""
+
+    def __init__(self, *options: str) -> None:
+        descriptor, name = tempfile.mkstemp(prefix="lockstep-shift-")
+        os.close(descriptor)
+        self._file = Path(name)
+        self._file.write_bytes(struct.pack("q", 0))
+        super().__init__(*options, env={"LD_PRELOAD": str(_shim()), "SHIFT_FILE": name})
+
+    def shift(self, by_s: float) -> None:
+        """From now on its clock differs from the machine's by so much."""
+        with self._file.open("r+b") as file:
+            file.write(struct.pack("q", round(by_s * 1_000_000)))
+
+    def now_ms(self) -> int:
+        with self.client as client:
+            seconds, microseconds = client.time()
+        return seconds * 1000 + microseconds // 1000
+
+    def close(self) -> None:
+        super().close()
+        self._file.unlink(missing_ok=True)
