@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1_048_576
 # So much of a refused body is still read, so that the client gets to the answer; then it is cut off.
 MAX_DRAINED_BYTES = 4 * MAX_BODY_BYTES
-# The same where the caller may not do what it asks for: nothing of its body is kept.
-MAX_DRAINED_OF_REFUSED_BYTES = 65_536
+# The same where the caller may not do what it asks for, whatever its body says; nothing of that is kept.
+MAX_DRAINED_OF_REFUSED_BYTES = MAX_BODY_BYTES
 # What a request may bring along that nobody looks at: beyond it there is no place for a body.
 MAX_UNWANTED_BYTES = 4096
 # After so much of a body its sender waits for its turn, as all do that send one.

@@ -23,7 +23,7 @@ from tornado.httputil import HTTPHeaders
 from handlers.tokens import Keys, Tokens
 from lockstep.access import Access
 from lockstep.errors import Unauthorized
-from tests.processes import ROOT, Answer, ServerProcess, request
+from tests.processes import ROOT, Answer, ServerProcess, parse_answer, request
 from tests.redis_server import RedisServer
 from tests.ws_client import Closed, WsClient
 
@@ -222,6 +222,72 @@ async def test_exactly_who_may_view_may_connect(server: ServerProcess, caller: C
             assert first["type"] == "CONNECTED"
             await client.send({"type": "RECONNECT"})
             assert (await client.recv())["type"] == "STATE_SYNC"
+
+
+# --- before the body -----------------------------------------------------------------------------
+
+WRONG_BODIES = {
+    "no JSON": (b"{", {}),
+    "wrong fields": ({"colour": "red", "delta_ms": "x", "type": 5}, {}),
+    "another type": (b"<x/>", {"Content-Type": "text/xml"}),
+    "long": (b"x" * 1_000_000, {}),
+}
+REFUSED = [
+    (None, 401, "POST", "/v1/sessions"),
+    ("view", 403, "POST", "/v1/sessions"),
+    ("play", 403, "POST", "/v1/sessions/ID/adjust"),
+    ("view", 403, "POST", "/v1/sessions/ID/switch"),
+    ("play", 403, "POST", "/v1/sessions/ID/messages"),
+    ("control", 403, "DELETE", "/v1/sessions/ID"),
+]
+
+
+@pytest.mark.parametrize(("scope", "status", "method", "path"), REFUSED)
+@pytest.mark.parametrize("wrong", WRONG_BODIES.values(), ids=WRONG_BODIES)
+async def test_who_may_not_is_told_so_and_nothing_of_its_body(
+    server: ServerProcess, wrong: Any, scope: str | None, status: int, method: str, path: str
+) -> None:
+    body, headers = wrong
+    session_id = str(uuid4())
+    if scope:
+        headers = headers | {"Authorization": f"Bearer {token(scope, session_id, sub=ANNA)}"}
+    answer = await request(server.url + path.replace("ID", session_id), method, body, headers)
+    assert answer.status == status
+
+
+@pytest.mark.parametrize("how", ["Content-Length: 99999999", "Transfer-Encoding: chunked"])
+async def test_who_may_not_is_answered_before_a_long_body_has_come(server: ServerProcess, how: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        head = f"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{how}\r\n\r\n"
+        writer.write(head.encode())
+        if "chunked" in how:
+            writer.write(b"110000\r\n" + b"x" * 0x110000 + b"\r\n")  # and more to come
+        async with asyncio.timeout(5):  # nobody waits for the rest, which never comes
+            answer = parse_answer(await reader.read(-1))
+        assert answer.status == 401
+        assert answer.headers["connection"] == "close"
+    finally:
+        writer.transport.abort()
+
+
+async def test_who_may_not_but_says_little_keeps_its_connection(server: ServerProcess) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        for _ in range(3):
+            host = f"127.0.0.1:{server.port}"
+            head = f"POST /v1/sessions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 60000\r\n\r\n"
+            writer.write(head.encode() + b"x" * 60_000)
+            async with asyncio.timeout(5):
+                answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = int(answer.lower().partition("content-length: ")[2].split("\r\n")[0])
+                await reader.readexactly(length)
+            assert answer.startswith("HTTP/1.1 401 ")
+    finally:
+        writer.transport.abort()
+
+
+# --- what is everybody's -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/time", "/"])
