@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
@@ -296,7 +297,20 @@ def last_words(run: Path, name: str) -> str:
 # --- what can be wrong before anything is started ------------------------------------------------
 
 
-def check(stack: Stack) -> None:
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check(stack: Stack, settings: Settings) -> None:
+    # The processes themselves are on loopback, and cannot know who reaches them through nginx.
+    if not (is_loopback(stack.listen.rpartition(":")[0]) or settings.has_keys or settings.insecure):
+        raise Failure(
+            f"--listen={stack.listen} can be reached by others, who could do everything: set "
+            "LOCKSTEP_JWT_SECRET_FILE or LOCKSTEP_JWT_PUBLIC_KEY_FILE (or LOCKSTEP_INSECURE=yes)"
+        )
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = stack.descriptors
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -376,8 +390,8 @@ def up(options: argparse.Namespace) -> None:
         return
     if running is not None and (pids := running.pids()):
         raise Failure(f"processes {pids} of an earlier start still run: make down ends them")
-    check(stack)
     environment = stack.environment
+    check(stack, settings_of(environment))
     (stack.folder / "redis").mkdir(exist_ok=True)
     (stack.folder / "nginx-temp").mkdir(exist_ok=True)
     write_nginx_conf(stack, settings_of(environment).allowed_origins)

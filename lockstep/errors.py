@@ -171,11 +171,12 @@ class ShuttingDown(LockstepError):
 class Unauthorized(LockstepError):
     """No token, or one that is not believed. `message` never quotes it.
 
-    `reason` is missing, malformed, signature, expired, not_yet, audience, issuer or claim.
+    `details.reason` is one of `reasons`.
     """
 
     code = "UNAUTHORIZED"
     status = 401
+    reasons = ("missing", "malformed", "signature", "expired", "not_yet", "audience", "issuer", "claim")
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
     def __init__(self, message: str, reason: str) -> None:
@@ -183,10 +184,11 @@ class Unauthorized(LockstepError):
 
 
 class Forbidden(LockstepError):
-    """`reason` is session, scope (`details.scope` says which would do) or turn."""
+    """`details.reason` is one of `reasons`; if it is the scope, `details.scope` is the least that will do."""
 
     code = "FORBIDDEN"
     status = 403
+    reasons = ("session", "scope", "turn", "origin", "host")
 
     def __init__(self, message: str, reason: str, **details: str) -> None:
         super().__init__(message, {"reason": reason, **details})

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lockstep import __version__, errors, validation
+from lockstep.access import COMMAND_SCOPES, Scope
 from lockstep.errors import LockstepError
 from lockstep.idempotency import MIN_KEPT_S
 from lockstep.messages import MAX_RELAYED_BYTES, SERVER_TYPES
@@ -29,6 +30,7 @@ from lockstep.validation import (
 Schema = dict[str, Any]
 
 UUID = "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$"
+SCOPE: Schema = {"enum": [scope.name.lower() for scope in Scope]}
 DONE_ONCE = ("IdempotencyKey", "IdempotencyTtl")
 
 # What any answer of a route that reaches the broker may be instead.
@@ -77,14 +79,22 @@ def document() -> dict[str, Any]:
             " In a body, null means absent. Every route answers OPTIONS.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "security": [{}, {"token": []}],
+        "security": [{}],
         "paths": _paths(),
         "components": {
             "schemas": _schemas(),
             "parameters": _parameters(),
             "headers": _headers(),
-            # Where the server has keys; without them nobody is asked.
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "Where the server has keys; without them nobody is asked. An operation"
+                    " names the least `scope` that will do: view, play, control or admin; each includes those"
+                    " before it.",
+                }
+            },
         },
     }
 
@@ -385,6 +395,10 @@ def _error(codes: set[str]) -> Schema:
     details: Schema = {"type": "object"}
     if errors.ValidationError.code in codes:
         details = {"anyOf": [details, _list_of("Violation")]}
+    for kind in (errors.Unauthorized, errors.Forbidden):
+        if codes == {kind.code}:
+            # The least scope that will do is told where that is the reason.
+            details = _object({"reason": {"enum": list(kind.reasons)}, "scope": SCOPE}, ["scope"])
     error = {
         "code": {"type": "string", "enum": sorted(codes)},
         "message": STRING,
@@ -415,12 +429,16 @@ def _operation(
     body: str | None = None,
     needs_body: bool = False,
     is_limited: bool = True,
+    scope: Scope | None = None,
 ) -> Schema:
+    """`scope` is the least that a token needs, where the server has keys; None: no token is needed."""
     operation: Schema = {
         "operationId": name,
         "summary": says,
         "responses": answers | _refusals(kinds, is_limited=is_limited),
     }
+    if scope is not None:
+        operation["security"] = [{}, {"token": [scope.name.lower()]}]
     if parameters:
         operation["parameters"] = [_ref("parameters", each) for each in parameters]
     if body is not None:
@@ -456,6 +474,7 @@ def _paths() -> dict[str, Schema]:
                     errors.Conflict,
                     errors.UnsupportedMediaType,
                 ),
+                scope=Scope.ADMIN,
                 parameters=DONE_ONCE,
                 body="Create",
                 needs_body=True,
@@ -474,6 +493,7 @@ def _paths() -> dict[str, Schema]:
                     )
                 },
                 (*OF_THE_STORE, errors.ValidationError, errors.MalformedJson),
+                scope=Scope.ADMIN,
                 parameters=["Status", "Limit", "Cursor"],
             ),
         },
@@ -486,6 +506,7 @@ def _paths() -> dict[str, Schema]:
                     "304": _answer("It is the one of If-None-Match", ETag="ETag"),
                 },
                 (*OF_THE_STORE, errors.ValidationError, errors.SessionNotFound, errors.SessionBusy),
+                scope=Scope.VIEW,
                 parameters=["Id", "IfNoneMatch"],
             ),
             "delete": _operation(
@@ -499,6 +520,7 @@ def _paths() -> dict[str, Schema]:
                     errors.PreconditionFailed,
                     errors.SessionBusy,
                 ),
+                scope=Scope.ADMIN,
                 parameters=["Id", "IfMatch", *DONE_ONCE],
             ),
         },
@@ -511,6 +533,7 @@ def _paths() -> dict[str, Schema]:
                 SUMMARIES[name],
                 {"200": _answer("Done", answer, ETag="ETag", Idempotent_Replayed="Replayed")},
                 OF_A_COMMAND,
+                scope=COMMAND_SCOPES[name],
                 parameters=["Id", "IfMatch", *DONE_ONCE],
                 body=f"Command_{name}",
                 needs_body=bool(COMMANDS[name].required),
@@ -536,6 +559,7 @@ def _paths() -> dict[str, Schema]:
                 errors.Conflict,  # done before, and the session is anew since
                 errors.UnsupportedMediaType,
             ),
+            scope=Scope.CONTROL,
             parameters=["Id", *DONE_ONCE],
             body="Message",
             needs_body=True,
@@ -566,6 +590,7 @@ def _paths() -> dict[str, Schema]:
                 errors.SessionNotFound,
                 errors.EventsGone,
             ),
+            scope=Scope.VIEW,
             parameters=["Id", "Since", "Epoch"],
         )
     }

@@ -238,7 +238,7 @@ REFUSED = [
     ("play", 403, "POST", "/v1/sessions/ID/adjust"),
     ("view", 403, "POST", "/v1/sessions/ID/switch"),
     ("play", 403, "POST", "/v1/sessions/ID/messages"),
-    ("control", 403, "DELETE", "/v1/sessions/ID"),
+    ("control", 403, "POST", "/v1/sessions"),
 ]
 
 

@@ -377,6 +377,23 @@ def test_an_nginx_configuration_that_cannot_be_used_is_named(tmp_path: Path) -> 
     assert str(nowhere) in refused(Stack(tmp_path / "run", f"--certificate={nowhere}", f"--key={nowhere}"))
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "[::]", "*"])
+def test_without_keys_nobody_else_is_let_in_through_nginx_by_mistake(tmp_path: Path, host: str) -> None:
+    stack = Stack(tmp_path, f"--listen={host}:{free_ports(1)}")
+    line = refused(stack)
+    assert f"--listen={host}:" in line
+    assert "LOCKSTEP_JWT_SECRET_FILE" in line
+    assert "LOCKSTEP_INSECURE=yes" in line
+    # With keys, or said so, it is what comes next that is missing.
+    for name, value in (("JWT_SECRET_FILE", "secret"), ("INSECURE", "yes")):
+        line = refused(stack, env={f"LOCKSTEP_{name}": value, "PATH": str(tmp_path)})
+        assert "is missing: install it" in line
+    config = tmp_path / "lockstep.toml"
+    config.write_text('jwt_public_key_file = "keys.pem"\n')
+    line = refused(stack, env={"LOCKSTEP_CONFIG": str(config), "PATH": str(tmp_path)})
+    assert "is missing: install it" in line
+
+
 def test_too_few_open_files_are_named(tmp_path: Path) -> None:
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))
