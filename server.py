@@ -65,6 +65,7 @@ class Server:
             hub=self.hub,
             heartbeat=self.heartbeat,
             origins=Origins(settings.allowed_origins),
+            keep_alive_s=settings.keep_alive_s,
             hosts=Hosts(settings.own_names) if settings.is_open_on_loopback else None,
             max_message_bytes=settings.max_message_bytes,
             not_ready=self.not_ready,
@@ -147,13 +148,15 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
-        if stopped.is_set():
+    def on_signal(number: signal.Signals) -> None:
+        # A terminal that closes sends SIGHUP more than once.
+        if stopped.is_set() and number != signal.SIGHUP:
             os._exit(1)  # the second one: at once
         stopped.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(number, on_signal, number)
     server = Server(settings)
     started = asyncio.create_task(server.start(sockets))
     stopping = asyncio.create_task(stopped.wait())
@@ -164,12 +167,31 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 10, 10)
-        host, port = sockets[0].getsockname()[:2]
-        host = f"[{host}]" if ":" in host else host
-        print(f"Lockstep is ready at http://{host}:{port}", flush=True)
+        print(f"Lockstep is ready at {' and '.join(url_of(each) for each in sockets)}", flush=True)
         await stopping
     started.cancel()
     await server.stop()
+
+
+def listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
+    """Sockets that listen, all on one port. Raises OSError, and then none does."""
+    sockets: list[socket.socket] = []
+    try:
+        for address in addresses:
+            # A socket for each family: to one for both, callers by IPv4 would have addresses of IPv6.
+            everywhere = None if address == "::" else address
+            sockets += bind_sockets(port, everywhere, backlog=LISTEN_BACKLOG)
+            port = sockets[0].getsockname()[1]
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        raise OSError(error.errno, f"cannot listen on {address}:{port}: {error.strerror or error}") from None
+    return sockets
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -191,9 +213,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"lockstep: {error}")
     logs.configure(settings.log_level)
     try:
-        sockets = bind_sockets(settings.port, settings.address, backlog=LISTEN_BACKLOG)
+        sockets = listen(settings.addresses, settings.port)
     except OSError as error:
-        sys.exit(f"lockstep: cannot listen on {settings.address}:{settings.port}: {error.strerror or error}")
+        sys.exit(f"lockstep: {error.strerror}")
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(serve(settings, sockets))

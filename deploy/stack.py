@@ -60,6 +60,10 @@ START_WITHIN_S = 30.0
 STOP_WITHIN_S = 90.0
 # Clients who were sent away are back by then, before the next ones go.
 SETTLE_S = 1.0
+# nginx ends a WebSocket that is silent for so much longer than a dead one is kept by Lockstep.
+SPARE_S = 3.0
+# nginx keeps a connection to a process for this part of the time that the process keeps it.
+KEEPS_ALIVE_FOR = 0.8
 MAX_SOCKET_PATH = 100
 # Of the open files that a process may have; beyond it the doctor says so.
 FULL_AT = 0.9
@@ -118,8 +122,8 @@ class Stack:
         }
         return dict(os.environ) | ours
 
-    def nginx_conf(self, origins: Iterable[str] = ()) -> str:
-        """nginx's configuration; `origins` are those that the processes admit."""
+    def nginx_conf(self, settings: Settings) -> str:
+        """nginx's configuration beside processes with these settings."""
 
         def servers(how: str) -> str:
             return "\n".join(f"        server 127.0.0.1:{port} {how};" for port in self.ports)
@@ -133,8 +137,11 @@ class Stack:
             "socket_servers": servers("max_fails=0"),
             "listen": f"{self.listen} backlog=1024" + (" ssl" if self.certificate else ""),
             "tls": "",
-            "origins": origins_map(origins),
-            "vary": "Origin" if set(origins) - {"*"} else "",
+            "origins": origins_map(settings.allowed_origins),
+            "vary": "Origin" if settings.allowed_origins - {"*"} else "",
+            # Whoever is alive says something within the interval; some more, so that only the dead are ended.
+            "socket_timeout": in_ms(settings.ping_interval_s + settings.ping_timeout_s + SPARE_S),
+            "keep_alive": in_ms(KEEPS_ALIVE_FOR * settings.keep_alive_s),
         }
         if self.certificate:
             words["tls"] = (
@@ -145,6 +152,11 @@ class Stack:
             )
         template = (ROOT / "deploy" / "nginx.conf").read_text()
         return re.sub(r"@(\w+)@", lambda found: words[found[1]], template)
+
+
+def in_ms(seconds: float) -> str:
+    """As nginx reads it."""
+    return f"{max(1, round(1000 * seconds))}ms"
 
 
 def origins_map(origins: Iterable[str]) -> str:
@@ -334,10 +346,10 @@ def check(stack: Stack, settings: Settings) -> None:
                 ) from None
 
 
-def write_nginx_conf(stack: Stack, origins: Iterable[str]) -> bool:
+def write_nginx_conf(stack: Stack, settings: Settings) -> bool:
     """False where it is as it was. Raises Failure with nginx's own words, and leaves what was there."""
     path, new = stack.folder / "nginx.conf", stack.folder / "nginx.conf.new"
-    text = stack.nginx_conf(origins)
+    text = stack.nginx_conf(settings)
     if path.exists() and path.read_text() == text:
         new = path
     else:
@@ -394,7 +406,7 @@ def up(options: argparse.Namespace) -> None:
     check(stack, settings_of(environment))
     (stack.folder / "redis").mkdir(exist_ok=True)
     (stack.folder / "nginx-temp").mkdir(exist_ok=True)
-    write_nginx_conf(stack, settings_of(environment).allowed_origins)
+    write_nginx_conf(stack, settings_of(environment))
     targets = [{"targets": [f"127.0.0.1:{port}" for port in stack.ports]}]
     (stack.folder / "targets.json").write_text(json.dumps(targets) + "\n")
     with open(stack.folder / "supervisord.out", "wb") as out:
@@ -480,7 +492,7 @@ def roll(running: Running) -> None:
 
 
 def reload(running: Running, only_if_it_differs: bool = False) -> None:
-    differs = write_nginx_conf(running.stack, settings_of(running.environ).allowed_origins)
+    differs = write_nginx_conf(running.stack, settings_of(running.environ))
     if differs or not only_if_it_differs:
         running.supervisor.signalProcess("nginx", "HUP")
 

@@ -44,6 +44,7 @@ def front(
     heartbeat: Heartbeat,
     origins: Origins,
     hosts: Hosts | None,
+    keep_alive_s: float,
     max_message_bytes: int,
     not_ready: Callable[[], list[str]],
     metrics: Metrics,
@@ -82,4 +83,6 @@ def front(
         **settings,
     )
     paths = {"/ws", "/ws/", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
-    return Front(routes, application, frozenset(paths), origins, hosts, addresses, rates, tokens, metrics)
+    return Front(
+        routes, application, frozenset(paths), origins, hosts, keep_alive_s, addresses, rates, tokens, metrics
+    )

@@ -86,6 +86,7 @@ class Front(HTTPServerConnectionDelegate):
         paths: frozenset[str],
         origins: Origins,
         hosts: Hosts | None,
+        keep_alive_s: float,
         addresses: Addresses,
         rates: RateLimits | None,
         tokens: Tokens,
@@ -102,7 +103,7 @@ class Front(HTTPServerConnectionDelegate):
         self._paths = paths
         self._origins = origins
         self._hosts = hosts
-        self._patience = Patience()
+        self._patience = Patience(keep_alive_s)
         self._requests = ReadingTurns()
         self._arrivals = ReadingTurns()
         self.bodies = ReadingTurns()

@@ -15,8 +15,6 @@ from typing import Protocol
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream
 
-# A proxy that keeps connections must let go of them first: nginx does after 60 s.
-IDLE_TIMEOUT_S = 75.0
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
 # An answer of which the client takes nothing for so long is given up. Who takes little at a time is served.
@@ -38,7 +36,9 @@ class Incoming(Protocol):
 class Patience:
     """The latest request of each connection, and since when it has been waited for. Never waits itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_alive_s: float) -> None:
+        """`keep_alive_s`: so long a connection is kept that asks nothing."""
+        self._keep_alive_s = keep_alive_s
         self._latest: dict[object, Incoming] = {}
         self._awaited: dict[Incoming, tuple[Awaited, float]] = {}  # what, and since when
         self._timer: asyncio.TimerHandle | None = None
@@ -56,14 +56,15 @@ class Patience:
         self._latest.pop(connection, None)
 
     def _look_again(self) -> None:
-        period_s = min(HEAD_TIMEOUT_S, BODY_TIMEOUT_S, STALLED_TIMEOUT_S) / LOOKS_PER_TIMEOUT
+        shortest_s = min(HEAD_TIMEOUT_S, BODY_TIMEOUT_S, STALLED_TIMEOUT_S, self._keep_alive_s)
+        period_s = shortest_s / LOOKS_PER_TIMEOUT
         self._timer = asyncio.get_running_loop().call_later(period_s, self._look)
 
     def _look(self) -> None:
         now_s = asyncio.get_running_loop().time()
         awaited: dict[Incoming, tuple[Awaited, float]] = {}
         for incoming in self._latest.values():
-            waits_for = _awaited(incoming)
+            waits_for = self._awaits(incoming)
             if waits_for is None:
                 continue
             before, since_s = self._awaited.get(incoming, (waits_for, now_s))
@@ -78,18 +79,17 @@ class Patience:
         if self._latest:
             self._look_again()
 
-
-def _awaited(incoming: Incoming) -> Awaited | None:
-    """What the client is waited for; None while it waits for us."""
-    stream = incoming.connection.stream
-    if incoming.is_whole:
-        is_behind = stream is not None and stream.writing()
-        return (STALLED_TIMEOUT_S, _taken_bytes(stream)) if is_behind else None
-    if incoming.has_head:
-        return BODY_TIMEOUT_S, 0
-    # Tornado tells of a request only when its head is whole.
-    has_begun = stream._read_buffer_size > 0
-    return (HEAD_TIMEOUT_S if has_begun else IDLE_TIMEOUT_S), 0
+    def _awaits(self, incoming: Incoming) -> Awaited | None:
+        """What the client is waited for; None while it waits for us."""
+        stream = incoming.connection.stream
+        if incoming.is_whole:
+            is_behind = stream is not None and stream.writing()
+            return (STALLED_TIMEOUT_S, _taken_bytes(stream)) if is_behind else None
+        if incoming.has_head:
+            return BODY_TIMEOUT_S, 0
+        # Tornado tells of a request only when its head is whole.
+        has_begun = stream._read_buffer_size > 0
+        return (HEAD_TIMEOUT_S if has_begun else self._keep_alive_s), 0
 
 
 def _taken_bytes(stream: IOStream) -> int:

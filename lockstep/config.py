@@ -16,6 +16,7 @@ from lockstep.sessions import Lifetimes
 # More than these is a slip, and some of it Redis could not work with.
 MAX_KEPT_S = 10 * 365 * 86_400
 MAX_DRAIN_S = 3600
+MAX_KEEP_ALIVE_S = 86_400
 MAX_PING_S = 3600
 MAX_MESSAGE_BYTES = 16 * 1_048_576
 MAX_COUNT = 1_000_000_000
@@ -55,6 +56,7 @@ class Settings:
     jwt_issuer: str = ""
     anonymous: str = "none"
     insecure: bool = False
+    keep_alive_s: float = 75.0
     drain_s: float = 10.0
     keep_pending_s: float = 24 * 3600.0
     keep_running_s: float = 24 * 3600.0
@@ -76,10 +78,13 @@ class Settings:
     @property
     def is_on_loopback(self) -> bool:
         """Nobody from elsewhere can reach it."""
-        try:
-            return ip_address(self.address).is_loopback
-        except ValueError:
-            return self.address == "localhost"
+        return all(_is_loopback(each) for each in self.addresses)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Each once. `::` is all there are, of both families."""
+        listed = list(dict.fromkeys(_listed(self.address)))
+        return ["::"] if "::" in listed else listed
 
     @property
     def has_keys(self) -> bool:
@@ -121,7 +126,7 @@ class Settings:
 
 HELP = {
     "port": "port to listen on; 0 takes a free one",
-    "address": "address to listen on",
+    "address": "addresses to listen on, comma-separated; :: for all, of IPv4 and IPv6",
     "broker": "where sessions are kept: memory://, redis://host:port/db, rediss://, unix://, redis+sentinel://",
     "prefix": "what all keys and channels in Redis begin with",
     "routing": "all: every process hears every session; targeted: only those it has clients for",
@@ -146,6 +151,7 @@ HELP = {
     "jwt_issuer": "what a token must name as its issuer (iss)",
     "anonymous": "view: with keys, too, callers without a token may connect and read; none: they may not",
     "insecure": "yes: without keys, too, listen where others can reach it",
+    "keep_alive_s": "seconds a connection is kept without a request; more than a proxy in front keeps it",
     "drain_s": "seconds a stopping process may take to finish",
     "keep_pending_s": "seconds a session that was not started is kept",
     "keep_running_s": "seconds a running session is kept after its last command or the deadline it left",
@@ -254,6 +260,13 @@ def _listed(text: str) -> list[str]:
     return [stripped for part in text.split(",") if (stripped := part.strip())]
 
 
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def _name(text: str) -> str:
     name, port = split_host(text)
     if port is not None:
@@ -276,7 +289,7 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
             raise SettingsError(f"{source}: {getattr(settings, key)!r} is not {wanted}")
 
     require(0 <= settings.port <= 65_535, "port", "a port (0 to 65535)")
-    require(bool(settings.address), "address", "an address")
+    require(bool(settings.addresses), "address", "an address")
     require(
         settings.is_on_loopback or settings.has_keys or settings.insecure,
         "address",
@@ -317,6 +330,11 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
         )
     require(_is_usable(lambda _: settings.proxies, ""), "trusted_proxies", "a list of addresses or networks")
     require(0 <= settings.drain_s <= MAX_DRAIN_S, "drain_s", f"from 0 to {MAX_DRAIN_S}")
+    require(
+        0 < settings.keep_alive_s <= MAX_KEEP_ALIVE_S,
+        "keep_alive_s",
+        f"more than 0 and at most {MAX_KEEP_ALIVE_S}",
+    )
     for field in fields(settings):
         if field.name.startswith("keep_"):
             kept_s = getattr(settings, field.name)

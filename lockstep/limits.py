@@ -5,6 +5,8 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from msgspec import Struct
 
@@ -17,6 +19,9 @@ MAX_REMEMBERED = 10_000
 MAX_AMOUNT = 1_000_000_000
 MAX_WINDOW_S = 366 * 86_400
 MAX_RATE = f"at most {MAX_AMOUNT} in 1 to {MAX_WINDOW_S} s"
+MAX_ADDRESS_LENGTH = 64
+# As proxies write it: 192.0.2.1, 192.0.2.1:567, 2001:db8::1, [2001:db8::1], [2001:db8::1]:567; or in quotes.
+_FORWARDED = re.compile(r"""\s*"?(?:\[([^\[\]]+)\](?::\d+)?|([\d.]+)(?::\d+)?|([^\[\]"]+?))"?\s*""", re.ASCII)
 
 GENERAL = "Too many requests, please try again later"
 SWITCH = "Too many cycle switches for this session, please slow down"
@@ -163,35 +168,67 @@ class SwitchLimit:
 
 
 class Addresses:
-    """Whose X-Forwarded-For is believed: that of configured proxies only."""
+    """Which client a request is of. X-Forwarded-For is believed of configured proxies only."""
 
     def __init__(self, trusted: Sequence[str]) -> None:
         """`trusted` are addresses or networks (10.0.0.0/8). Raises ValueError."""
-        self._networks = [ipaddress.ip_network(each, strict=False) for each in trusted]
+        self._networks = [_network(each) for each in trusted]
+        self._look_at = lru_cache(MAX_REMEMBERED)(self._looked_at)
 
     def client_of(self, peer: str, forwarded_for: str | None) -> str:
-        """The address that the request came from, seen from the last proxy that is trusted."""
-        if not self._networks or forwarded_for is None or not self._is_trusted(peer):
-            return peer
-        client = peer
-        for hop in reversed(forwarded_for.split(",")):
-            client = hop.strip()
-            if not self._is_trusted(client):
-                break
-        return client[:64]
+        """Who a request came from, seen from the last proxy that is trusted: an address, of IPv6 its /64.
+
+        What is no address (`unknown`) stands for nobody: then it is the proxy that said so.
+        """
+        client, is_trusted = self._known(peer) or (peer[:MAX_ADDRESS_LENGTH], False)
+        if forwarded_for is not None and is_trusted:
+            for hop in reversed(forwarded_for.split(",")):
+                found = self._known(hop) if hop else None
+                if found is None:
+                    break
+                client, is_trusted = found
+                if not is_trusted:
+                    break
+        return client
 
     def is_proxy(self, peer: str) -> bool:
         """Is what `peer` says of a request believed?"""
-        return bool(self._networks) and self._is_trusted(peer)
+        known = self._known(peer)
+        return known is not None and known[1]
 
-    def _is_trusted(self, text: str) -> bool:
+    def _known(self, text: str) -> tuple[str, bool] | None:
+        """The client that an address stands for, and whether it is a trusted proxy's; None if it is none."""
         if not text:
-            return bool(self._networks)  # a Unix socket, which only a proxy here can use
+            return "", bool(self._networks)  # a Unix socket, which only a proxy here can use
+        return None if len(text) > MAX_ADDRESS_LENGTH else self._look_at(text)
+
+    def _looked_at(self, text: str) -> tuple[str, bool] | None:
+        found = _FORWARDED.fullmatch(text)
+        if found is None:
+            return None
         try:
-            address = ipaddress.ip_address(text)
+            address = _unmapped(ipaddress.ip_address(found[1] or found[2] or found[3]))
         except ValueError:
-            return False
-        return any(address in network for network in self._networks)
+            return None
+        is_trusted = any(address in network for network in self._networks)
+        if address.version == 4:
+            return str(address), is_trusted
+        # A household or a machine has a whole /64, and chooses in it as it likes.
+        return str(ipaddress.ip_network((address, 64), strict=False)), is_trusted
+
+
+def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """An address without its zone; IPv4 as itself, also where it was written as IPv6."""
+    if address.version == 4:
+        return address
+    return address.ipv4_mapped or IPv6Address(int(address))
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    network = ipaddress.ip_network(text, strict=False)
+    if network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+        return IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network
 
 
 class ConnectionLimits:

@@ -105,6 +105,7 @@ class ServerProcess:
         )
         self.pid = self.process.pid
         self.url = ""
+        self.start_line = ""
         self.prefix = ""
         if wait:
             self.wait_until_ready()
@@ -114,7 +115,7 @@ class ServerProcess:
         for line in self.process.stdout:
             found = START_LINE.search(line.decode())
             if found:
-                self.url = found[1]
+                self.url, self.start_line = found[1], line.decode()
                 break
         else:
             told = b"" if self.process.stderr is None else self.process.stderr.read()

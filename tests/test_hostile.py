@@ -259,12 +259,8 @@ async def test_who_does_not_finish_his_request_is_cut_off(
 @pytest.mark.parametrize(
     "said", ["", "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["nothing", "enough"]
 )
-async def test_a_connection_without_requests_is_closed_some_time(
-    monkeypatch: pytest.MonkeyPatch, said: str
-) -> None:
-    monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(patience, "IDLE_TIMEOUT_S", 0.5)
-    async with serving() as api:
+async def test_a_connection_without_requests_is_closed_some_time(said: str) -> None:
+    async with serving(keep_alive_s=0.5) as api:
         reader, writer = await asyncio.open_connection(*api.address)
         writer.write(said.encode())
         async with asyncio.timeout(10):

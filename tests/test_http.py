@@ -218,3 +218,51 @@ async def test_protocols_may_be_offered_in_two_headers(server: ServerProcess) ->
     async with await WsClient.connect(url, headers={"Sec-WebSocket-Protocol": offers}) as client:
         assert re.search(r"(?im)^sec-websocket-protocol: lockstep\.v1\.json\r$", client.response)
         assert (await client.recv())["type"] == "CONNECTED"
+
+
+# --- where it listens ----------------------------------------------------------------------------
+
+
+async def answers_at(host: str, port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    async with asyncio.timeout(10):
+        writer.write(head_of("GET", "/health").encode())
+        status = (await read_answer(reader)).status
+    writer.transport.abort()
+    return status == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "hosts"),
+    [
+        ("127.0.0.1", ["127.0.0.1"], {"127.0.0.1": True, "127.0.0.2": False, "::1": False}),
+        ("127.0.0.2, ::1", ["127.0.0.2", "[::1]"], {"127.0.0.1": False, "127.0.0.2": True, "::1": True}),
+        ("::1", ["[::1]"], {"127.0.0.1": False, "::1": True}),
+        ("0.0.0.0", ["0.0.0.0"], {"127.0.0.1": True, "127.0.0.2": True, "::1": False}),
+        ("::", ["0.0.0.0", "[::]"], {"127.0.0.1": True, "127.0.0.2": True, "::1": True}),
+        ("127.0.0.1,::,0.0.0.0", ["0.0.0.0", "[::]"], {"127.0.0.1": True, "::1": True}),
+    ],
+)
+async def test_it_listens_at_each_address_it_was_given_and_says_where(
+    address: str, shown: list[str], hosts: dict[str, bool]
+) -> None:
+    server = ServerProcess(f"--address={address}", "--insecure=yes", "--log-level=warning")
+    try:
+        for host, is_answered in hosts.items():
+            assert await answers_at(host, server.port) is is_answered, host
+        urls = re.findall(r"http://\S+", server.start_line)
+        assert sorted(urls) == sorted(f"http://{host}:{server.port}" for host in shown)
+    finally:
+        server.stop()
+
+
+def test_an_address_that_cannot_be_had_is_named_and_nothing_is_listened_to() -> None:
+    server = ServerProcess("--address=127.0.0.1,192.0.2.1", "--insecure=yes", wait=False)
+    out, err = server.process.communicate(timeout=20)
+    assert server.process.returncode == 1
+    assert out == b""
+    assert b"cannot listen on 192.0.2.1:" in err
+    assert err.count(b"\n") == 1

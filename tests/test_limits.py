@@ -65,14 +65,65 @@ def test_windows_of_many_callers_take_bounded_memory() -> None:
         # What the client says himself stands to the left of what the proxy has seen.
         (["10.0.0.0/8"], "10.0.0.1", "9.9.9.9, 1.2.3.4", "1.2.3.4"),
         (["10.0.0.0/8"], "10.0.0.1", "9.9.9.9, 1.2.3.4, 10.0.0.2", "1.2.3.4"),
-        (["127.0.0.1", "::1"], "::1", "2001:db8::1", "2001:db8::1"),
-        (["10.0.0.0/8"], "10.0.0.1", "garbage", "garbage"),
+        (["127.0.0.1", "::1"], "::1", "2001:db8::1", "2001:db8::/64"),
+        ([], "2001:db8::1", None, "2001:db8::/64"),
+        # What a proxy cannot name is asked by the proxy itself.
+        (["10.0.0.0/8"], "10.0.0.1", "unknown", "10.0.0.1"),
+        (["10.0.0.0/8"], "10.0.0.1", "1.2.3.4, unknown", "10.0.0.1"),
+        (["10.0.0.0/8"], "10.0.0.1", "1.2.3.4, unknown, 10.0.0.2", "10.0.0.2"),
+        (["10.0.0.0/8"], "10.0.0.1", "", "10.0.0.1"),
+        (["10.0.0.0/8"], "10.0.0.1", "1.2.3.4" * 1000, "10.0.0.1"),
+        # A Unix socket.
+        (["10.0.0.0/8"], "", "1.2.3.4", "1.2.3.4"),
+        ([], "", "1.2.3.4", ""),
+        # Proxies, however they are written, and by whichever family they come.
+        (["10.0.0.1"], "::ffff:10.0.0.1", "1.2.3.4", "1.2.3.4"),
+        (["::ffff:10.0.0.0/104"], "10.0.0.1", "1.2.3.4", "1.2.3.4"),
+        (["2001:DB8:0:0::1"], "2001:db8::1", "1.2.3.4, [2001:db8:0::1]:80", "1.2.3.4"),
+        (["2001:db8::/32"], "2001:db8::1", "9.9.9.9, 1.2.3.4:5, 2001:DB8::2", "1.2.3.4"),
     ],
 )
 def test_forwarded_for_is_believed_from_trusted_proxies_only(
     trusted: list[str], peer: str, forwarded: str | None, client: str
 ) -> None:
     assert Addresses(trusted).client_of(peer, forwarded) == client
+
+
+SPELLINGS = {
+    "1.2.3.4": [
+        "1.2.3.4",
+        " 1.2.3.4 ",
+        "1.2.3.4:5678",
+        "::ffff:1.2.3.4",
+        "::FFFF:102:304",
+        "[::ffff:1.2.3.4]:80",
+    ],
+    "2001:db8:0:1::/64": [
+        "2001:db8:0:1::1",
+        "2001:DB8:0:1::1",
+        "2001:0db8:0000:0001:0000:0000:0000:0001",
+        "[2001:db8:0:1::1]",
+        "[2001:db8:0:1::1]:443",
+        '"[2001:db8:0:1::1]:443"',
+        "2001:db8:0:1:ffff:ffff:ffff:ffff",
+    ],
+    "fe80::/64": ["fe80::1", "fe80::1%eth0", "[fe80::2%2]:443"],
+}
+
+
+@pytest.mark.parametrize(("client", "text"), [(c, t) for c, texts in SPELLINGS.items() for t in texts])
+def test_an_address_is_one_client_however_it_is_written(client: str, text: str) -> None:
+    addresses = Addresses(["10.0.0.0/8"])
+    assert addresses.client_of("10.0.0.1", text) == client
+    assert addresses.client_of("10.0.0.1", f"9.9.9.9,{text}, 10.0.0.2:80") == client
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1.2.3", "1.2.3.4.5", "01.2.3.4", "[1.2.3.4", "2001:db8::1::2", "::1:80:", "[]", "x:80", "1.2.3.4:x"],
+)
+def test_what_only_resembles_an_address_is_none(text: str) -> None:
+    assert Addresses(["10.0.0.0/8"]).client_of("10.0.0.1", text) == "10.0.0.1"
 
 
 # --- requests ------------------------------------------------------------------------------------
@@ -301,3 +352,27 @@ async def test_who_talks_more_than_allowed_is_sent_away_and_others_are_not() -> 
         await quiet.fence()
         talker.abort()
         quiet.abort()
+
+
+@pytest.mark.parametrize("client", SPELLINGS)
+async def test_one_client_has_one_share_however_its_address_is_written(client: str) -> None:
+    texts = SPELLINGS[client]
+    async with limited(rate_limit_general=f"{len(texts)}/60", trusted_proxies="127.0.0.1") as (url,):
+        for text in texts:
+            answer = await request(f"{url}/v1/time", "GET", None, {"X-Forwarded-For": text})
+            assert answer.status == 200, text
+        for text in texts:
+            answer = await request(f"{url}/v1/time", "GET", None, {"X-Forwarded-For": text})
+            assert answer.status == 429, text
+        answer = await request(f"{url}/v1/time", "GET", None, {"X-Forwarded-For": "2001:db8:ffff::1"})
+        assert answer.status == 200
+    async with limited(max_connections_per_ip=1, trusted_proxies="127.0.0.1") as (url,):
+        socket_url = url.replace("http", "ws") + f"/ws?sessionId={uuid4()}"
+        async with await WsClient.connect(socket_url, headers={"X-Forwarded-For": texts[0]}) as first:
+            assert (await first.recv())["type"] == "CONNECTED"
+            for text in texts:
+                async with await WsClient.connect(socket_url, headers={"X-Forwarded-For": text}) as another:
+                    closed = await another.recv()
+                    assert isinstance(closed, Closed)
+                    assert closed.code == 4004, text
+            await first.fence()

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from deploy.stack import Stack, origins_map, program
-from lockstep.config import read_settings
+from deploy.stack import SPARE_S, Stack, origins_map, program
+from lockstep.config import Settings, read_settings
 from tests.processes import Answer, parse_answer, request
 from tests.test_stack import free_ports
 
@@ -59,13 +59,17 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def fronted(
-    folder: Path, processes: int = 3, origins: str = "", edit: Callable[[str], str] = str
+    folder: Path,
+    processes: int = 3,
+    origins: str = "",
+    edit: Callable[[str], str] = str,
+    settings: Sequence[str] = (),
 ) -> AsyncIterator[Front]:
     base = free_ports(4)
     stack = Stack(str(folder), f"127.0.0.1:{base + 3}", 3, base, 100, "", "")
     (folder / "nginx-temp").mkdir()
-    admitted = read_settings([f"--origins={origins}"], {}).allowed_origins
-    (folder / "nginx.conf").write_text(edit(stack.nginx_conf(admitted)))
+    told = read_settings([f"--origins={origins}", *settings], {})
+    (folder / "nginx.conf").write_text(edit(stack.nginx_conf(told)))
     front = Front(stack)
     servers = [await asyncio.start_server(front.serve, "127.0.0.1", port) for port in stack.ports[:processes]]
     nginx = await asyncio.create_subprocess_exec(
@@ -312,7 +316,39 @@ async def test_only_websockets_are_upgraded(tmp_path: Path) -> None:
     assert "upgrade" not in front.seen[0]
 
 
+@pytest.mark.parametrize("path", ["/ws", "/ws/"])
+async def test_a_socket_that_falls_silent_is_ended_after_what_a_ping_may_take(
+    tmp_path: Path, path: str
+) -> None:
+    """By the settings that the processes have: nobody has to say the same in two places."""
+    loop = asyncio.get_running_loop()
+    upgraded = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    silent_for_s = []
+    async with fronted(tmp_path, settings=["--ping-interval-s=0.5", "--ping-timeout-s=0.2"]) as front:
+        front.reply = lambda _: upgraded
+        host, _, port = front.url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(20):
+            assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+            began_s = loop.time()
+            assert await reader.read() == b""
+            silent_for_s.append(loop.time() - began_s)
+        writer.transport.abort()
+    assert silent_for_s[0] >= 0.5 + 0.2 + SPARE_S - 0.1
+
+
+def test_nginx_lets_go_of_connections_before_the_processes_do() -> None:
+    stack = Stack("run", "127.0.0.1:1", 1, 9001, 100, "", "")
+    for keep_alive_s in (0.5, 75, 600):
+        text = stack.nginx_conf(Settings(keep_alive_s=keep_alive_s))
+        (kept_ms,) = re.findall(r"keepalive_timeout (\d+)ms;", text)
+        assert 0 < int(kept_ms) < 1000 * keep_alive_s
+
+
 def test_the_number_of_processes_and_their_ports_are_said_once(tmp_path: Path) -> None:
-    text = Stack(str(tmp_path), "127.0.0.1:1", 5, 9001, 100, "", "").nginx_conf()
+    text = Stack(str(tmp_path), "127.0.0.1:1", 5, 9001, 100, "", "").nginx_conf(Settings())
     assert [text.count(f"server 127.0.0.1:{port} ") for port in range(9000, 9007)] == [0, 3, 3, 3, 3, 3, 0]
     assert not re.search(r"@\w+@", text)

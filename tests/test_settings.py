@@ -104,7 +104,9 @@ def test_what_is_no_setting_is_named(arg: str) -> None:
 
 BAD = {
     "port": ["", "http", "-1", "65536", "80.5", "1e3", "0x50", "1" * 5_000, "nan"],
-    "address": [""],
+    "address": ["", ",", "127.0.0.1,0.0.0.0", "::", "::1,192.0.2.1"],
+    "trusted_proxies": ["proxy", "10.0.0.0/33", "::/129", "10.0.0.1:80"],
+    "keep_alive_s": ["0", "-1", "nan", "86401"],
     "origins": [
         *("example.org", "https://example.org/page", "ftp://example.org", "https://", "wss://example.org"),
         *("https://*", "https://*.", "https://a.*.example.org", "https://*example.org", "*.example.org"),

@@ -131,7 +131,7 @@ async def uploading(server: ServerProcess) -> AsyncIterator[Upload]:
 # --- who is told ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_every_client_is_told_and_the_exit_is_clean(
     server: ServerProcess, number: signal.Signals
 ) -> None:
@@ -147,6 +147,30 @@ async def test_every_client_is_told_and_the_exit_is_clean(
         assert await exit_code(server, 10) == 0
         # All have answered: nothing was waited for.
         assert time.monotonic() - began_s < LONG_DRAIN_S / 2
+
+
+async def test_a_terminal_that_closes_hurries_nobody(server: ServerProcess) -> None:
+    """It may send SIGHUP more than once."""
+    async with await WsClient.connect(watch_url(server)) as client:
+        assert await client.recv_type("CONNECTED")
+        for _ in range(3):
+            os.kill(server.pid, signal.SIGHUP)
+        assert await client.recv() == TOLD
+    assert await exit_code(server, 10) == 0
+
+
+def test_a_process_that_was_told_to_ignore_its_terminal_stays() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does it, for what it starts
+    try:
+        server = ServerProcess("--log-level=warning")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        os.kill(server.pid, signal.SIGHUP)
+        assert asyncio.run(server.call("GET", "/ready")).status == 200
+        assert server.process.poll() is None
+    finally:
+        assert server.stop() == 0
 
 
 async def test_many_clients_are_not_sent_away_all_at_once(server: ServerProcess) -> None:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from deploy.stack import Stack, program
+from lockstep.config import Settings
 from tests.load import chess
 from tests.processes import Answer, ServerProcess, request
 from tests.redis_server import Proxy, RedisServer
@@ -80,7 +81,7 @@ async def paired(folder: Path) -> AsyncIterator[Pair]:
                 servers.append(await asyncio.to_thread(ServerProcess, f"--broker={url}", *options))
             first, second = servers
             stack = Stack(str(folder), f"127.0.0.1:{base}", 1, first.port, 100, "", "")
-            conf = stack.nginx_conf()
+            conf = stack.nginx_conf(Settings())
             for before, after in (
                 (f"{first.port} max_fails=1 fail_timeout=1s;", f"{first.port} max_fails=0;"),
                 (f"{first.port} max_fails=0 backup;", f"{second.port} max_fails=0 backup;"),
