@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import os
+import resource
 import socket
+import sys
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -23,6 +26,10 @@ LISTEN_BACKLOG = 1024
 ACCEPTS_PER_TURN = 16
 # After so long there may be descriptors again.
 RETRY_S = 1.0
+# So many are kept for what the process opens itself: its connections to Redis and Sentinel, names, files.
+RESERVED_DESCRIPTORS = 32
+# Below that there would be no room for clients.
+MIN_DESCRIPTORS = 2 * RESERVED_DESCRIPTORS
 # What is read of a connection at a time.
 CHUNK_BYTES = 4096
 MAX_HEAD_BYTES = 16_384
@@ -84,12 +91,25 @@ class ClientStream(IOStream):
         super().close(exc_info)
 
 
+def descriptor_limit() -> int:
+    """How many files this process may have open; it may be changed while it runs."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
 class FrontServer(HTTPServer):
-    """Tornado's server, but it takes in few at a time, and tells the front when a connection has ended."""
+    """Tornado's server, but it takes in few at a time, and tells the front when a connection has ended.
+
+    Raises ValueError where the limit of open files leaves no room for clients.
+    """
 
     request_callback: Front
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
+        if descriptor_limit() < MIN_DESCRIPTORS:
+            raise ValueError(
+                f"only {descriptor_limit()} files may be open (ulimit -n): {MIN_DESCRIPTORS} are the least"
+            )
         super().initialize(*args, **kwargs)
         self.conn_params.chunk_size = CHUNK_BYTES
         self.conn_params.max_header_size = MAX_HEAD_BYTES
@@ -114,16 +134,39 @@ class FrontServer(HTTPServer):
         super().stop()
 
     def _take_in(self, listener: socket.socket, at_most: int) -> None:
+        first_reserved = descriptor_limit() - RESERVED_DESCRIPTORS
         try:
             for _ in range(at_most):
-                self._handle_connection(*listener.accept())
+                connection, address = listener.accept()
+                # The lowest that is free, so its number tells how many are in use.
+                descriptor = connection.fileno()
+                self._handle_connection(connection, address)
+                if descriptor >= first_reserved:
+                    self._pause(listener, f"{descriptor} of {descriptor_limit()} files are open")
+                    return
         except (BlockingIOError, ConnectionAbortedError):
             pass
         except OSError as error:
-            # Out of descriptors, mostly. The kernel keeps who comes; to look again at once would help nobody.
-            log.warning("nobody can be let in: %s", error)
-            self._look_away(listener)
-            asyncio.get_running_loop().call_later(RETRY_S, self._look_at, listener)
+            self._pause(listener, str(error))
+
+    def _pause(self, listener: socket.socket, why: str) -> None:
+        """Leave who comes to the kernel until there are descriptors again."""
+        log.warning("no more clients are let in for now: %s", why)
+        self._look_away(listener)
+        asyncio.get_running_loop().call_later(RETRY_S, self._go_on, listener)
+
+    def _go_on(self, listener: socket.socket) -> None:
+        if self._stopped:
+            return
+        try:
+            lowest_free = os.dup(listener.fileno())
+            os.close(lowest_free)
+        except OSError:
+            lowest_free = sys.maxsize
+        if lowest_free < descriptor_limit() - RESERVED_DESCRIPTORS:
+            self._look_at(listener)
+        else:
+            asyncio.get_running_loop().call_later(RETRY_S, self._go_on, listener)
 
     def _handle_connection(self, connection: socket.socket, address: Any) -> None:
         try:
