@@ -642,9 +642,9 @@ def test_a_token_that_never_comes_costs_one_attempt(guarded_tab: Tab) -> None:
         const token = () => new Promise((resolve) => asked.push(resolve));
         (await follow({ token })).connect();""",
     )
-    guarded_tab.page.clock.run_for(9_900)
+    guarded_tab.page.clock.run_for(2_000)
     assert guarded_tab.run("return [asked.length, log.length]") == [1, 0]
-    guarded_tab.page.clock.run_for(200)
+    guarded_tab.page.clock.run_for(8_000)
     assert guarded_tab.run("return log.map(({ status, reason }) => [status, reason])") == [
         ["offline", "No token"]
     ]
