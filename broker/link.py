@@ -1,4 +1,4 @@
-"""A supervised connection to Redis: it comes back by itself, and never waits for a silent one.
+"""A supervised connection to Redis: it comes back by itself, and waits only while something moves on it.
 
 The client library's connections would do for commands, at twice the cost; its Pub/Sub reader can
 starve the event loop when a link goes silent. So this speaks RESP2 over hiredis itself.

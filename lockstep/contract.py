@@ -171,7 +171,8 @@ class Broker(abc.ABC):
 
     States are opaque bytes here, recognised by their beginning (see ``messages.read_head``).
     Every method but ``now_ms`` raises BrokerUnavailable when the store does not answer within two
-    seconds. Its ``outcome`` is "unknown" where a change may have been applied all the same.
+    seconds, nor is about to: an answer that is arriving is waited for. Its ``outcome`` is "unknown" where
+    a change may have been applied all the same.
     """
 
     @abc.abstractmethod

@@ -13,11 +13,11 @@ from lockstep import engine, messages, state
 from lockstep.contract import Outcome
 from lockstep.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.engine import Step
-from lockstep.sessions import Lifetimes, Sessions, new_epoch
+from lockstep.sessions import Lifetimes, Sessions
 from lockstep.state import Session
 from tests.load import eventually
 from tests.redis_server import RedisServer
-from tests.test_broker import Ears, commit_of, created, new_id
+from tests.test_broker import Ears, commit_of, created, new_id, next_epoch
 from tests.test_sessions import spec
 
 
@@ -34,7 +34,7 @@ async def broker_on(redis: RedisServer) -> AsyncIterator[tuple[RedisBroker, Ears
 
 async def runs_out(broker: RedisBroker, in_ms: int) -> Session:
     at_ms = broker.now_ms() - 1_000 + in_ms
-    step = engine.create(spec("global", total_time_ms=1_000, on_timeout="flag"), new_epoch(at_ms), at_ms)
+    step = engine.create(spec("global", total_time_ms=1_000, on_timeout="flag"), next_epoch(), at_ms)
     step = replace_id(step)
     commit, session = commit_of(broker, None, step.followed_by(engine.start(step.session, at_ms)))
     assert await broker.commit(commit) is Outcome.APPLIED
