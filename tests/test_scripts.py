@@ -57,7 +57,7 @@ local redis = setmetatable({
     if fails((...)) then return { err = 'ERR made to fail: ' .. (...) } end
     return real.pcall(...)
   end,
-  acl_check_cmd = function(...) return not fails('acl_check_cmd') and real.acl_check_cmd(...) end,
+  acl_check_cmd = real.acl_check_cmd and function(...) return not fails('acl_check_cmd') and real.acl_check_cmd(...) end,
 }, { __index = real })
 local function whole()
 %s
