@@ -69,10 +69,11 @@ def needs(prefix: str, routing: Routing) -> list[Need]:
         *of_keys("deadlines", *sorted_set),
         *of_keys("sessions", *sorted_set),
         *of_keys("idempotency:", ("GET",), ("MGET",), ("SET", *no_set)),
-        *of_keys("rl:", ("GET",), ("PTTL",), ("SET", *no_set)),
+        *of_keys("rl:", ("GET",), ("PTTL",), ("SET", *no_set), ("INCRBY", "no number")),
         *of_keys("inside:", *inside),
-        *of_keys("process:", ("GETEX",), ("EXISTS",), ("SET", *no_set)),
+        *of_keys("process:", ("GETEX",), ("PTTL",), ("PEXPIRE", "1"), ("SET", *no_set)),
         *of_keys("routing", ("GET",), ("TYPE",), ("SET", *no_set)),
+        *of_keys("epoch", ("GET",), ("TYPE",), ("SET", *no_set)),
         Need(("PUBLISH", updates, deleted), f"&{prefix}session-updates*"),
         Need(("PUBLISH", messages, '{"type":"PROBE"}'), f"&{prefix}ws:*"),
         Need(("PUBLISH", f"{prefix}probe:{nobody}", ""), f"&{prefix}probe:*"),
@@ -104,9 +105,12 @@ async def _refused(ask: Ask, wanted: list[Need]) -> list[Need]:
     return [wanted[place - 1] for place in reply]
 
 
+_KINDS = {"sessions": "zset", "deadlines": "zset", "routing": "string", "epoch": "string"}
+
+
 async def in_the_way(ask: Ask, prefix: str) -> str | None:
     """One line that names a key which somebody else uses, or None."""
-    for name, kind in (("sessions", "zset"), ("deadlines", "zset"), ("routing", "string")):
+    for name, kind in _KINDS.items():
         found = await ask("TYPE", prefix + name)
         if found not in (kind.encode(), b"none") and not isinstance(found, hiredis.ReplyError):
             found, kind = (each.replace("zset", "sorted set") for each in (found.decode(), kind))

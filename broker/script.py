@@ -52,6 +52,8 @@ def checked(reply: Any) -> Any:
         # That it starts, and reads its data, passes by itself.
         level = logging.WARNING if str(reply).startswith("LOADING") else logging.ERROR
         log.log(level, "Redis refused: %s", str(reply).removeprefix(REFUSED))
-        is_within = "user_script" in str(reply) and not str(reply).startswith(REFUSED)
+        # Redis 6.2 says in other words that it was in the midst of one.
+        is_within = any(words in str(reply) for words in ("user_script", "running script"))
+        is_within = is_within and not str(reply).startswith(REFUSED)
         raise BrokerUnavailable("unknown" if is_within else "not_applied")
     return reply

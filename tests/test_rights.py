@@ -139,6 +139,7 @@ async def test_a_missing_right_ends_the_process_with_one_line(
     [
         ("sessions", "the key sessions of Redis is a hash, not a sorted set: choose another --prefix"),
         ("deadlines", "the key deadlines of Redis is a hash, not a sorted set: choose another --prefix"),
+        ("epoch", "the key epoch of Redis is a hash, not a string: choose another --prefix"),
         ("routing", "the key routing of Redis is a hash, not a string: choose another --prefix"),
     ],
 )

@@ -36,6 +36,7 @@ CANNOT_FAIL = {
     "PEXPIREAT": "its number was checked",
     "ZADD": "its key was read as a sorted set, and its number checked",
     "ZREM": "its key was read as a sorted set",
+    "INCRBY": "its key was read as a number",
     "EXPIRE": "its number is our own",
     "PEXPIRE": "its number was checked",
     "HDEL": "its key was read as a hash",
@@ -57,7 +58,9 @@ local redis = setmetatable({
     if fails((...)) then return { err = 'ERR made to fail: ' .. (...) } end
     return real.pcall(...)
   end,
-  acl_check_cmd = real.acl_check_cmd and function(...) return not fails('acl_check_cmd') and real.acl_check_cmd(...) end,
+  acl_check_cmd = real.acl_check_cmd and function(...)
+    return not fails('acl_check_cmd') and real.acl_check_cmd(...)
+  end,
 }, { __index = real })
 local function whole()
 %s
@@ -398,7 +401,7 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
         deleting_one_of_before_with_a_key: "",
         lapsing: "DEL ZREM ZREM PUBLISH",
     },
-    "spend": {counting_first: "SET", counting_on: "SET", counting_too_much: ""},
+    "spend": {counting_first: "SET", counting_on: "INCRBY", counting_too_much: ""},
     "enter": {
         entering: "EXPIRE HDEL HDEL",
         entering_beside_a_sign_of_life_that_lasts_too_long: "EXPIRE PEXPIRE",
@@ -494,7 +497,7 @@ async def test_what_a_redis_refuses_is_nowhere_and_reads_go_on(
         assert outcome == ("unknown" if asked is asking_again else "not_applied")
 
 
-KEYS = ("session:", "events:", "idempotency:", "rl:", "inside:", "deadlines", "sessions")
+KEYS = ("session:", "events:", "idempotency:", "rl:", "inside:", "deadlines", "sessions", "epoch")
 
 
 @pytest.mark.parametrize("asked", [asked for asked in ALL_CALLS if asked not in RETRIES])

@@ -13,7 +13,7 @@ for i, key in ipairs(KEYS) do
     -- A new window; also where the old one has more left than its length: it is from before TIME was set back.
     count, left = 1, window
   end
-  writes[i] = { 'SET', key, count, 'PX', left }
+  writes[i] = count > 1 and { 'INCRBY', key, 1 } or { 'SET', key, count, 'PX', left }
   standing[#standing + 1] = count
   standing[#standing + 1] = left
   if count > limit then
