@@ -109,7 +109,7 @@ class Sessions:
 
     async def create(self, spec: Spec, origin: Origin = NOBODY, answer: Answer = answer_state) -> Step:
         """Raises SessionExists, and leaves what is there untouched; Replay where it was done before."""
-        spec = replace(spec, session_id=spec.session_id or str(uuid.uuid4()))
+        spec = with_ids(spec)
         await self._refuse_if_formerly_done(spec.session_id, origin.once)
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
         epoch_ms = 0
@@ -472,6 +472,16 @@ class Sessions:
                 extra={"session_id": session_id},
             )
         return StateCorrupt(session_id)
+
+
+def with_ids(spec: Spec) -> Spec:
+    """Where no id is given one is made."""
+    seats = spec.participants
+    if not all(seat.participant_id for seat in seats):
+        seats = tuple(
+            replace(seat, participant_id=seat.participant_id or str(uuid.uuid4())) for seat in seats
+        )
+    return replace(spec, session_id=spec.session_id or str(uuid.uuid4()), participants=seats)
 
 
 def new_commit() -> str:

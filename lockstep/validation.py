@@ -182,8 +182,7 @@ PARTICIPANT = Record(
         "participant_index": Integer(0, MAX_INT),
         "total_time_ms": TIME,
         "group_id": Text(128),
-    },
-    required=["participant_id"],
+    }
 )
 
 CREATE = Record(
@@ -254,7 +253,7 @@ def spec(body: Any) -> Spec:
         on_timeout=read["on_timeout"] or ALLOWED_ON_TIMEOUT[mode][0],
         participants=tuple(
             Participant(
-                participant_id=each["participant_id"],
+                participant_id=each["participant_id"] or "",
                 participant_index=place if each["participant_index"] is None else each["participant_index"],
                 budget_ms=each["total_time_ms"],
                 remaining_ms=each["total_time_ms"],

@@ -15,6 +15,7 @@ import pytest
 
 from lockstep import engine, errors, messages, validation
 from lockstep.errors import ValidationError
+from lockstep.sessions import with_ids
 from lockstep.state import CLOCK_KINDS, Mode, Session, top_level
 from tests.processes import ROOT, Answer, ServerProcess
 from tests.sessions_under_test import EPOCH, T0, pending
@@ -325,7 +326,13 @@ VALUES = {
 }
 """One for each field; where it is a participant's, one for each of two."""
 # A field of these kinds names or orders something: no clock could run by it.
-NAMES = {"session_id", "participants", "participants.N.participant_index", "metadata"}
+NAMES = {
+    "session_id",
+    "participants",
+    "participants.N.participant_id",
+    "participants.N.participant_index",
+    "metadata",
+}
 ADJUST = "later, `target` of an adjust"
 
 
@@ -346,7 +353,7 @@ FIELDS = [name for name in creation_table() if name in VALUES and name != "on_ti
 
 
 def body_of(mode: Mode, fields: set[str]) -> dict[str, Any]:
-    """A creation that says these fields; participants only where one of theirs is among them."""
+    """A creation that says these fields."""
     body: dict[str, Any] = {}
     for field in VALUES:
         if field not in fields:
@@ -355,7 +362,9 @@ def body_of(mode: Mode, fields: set[str]) -> dict[str, Any]:
             body.setdefault("participants", [{}, {}])
             for seat, value in zip(body["participants"], VALUES[field], strict=True):
                 seat[field.removeprefix("participants.N.")] = value
-        elif field != "participants":
+        elif field == "participants":
+            body[field] = [{}, {}]
+        else:
             body[field] = mode.value if field == "sync_mode" else VALUES[field]
     return body
 
@@ -365,7 +374,7 @@ def required(mode: Mode) -> set[str]:
 
 
 def created(mode: Mode, fields: set[str]) -> Session:
-    spec = validation.spec(body_of(mode, fields))
+    spec = with_ids(validation.spec(body_of(mode, fields)))
     return engine.create(spec, EPOCH, T0).session
 
 
@@ -391,15 +400,12 @@ def test_every_field_of_a_creation_has_its_row() -> None:
 @pytest.mark.parametrize("mode", list(Mode))
 def test_what_is_required_suffices_and_nothing_of_it_can_be_left_out(mode: Mode) -> None:
     needed = required(mode)
-    # Where no participants are, none of them needs anything.
-    created(mode, needed if "participants" in needed else needed - {"participants.N.participant_id"})
+    created(mode, needed)
     for field in needed:
         # What has participants has all that each of them needs.
         left = {each for each in needed if each != field and not each.startswith(field + ".")}
         with pytest.raises(ValidationError) as refused:
-            created(
-                mode, left if field != "participants.N.participant_id" else left | {"participants.N.group_id"}
-            )
+            created(mode, left)
         assert isinstance(refused.value.details, list)
         named = {re.sub(r"\.\d+", ".N", each["field"]) for each in refused.value.details}
         assert field in named, field
@@ -412,7 +418,7 @@ def test_a_clock_runs_by_a_field_where_the_table_says_so(mode: Mode, field: str)
     assert cell in ("required", "optional", "kept")
     if cell == "required":
         return  # nothing can be left out, see above
-    needed = required(mode)
+    needed = required(mode) | {"participants"}
     without, with_it = story(mode, needed), story(mode, needed | {field})
     assert (without == with_it) is (cell == "kept" or field in NAMES)
 
@@ -451,7 +457,7 @@ def test_the_limits_of_a_creation_are_those_that_are_told() -> None:
 @pytest.mark.parametrize("mode", list(Mode))
 def test_an_adjust_takes_the_targets_that_are_told(mode: Mode) -> None:
     cell = creation_table()[ADJUST][mode]
-    session = created(mode, required(mode) | {"participants.N.participant_id"})
+    session = created(mode, required(mode) | {"participants", "participants.N.participant_id"})
     member, group = VALUES["participants.N.participant_id"][1], VALUES["participants.N.group_id"][1]  # type: ignore[index]
     taken = set()
     for name, target in (("none", None), ("`participant_id`", member), ("`group_id`", group)):

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from lockstep import validation
+from lockstep import messages, validation
 from lockstep.engine import Spec
 from lockstep.errors import ValidationError
+from lockstep.sessions import with_ids
 from lockstep.state import Mode, OnTimeout, Status
 from lockstep.validation import Complaints
 
@@ -172,7 +173,6 @@ def test_an_index_is_a_whole_number(index: Any) -> None:
         ("per_group", "participants.0.group_id"),
         ("per_cycle", "time_per_cycle_ms"),
         ("global", "total_time_ms"),
-        ("per_cycle", "participants.0.participant_id"),
         ("per_cycle", "sync_mode"),
     ],
 )
@@ -185,6 +185,14 @@ def test_what_a_mode_needs_is_missed_by_name(mode: str, missing: str, is_null: b
     else:
         del holder[name]
     assert set(complaints(given)) == {missing}
+
+
+def test_a_participant_needs_no_id_of_the_callers() -> None:
+    given = spec(mode="per_cycle", participants=[{}, {"participant_id": ID}, {"participant_id": None}])
+    ids = [each.participant_id for each in with_ids(given).participants]
+    assert ids[1] == ID.lower()
+    assert len(set(ids)) == 3
+    assert all(messages.UUID.fullmatch(each) for each in ids)
 
 
 def test_the_bank_of_a_group_is_one() -> None:
@@ -331,7 +339,6 @@ def test_all_violations_are_told_at_once() -> None:
         "participants.1.group_id",
         "participants.2.participant_id",
         "participants.2.name",
-        "participants.3.participant_id",
         "participants.3.total_time_ms",
     }
 
