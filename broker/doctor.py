@@ -8,7 +8,7 @@ from typing import Any
 from broker import rights
 from broker.endpoint import parse
 from broker.link import Link, LinkDown, Refused, Wire
-from broker.redis import OLDEST_REDIS
+from broker.redis import OLDEST_REDIS, wrong_mode
 from broker.subscriber import Routing
 from lockstep.config import Settings
 from lockstep.metrics import Metrics
@@ -65,7 +65,10 @@ async def _config(link: Link, name: str) -> str | None:
 
 
 async def _version(link: Link) -> Finding:
-    version = (await _info(link, "server")).get("redis_version", "unknown")
+    server = await _info(link, "server")
+    if why := wrong_mode(server, await _info(link, "cluster")):
+        return False, f"Redis: {why}"
+    version = server.get("redis_version", "unknown")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers >= OLDEST_REDIS:
         return True, f"Redis version: {version}"

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from redis.asyncio.connection import parse_url
 
 from broker.sentinel import Address, ask_for_master
+from lockstep.config import masked
 
 CONNECT_TIMEOUT_S = 1.0
 EXAMPLES = (
@@ -17,6 +18,7 @@ EXAMPLES = (
     "or redis+sentinel://a:26379,b:26379/service/0"
 )
 # What a URL's query may say.
+SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
 OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
 
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -34,30 +36,36 @@ class Endpoint:
     username: str | None = None
     password: str | None = None
     db: int = 0
-    sentinels: tuple[tuple[str, int], ...] = ()
+    sentinels: tuple[Address, ...] = ()
     service: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
 
     async def connect(self, factory: Callable[[], P]) -> tuple[P, Address | None]:
-        """Open a connection; also where to, if Sentinel was asked. Raises OSError when nobody answers."""
+        """Open a connection; also where to, if Sentinel was asked. Raises OSError when nobody answers.
+
+        SentinelRefuses, where it will not be otherwise before somebody changes a password.
+        """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             if self.path is not None:
                 return (await loop.create_unix_connection(factory, self.path))[1], None
             # Asked anew for each connection: after a failover the answer is another.
-            master = await ask_for_master(self.sentinels, self.service) if self.sentinels else None
+            master = await self._ask_sentinels() if self.sentinels else None
             host, port = master or (self.host, self.port)
             return (await loop.create_connection(factory, host, port, ssl=self.tls))[1], master
 
     async def master(self) -> Address:
         """Who is master by now. Raises OSError where most of the Sentinels do not answer."""
-        return await ask_for_master(self.sentinels, self.service, at_least=len(self.sentinels) // 2 + 1)
+        return await self._ask_sentinels(at_least=len(self.sentinels) // 2 + 1)
+
+    async def _ask_sentinels(self, at_least: int = 1) -> Address:
+        greeting = _authentication(self.sentinel_username, self.sentinel_password)
+        return await ask_for_master(self.sentinels, self.service, at_least, greeting)
 
     def greeting(self) -> list[tuple[str, ...]]:
         """The first commands on each connection."""
-        commands: list[tuple[str, ...]] = []
-        if self.password is not None:
-            user = (self.username,) if self.username else ()
-            commands.append(("AUTH", *user, self.password))
+        commands = _authentication(self.username, self.password)
         if self.db:
             commands.append(("SELECT", str(self.db)))
         commands.append(("CLIENT", "SETNAME", "lockstep"))
@@ -67,8 +75,16 @@ class Endpoint:
         return commands
 
 
+def _authentication(username: str | None, password: str | None) -> list[tuple[str, ...]]:
+    if password is None:
+        return []
+    return [("AUTH", username, password) if username else ("AUTH", password)]
+
+
 def parse(url: str) -> Endpoint:
     """redis://, rediss://, unix:// as redis-py reads them, and redis+sentinel://h:p,h:p/service/db.
+
+    User and password before the hosts are Redis's; Sentinel's are ?sentinel_username=U&sentinel_password=P.
 
     Raises ValueError, saying what it cannot use and what could be; never with the password in it.
     """
@@ -78,7 +94,9 @@ def parse(url: str) -> Endpoint:
         why = f"its certificates cannot be read ({error.strerror or error})"
     except ValueError as error:
         why = str(error)
-    raise ValueError(f"broker: {_shown(url)!r} cannot be used: {why}; a broker looks like {EXAMPLES}")
+    raise ValueError(
+        f"broker: {masked('broker', url)!r} cannot be used: {why}; a broker looks like {EXAMPLES}"
+    )
 
 
 def _parse(url: str) -> Endpoint:
@@ -103,7 +121,7 @@ def _parse(url: str) -> Endpoint:
         raise ValueError(f"{min(unknown)} is none of its options ({', '.join(sorted(OPTIONS))})")
     options: dict[str, Any] = dict(parse_url(url))
     endpoint = Endpoint(
-        shown=_shown(url),
+        shown=masked("broker", url),
         username=options.get("username"),
         password=options.get("password"),
         db=int(options.get("db", 0)),
@@ -126,35 +144,39 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext:
 
 def _parse_sentinel(url: str) -> Endpoint:
     # urlsplit takes no list of hosts.
-    rest = url.removeprefix("redis+sentinel://")
+    rest, _, query = url.removeprefix("redis+sentinel://").partition("?")
     credentials, at, rest = rest.rpartition("@")
     username, _, password = credentials.partition(":")
     hosts, _, path = rest.partition("/")
     service, _, db = path.partition("/")
     sentinels = []
-    for each in hosts.split(","):
+    for place, each in enumerate(hosts.split(","), 1):
         host, _, port = each.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host or "[" in host:
+            host = ""
         if not host or not _is_port(port):
-            raise ValueError(f"{each!r} is not host:port")
+            # Not quoted: where something in front was not encoded, it may be a part of a password.
+            raise ValueError(f"Sentinel number {place} is not host:port or [IPv6]:port")
         sentinels.append((host, int(port)))
     if not service or (db and not db.isdigit()):
         raise ValueError("after the hosts come /service and, if not 0, /db")
+    # A plus is itself: it is no form that is read here.
+    options = parse_qs(query.replace("+", "%2B"), keep_blank_values=True)
+    if options.keys() - SENTINEL_OPTIONS:
+        raise ValueError(f"the options of Sentinel are {' and '.join(sorted(SENTINEL_OPTIONS))}")
     return Endpoint(
-        shown=_shown(url),
+        shown=masked("broker", url),
         username=unquote(username) or None,
         password=unquote(password) if at else None,
         db=int(db or 0),
         sentinels=tuple(sentinels),
         service=service,
+        sentinel_username=options.get("sentinel_username", [None])[0],
+        sentinel_password=options.get("sentinel_password", [None])[0],
     )
 
 
 def _is_port(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= 65_535
-
-
-def _shown(url: str) -> str:
-    """Without what may be a password, wherever it stands."""
-    scheme, separator, _ = url.partition("://")
-    _, at, rest = url.rpartition("@")
-    return f"{scheme + separator if separator else ''}***@{rest}" if at else url

@@ -19,7 +19,7 @@ from typing import Any, cast
 import hiredis
 
 from broker.endpoint import Endpoint
-from broker.sentinel import Address
+from broker.sentinel import REFUSALS, Address, SentinelRefuses
 from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ Argument = str | bytes | int
 
 # Answers of a Redis that cannot serve now but will, or that another will serve instead of.
 PASSING_ERRORS = ("LOADING", "READONLY", "MASTERDOWN", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS")
-REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
 # A script of ours says so that it changed nothing; what follows is Redis's own error.
 REFUSED = "REFUSED "
 
@@ -87,6 +86,8 @@ class Wire(asyncio.Protocol):
         self.moved_at_s = asyncio.get_running_loop().time()
         # Before it is greeted, a Redis may answer whatever we say with the same complaint.
         self.is_greeted = False
+        # Why Redis closes, if it has said so: too many clients (before we ask), or protected mode.
+        self._farewell = "no answer"
         self._reader = hiredis.Reader()
         self._unsent: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
         self._batches: deque[_Batch] = deque()
@@ -109,6 +110,8 @@ class Wire(asyncio.Protocol):
                     self.on_push(reply)
                 elif self._batches:
                     self._on_reply(self._batches[0], reply)
+                elif isinstance(reply, hiredis.ReplyError):
+                    self._farewell = str(reply)
         except hiredis.ProtocolError:
             log.exception(
                 "what answers is no Redis, or something between changes its answers; connecting anew"
@@ -135,7 +138,7 @@ class Wire(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         if self.lost.done():
-            _fail([future], sent=False)
+            _fail([future], sent=False, why=self._farewell)
             return future
         if not self._unsent:
             loop.call_soon(self._flush)
@@ -216,17 +219,21 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set_result(None)
+        if not self.is_greeted and self._batches and self._batches[0].replies:
+            reply = self._batches[0].replies[0]
+            if isinstance(reply, hiredis.ReplyError):
+                self._farewell = str(reply)
         for batch in self._batches:
-            _fail(batch.futures, sent=True)
-        _fail([future for _, future in self._unsent], sent=False)
+            _fail(batch.futures, sent=True, why=self._farewell)
+        _fail([future for _, future in self._unsent], sent=False, why=self._farewell)
         if self.on_lost is not None:
             self.on_lost()
 
 
-def _fail(futures: list["asyncio.Future[Any]"], sent: bool) -> None:
+def _fail(futures: list["asyncio.Future[Any]"], sent: bool, why: str) -> None:
     for future in futures:
         if not future.done():
-            future.set_exception(LinkDown(sent))
+            future.set_exception(LinkDown(sent, why))
             future.exception()  # its caller may have left
 
 
@@ -353,9 +360,9 @@ class Link:
                 retry_s = RETRY_MIN_S
                 await self._watch()
                 self._complain("connection lost")
-            except Refused as error:
+            except (Refused, SentinelRefuses) as error:
                 if self._refused is not None and not self._refused.done() and not self._has_been_up:
-                    self._refused.set_exception(error)  # whoever starts it says so
+                    self._refused.set_exception(Refused(str(error)))  # whoever starts it says so
                 else:
                     self._complain(str(error))
             except (OSError, LinkDown) as error:

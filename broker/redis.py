@@ -114,11 +114,16 @@ class RedisBroker(Broker):
 
     async def _prepare(self, wire: Wire) -> None:
         """Check a new connection's Redis, and measure its clock."""
-        info = _info(await wire.call("INFO", "server"))
+        server, memory, cluster = await asyncio.gather(
+            *(wire.call("INFO", section) for section in ("server", "memory", "cluster"))
+        )
+        info = _info(server)
+        if why := wrong_mode(info, _info(cluster)):
+            raise Refused(why)
         version = tuple(int(part) for part in info.get("redis_version", "0").split(".")[:2])
         if version < OLDEST_REDIS:
             raise Refused(f"Redis is {info.get('redis_version')}, 6.2 or newer is needed")
-        policy = _info(await wire.call("INFO", "memory")).get("maxmemory_policy", "noeviction")
+        policy = _info(memory).get("maxmemory_policy", "noeviction")
         if policy != "noeviction" and not self._allow_eviction:
             raise Refused(
                 f"Redis may evict sessions (maxmemory-policy is {policy}): "
@@ -527,6 +532,16 @@ def _text(member: bytes) -> str:
 def _instant(score: bytes) -> int:
     """A score in ms; also where somebody else left behind what is no instant."""
     return int(min(max(float(score), 0.0), 2.0**53))
+
+
+def wrong_mode(server: dict[str, str], cluster: dict[str, str]) -> str | None:
+    """Why what answers cannot be used, by its INFO, though it speaks as Redis does; None if it can."""
+    mode = "cluster" if cluster.get("cluster_enabled") == "1" else server.get("redis_mode")
+    if mode == "cluster":
+        return "this is a Redis Cluster, which is not supported: one Redis, or Sentinel, is needed"
+    if mode == "sentinel":
+        return "this is a Sentinel: name it as redis+sentinel://host:port/service/db"
+    return None
 
 
 def _info(reply: Any) -> dict[str, str]:

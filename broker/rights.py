@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import hiredis
 
 from broker.link import LinkDown
-from broker.subscriber import Routing
+from broker.subscriber import Routing, escaped
 
 LUA = (Path(__file__).parent / "lua" / "rights.lua").read_bytes()
 
@@ -25,13 +25,14 @@ class Need(NamedTuple):
 
 def needs(prefix: str, routing: Routing) -> list[Need]:
     """Every command of ours, on every kind of key and channel that it is used on."""
+    glob = escaped(prefix)
     nobody = "00000000-0000-4000-8000-000000000000"
     # Both of them at once are an error, which comes after the look at the rights.
     no_set = ("", "XX", "NX")
 
     def of_keys(name: str, *calls: tuple[str, ...]) -> list[Need]:
         key, pattern = (name + nobody, name + "*") if name.endswith(":") else (name, name)
-        return [Need((call[0], prefix + key, *call[1:]), f"~{prefix}{pattern}") for call in calls]
+        return [Need((call[0], prefix + key, *call[1:]), f"~{glob}{pattern}") for call in calls]
 
     sorted_set = (
         ("ZSCORE", nobody),
@@ -65,7 +66,7 @@ def needs(prefix: str, routing: Routing) -> list[Need]:
         *(Need(call, "") for call in (("TIME",), ("PING",), ("ECHO", ""))),
         *of_keys("session:", *session),
         *of_keys("events:", *events),
-        Need(("XINFO", "STREAM", f"{prefix}events:{nobody}"), f"~{prefix}events:*"),
+        Need(("XINFO", "STREAM", f"{prefix}events:{nobody}"), f"~{glob}events:*"),
         *of_keys("deadlines", *sorted_set),
         *of_keys("sessions", *sorted_set),
         *of_keys("idempotency:", ("GET",), ("MGET",), ("SET", *no_set)),
@@ -74,10 +75,14 @@ def needs(prefix: str, routing: Routing) -> list[Need]:
         *of_keys("process:", ("GETEX",), ("PTTL",), ("PEXPIRE", "1"), ("SET", *no_set)),
         *of_keys("routing", ("GET",), ("TYPE",), ("SET", *no_set)),
         *of_keys("epoch", ("GET",), ("TYPE",), ("SET", *no_set)),
-        Need(("PUBLISH", updates, deleted), f"&{prefix}session-updates*"),
-        Need(("PUBLISH", messages, '{"type":"PROBE"}'), f"&{prefix}ws:*"),
-        Need(("PUBLISH", f"{prefix}probe:{nobody}", ""), f"&{prefix}probe:*"),
-        *(Need(call, "&" + call[1].replace(nobody, "*")) for call in listening),
+        Need(("PUBLISH", updates, deleted), f"&{glob}session-updates*"),
+        Need(("PUBLISH", messages, '{"type":"PROBE"}'), f"&{glob}ws:*"),
+        Need(("PUBLISH", f"{prefix}probe:{nobody}", ""), f"&{glob}probe:*"),
+        *(
+            Need(call, "&" + (name if call[0] == "PSUBSCRIBE" else escaped(name).replace(nobody, "*")))
+            for call in listening
+            for name in call[1:]
+        ),
     ]
 
 

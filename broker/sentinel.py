@@ -11,6 +11,12 @@ Address = tuple[str, int]
 Command = tuple[str, ...]
 
 ANSWER_TIMEOUT_S = 0.3
+# Replies of a server, Redis or Sentinel, to whom the right password, or a right, is missing.
+REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+
+
+class SentinelRefuses(ConnectionError):
+    """Sentinel answers, but not us: a password is wrong or missing."""
 
 
 class Named(NamedTuple):
@@ -35,6 +41,8 @@ async def ask_for_master(
     )
     named = [answer for answer in answers if isinstance(answer, Named)]
     if len(named) < at_least:
+        if not named and (refusals := [each for each in answers if isinstance(each, SentinelRefuses)]):
+            raise refusals[0]
         complaints = [str(answer) or "timed out" for answer in answers if isinstance(answer, Exception)]
         raise ConnectionError(f"{len(named)} of {len(sentinels)} Sentinels answer: {complaints[0]}")
     latest = max(each.epoch for each in named)
@@ -64,7 +72,8 @@ async def _ask(sentinel: Address, service: str, greeting: Sequence[Command]) -> 
             writer.transport.abort()
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
-            raise ConnectionError(str(reply))
+            refuses = str(reply).startswith(REFUSALS)
+            raise SentinelRefuses(f"Sentinel: {reply}") if refuses else ConnectionError(str(reply))
     return _read(replies[-1])
 
 

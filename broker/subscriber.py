@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,11 @@ log = logging.getLogger(__name__)
 LEAVE_AFTER_S = 30.0
 # Channels in one SUBSCRIBE; more at once would keep Redis from others.
 SUBSCRIBE_SLICE = 500
+
+
+def escaped(text: str) -> str:
+    """A name as a part of a pattern of Redis's, in which it stands for itself alone."""
+    return re.sub(r"([\\*?\[])", r"\\\1", text)
 
 
 class Routing:
@@ -39,7 +45,7 @@ class Routing:
 
     @property
     def pattern(self) -> str | None:
-        return None if self.is_targeted else self._messages + "*"
+        return None if self.is_targeted else escaped(self._messages) + "*"
 
     def update_channel(self, session_id: str) -> str:
         return f"{self.updates}:{session_id}" if self.is_targeted else self.updates

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -188,12 +189,20 @@ def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def masked(name: str, value: str) -> str:
-    """A setting's value as it may be shown: without the password in the broker's URL."""
+    """A setting's value as it may be shown: without what may be a password in the broker's URL."""
     if name != "broker":
         return value
-    scheme, _, rest = value.partition("://")
-    secret, at, place = rest.rpartition("@")
-    return f"{scheme}://{secret.partition(':')[0]}:***@{place}" if at else value
+    # What follows a password in the query goes with it: it may be the rest of one that was not quoted.
+    if found := re.search(r"[?&]\w*password=", value):
+        value = value[: found.end()] + "***"
+    before, at, place = value.rpartition("@")
+    if not at:
+        return value
+    scheme, separator, secret = before.partition("://")
+    if not separator:
+        return f"***@{place}"
+    user = secret.partition(":")[0]
+    return f"{scheme + separator}{user + ':' if user else ''}***@{place}"
 
 
 def usage() -> str:

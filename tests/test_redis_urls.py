@@ -3,15 +3,22 @@
 import asyncio
 import shutil
 import subprocess
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import broker.redis
+from broker import examine
 from broker.endpoint import parse
 from broker.redis import RedisBroker
-from tests.redis_server import RedisServer, free_port
+from lockstep.config import Settings, masked
+from tests.load import chess
+from tests.processes import ServerProcess
+from tests.redis_server import RedisServer, Sentinels, free_port
+from tests.ws_client import WsClient
 
 
 class Deaf:
@@ -108,6 +115,14 @@ async def test_an_old_redis_is_refused_by_its_version(
         ("unix://", "it names no socket"),
         ("redis+sentinel://:hush@127.0.0.1:99999/service", "is not host:port"),
         ("redis+sentinel://:hush@127.0.0.1:26379", "/service"),
+        ("redis+sentinel://:hush@::1:26379/service", "is not host:port"),
+        ("redis+sentinel://:hush@[::1:26379/service", "is not host:port"),
+        ("redis+sentinel://:hush@[::1]/service", "is not host:port"),
+        ("redis+sentinel://:hush?hush@127.0.0.1:1/service", "is not host:port"),
+        ("redis+sentinel://127.0.0.1:1/service?password=hush", "options of Sentinel"),
+        ("redis+sentinel://127.0.0.1:1?sentinel_password=hush", "/service"),
+        ("redis://127.0.0.1:0/0?password=hush", "its port"),
+        ("redis://127.0.0.1:0/0?password=hu@sh&db=hush", "its port"),
         ("redis+sentinel://:hush@127.0.0.1/service", "is not host:port"),
     ],
 )
@@ -126,3 +141,215 @@ def test_a_sentinel_url_names_all_there_is_to_know() -> None:
     assert (endpoint.username, endpoint.password) == ("user", "p@ss")
     assert "p@ss" not in endpoint.shown
     assert "p%40ss" not in endpoint.shown
+
+
+def test_a_sentinel_url_has_passwords_for_both() -> None:
+    hosts = "one:26379,[::1]:26380,[2001:db8::2]:26381"
+    endpoint = parse(
+        f"redis+sentinel://app:r%40%2F@{hosts}/service/1?sentinel_username=watch&sentinel_password=s+%26%2B1"
+    )
+    assert endpoint.sentinels == (("one", 26379), ("::1", 26380), ("2001:db8::2", 26381))
+    assert (endpoint.username, endpoint.password) == ("app", "r@/")
+    assert (endpoint.sentinel_username, endpoint.sentinel_password) == ("watch", "s+&+1")
+    assert "r%40" not in endpoint.shown
+    assert "s+%26" not in endpoint.shown
+    assert endpoint.shown.startswith(f"redis+sentinel://app:***@{hosts}/service/1")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:hush@host:1/0", "redis://user:***@host:1/0"),
+        ("redis://host:1/0?password=hu@sh", "redis://host:1/0?password=***"),
+        ("redis+sentinel://h:1/s?sentinel_username=u&sentinel_password=hush", None),
+        ("redis+sentinel://:hush@h:1/s?sentinel_password=hush", None),
+        ("unix:///run/r.sock?db=0&password=hush", "unix:///run/r.sock?db=0&password=***"),
+        ("hush@host", "***@host"),
+    ],
+)
+def test_a_password_is_shown_nowhere(url: str, shown: str | None) -> None:
+    assert masked("broker", url) == shown or shown is None
+    assert "hush" not in masked("broker", url)
+
+
+async def test_an_ipv6_url_leads_there() -> None:
+    own = RedisServer("--bind", "127.0.0.1", "::1", "--requirepass", "hush", wait=False)
+    try:
+        assert await reaches(f"redis://:hush@[::1]:{own.port}/1")
+    finally:
+        own.close()
+
+
+class GuardedSentinels(Sentinels):
+    """Redis and Sentinel have passwords of their own, and listen to IPv6, too."""
+
+    def __init__(self) -> None:
+        self.master = RedisServer("--bind", "127.0.0.1", "::1", "--requirepass", "redis-hush", wait=False)
+        self.replica = self.master
+        self._folder = Path(tempfile.mkdtemp(prefix="lockstep-sentinel-"))
+        self.ports = [free_port()]
+        config = self._folder / "sentinel.conf"
+        config.write_text(
+            f"port {self.ports[0]}\nbind 127.0.0.1 ::1\ndir {self._folder}\nrequirepass sentinel-hush\n"
+            f"sentinel monitor lockstep 127.0.0.1 {self.master.port} 1\n"
+            "sentinel auth-pass lockstep redis-hush\n"
+        )
+        process = subprocess.Popen(
+            ["redis-server", str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._sentinels = [(process, self._folder)]
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[GuardedSentinels]:
+    sentinels = GuardedSentinels()
+    yield sentinels
+    sentinels.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_passwords_of_sentinel_and_of_redis_lead_to_the_master(
+    guarded: GuardedSentinels, host: str
+) -> None:
+    place = f"{host}:{guarded.ports[0]}/lockstep/1"
+    assert await reaches(f"redis+sentinel://:redis-hush@{place}?sentinel_password=sentinel-hush")
+    both = "sentinel_username=default&sentinel_password=sentinel-hush"
+    assert await reaches(f"redis+sentinel://default:redis-hush@{place}?{both}")
+
+
+@pytest.mark.parametrize(
+    ("redis_password", "sentinel_password", "complaint"),
+    [
+        (":redis-hush@", "", "Sentinel: NOAUTH"),
+        (":redis-hush@", "?sentinel_password=wrong-hush", "Sentinel: WRONGPASS"),
+        ("", "?sentinel_password=sentinel-hush", "broker: NOAUTH"),
+        (":wrong-hush@", "?sentinel_password=sentinel-hush", "broker: WRONGPASS"),
+    ],
+)
+async def test_a_wrong_password_ends_the_start_and_says_whose_it_is(
+    guarded: GuardedSentinels, redis_password: str, sentinel_password: str, complaint: str
+) -> None:
+    url = f"redis+sentinel://{redis_password}127.0.0.1:{guarded.ports[0]}/lockstep{sentinel_password}"
+    good = (
+        f"redis+sentinel://:redis-hush@127.0.0.1:{guarded.ports[0]}/lockstep?sentinel_password=sentinel-hush"
+    )
+    assert await reaches(good), "by now Sentinel knows its master"
+    with pytest.raises(ValueError, match=complaint) as refused:
+        await reaches(url)
+    assert "hush" not in str(refused.value)
+
+
+async def test_a_password_that_is_changed_is_in_the_log_and_not_a_timeout(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = RedisServer()
+    there = RedisBroker(own.url, prefix="", routing="all", allow_eviction=False)
+    try:
+        await there.start(Deaf())
+        with own.client as client:
+            client.config_set("requirepass", "hush")
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        async with asyncio.timeout(20):
+            while "NOAUTH" not in caplog.text:
+                await asyncio.sleep(0.02)
+        assert "timed out" not in caplog.text
+    finally:
+        await there.close()
+        own.close()
+
+
+async def test_too_many_clients_are_in_the_log_and_not_a_timeout(caplog: pytest.LogCaptureFixture) -> None:
+    own = RedisServer("--maxclients", "1")
+    with own.client as client:
+        client.ping()  # and stays
+        there = RedisBroker(own.url, prefix="", routing="all", allow_eviction=False)
+        starting = asyncio.create_task(there.start(Deaf()))
+        try:
+            async with asyncio.timeout(20):
+                while "max number of clients" not in caplog.text:
+                    await asyncio.sleep(0.02)
+        finally:
+            starting.cancel()
+            await there.close()
+            own.close()
+
+
+# --- what answers as Redis does, and is another thing ---------------------------------------------
+
+
+async def test_a_redis_cluster_ends_the_start_with_one_line_and_the_doctor_says_so() -> None:
+    own = RedisServer("--cluster-enabled", "yes")
+    try:
+        with own.client as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        for prefix in ("", "{lockstep}:"):
+            process = ServerProcess(f"--broker={own.url}", f"--prefix={prefix}", wait=False)
+            out, err = await asyncio.to_thread(process.process.communicate, timeout=20)
+            assert (process.process.returncode, out) == (1, b"")
+            (line,) = err.decode().splitlines()
+            assert "Redis Cluster" in line
+        findings = await examine(Settings(broker=own.url))
+        assert [text for is_ok, text in findings if not is_ok and "Redis Cluster" in text]
+    finally:
+        own.close()
+
+
+async def test_a_sentinel_that_is_named_as_a_redis_ends_the_start(guarded: GuardedSentinels) -> None:
+    with pytest.raises(ValueError, match=r"this is a Sentinel: name it as redis\+sentinel"):
+        await reaches(f"redis://:sentinel-hush@127.0.0.1:{guarded.ports[0]}")
+
+
+@pytest.mark.parametrize("prefix", ["app[1]:", "a*:", "a?b:", "a\\b:", "[", "a^-]:", "*"])
+@pytest.mark.parametrize("routing", ["all", "targeted"])
+async def test_a_prefix_stands_for_itself_whatever_is_in_it(prefix: str, routing: str) -> None:
+    own = RedisServer()
+    servers = [
+        ServerProcess(
+            f"--broker={own.url}", f"--prefix={prefix}", f"--routing={routing}", "--log-level=warning"
+        )
+        for _ in range(2)
+    ]
+    try:
+        session_id = str(uuid.uuid4())
+        async with await WsClient.connect(f"{servers[0].ws_url}/ws?sessionId={session_id}") as client:
+            assert (await client.recv())["type"] == "CONNECTED"
+            created = await servers[1].call("POST", "/v1/sessions", chess() | {"session_id": session_id})
+            assert created.status == 201
+            assert (await client.recv())["type"] == "STATE_UPDATE"
+            note = {"type": "NOTE", "text": "x"}
+            path = f"/v1/sessions/{session_id}"
+            assert (await servers[1].call("POST", f"{path}/messages", note)).status == 202
+            assert await client.recv() == note
+            assert (await servers[1].call("DELETE", path)).status == 204
+            assert (await client.recv())["type"] == "SESSION_DELETED"
+        with own.client as redis:
+            # Of a name that the pattern would match if the prefix were one itself.
+            heard = redis.publish(f"appX1:aZb:ws:{session_id}", "{}")
+            assert heard == 0
+            assert all(key.decode().startswith(prefix) for key in redis.scan_iter("*"))
+    finally:
+        for server in servers:
+            server.stop()
+        own.close()
+
+
+async def test_a_user_of_a_prefix_with_glob_characters_needs_no_more_than_is_said() -> None:
+    own = RedisServer()
+    try:
+        lines = ["~app\\[1]:*", "&app\\[1]:*", "&app\\[1]:ws:*"]
+        with own.client as client:
+            client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "+@all", *lines)
+        url = f"redis://app:secret@127.0.0.1:{own.port}/0"
+        there = RedisBroker(url, prefix="app[1]:", routing="all", allow_eviction=False)
+        async with asyncio.timeout(10):
+            await there.start(Deaf())
+        assert there.not_ready() == []
+        await there.close()
+        with own.client as client:
+            client.execute_command("ACL", "SETUSER", "app", "resetchannels", "&other:*")
+        there = RedisBroker(url, prefix="app[1]:", routing="all", allow_eviction=False)
+        with pytest.raises(ValueError, match=r"give it .*&app\\\[1\]:ws:\*"):
+            await there.start(Deaf())
+        await there.close()
+    finally:
+        own.close()
