@@ -21,6 +21,7 @@ from tornado.netutil import bind_sockets
 from handlers import patience
 from handlers import socket as socket_handler
 from handlers.connection import Connection
+from handlers.listening import RESERVED_DESCRIPTORS
 from handlers.reading import READS_PER_TURN
 from handlers.socket import EARLY_BYTES, SocketHandler
 from lockstep.config import Settings
@@ -582,11 +583,11 @@ async def test_without_descriptors_nobody_is_let_in_and_with_them_everybody_agai
         async with an_honest_client(server):
             pid = server.process.pid
             used = len(os.listdir(f"/proc/{pid}/fd"))
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 20, 4096))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + RESERVED_DESCRIPTORS + 20, 4096))
             crowd = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(50)]
 
             async def complains() -> str:
-                said = [line for line in server.log() if "nobody can be let in" in str(line["message"])]
+                said = [line for line in server.log() if "no more clients are let in" in str(line["message"])]
                 return "" if said else "not a word"
 
             await eventually(complains, 5, "it is not said")
