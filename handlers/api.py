@@ -66,7 +66,8 @@ MAX_QUERY_ARGUMENTS = 100
 # A length of more digits is of no body that anybody could send; Tornado would stumble over thousands of them.
 MAX_LENGTH_DIGITS = 18
 TORNADO_MAX_BODY_BYTES = 2**62
-METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
+# For each method the function that does what it asks; HEAD is answered as GET is, and its body is left out.
+ACTIONS = {"GET": "get", "HEAD": "get", "POST": "post", "DELETE": "delete", "OPTIONS": "options"}
 CHANGES = ("POST", "DELETE")
 _ABSOLUTE = re.compile(r"https?://([^/?#@]+)(.*)", re.IGNORECASE)
 
@@ -274,6 +275,8 @@ class ApiHandler(HTTPMessageDelegate):
         self.charge: Awaitable[Standing] | None = None
         self._standing: Standing | None = None
         self.access = OPEN
+        # None where the method is not allowed.
+        self._action: Callable[..., Awaitable[None]] | None = getattr(self, ACTIONS.get(method, ""), None)
         self._refusal: LockstepError | None = None
         self._max_drained_bytes = MAX_DRAINED_BYTES
         self.initialize(**services)
@@ -415,15 +418,9 @@ class ApiHandler(HTTPMessageDelegate):
             await self.admit()
 
     async def _do(self) -> None:
-        action = self._action
-        if action is None:
+        if self._action is None:
             raise MethodNotAllowed(f"{self.method} is not allowed here")
-        await action(*self._arguments)
-
-    @property
-    def _action(self) -> Callable[..., Awaitable[None]] | None:
-        """What does what the request's method asks; None where that is not allowed."""
-        return getattr(self, _action_of(self.method), None) if self.method in METHODS else None
+        await self._action(*self._arguments)
 
     async def options(self, *arguments: str) -> None:
         methods = ", ".join(self._allowed_methods())
@@ -432,7 +429,7 @@ class ApiHandler(HTTPMessageDelegate):
         self.reply_empty(204)
 
     def _allowed_methods(self) -> list[str]:
-        return [method for method in METHODS if hasattr(self, _action_of(method))]
+        return [method for method, action in ACTIONS.items() if hasattr(self, action)]
 
     def query_arguments(self) -> dict[str, list[str]]:
         if self._query.count("&") >= MAX_QUERY_ARGUMENTS:
@@ -516,7 +513,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._connection.finish()
         duration_s = time.monotonic() - self._began_s
         self._front.metrics.answered(
-            self.method if self.method in METHODS else "other", self.route, status, duration_s
+            self.method if self.method in ACTIONS else "other", self.route, status, duration_s
         )
         log_answer(self.request_id, self.method, self.path, status, duration_s)
 
@@ -571,11 +568,6 @@ class Refused(ApiHandler):
 
     def _refusal_of_head(self) -> LockstepError:
         return self._refuse(self.request_id)
-
-
-def _action_of(method: str) -> str:
-    """The name of the function for a method: HEAD is answered as GET is, and its body is left out."""
-    return "get" if method == "HEAD" else method.lower()
 
 
 def _in_origin_form(start_line: RequestStartLine, headers: HTTPHeaders) -> RequestStartLine:

@@ -176,7 +176,7 @@ class CommandHandler(SessionsApi):
         session_id = validation.session_id_in_path(session_id, complaints)
         arguments = validation.command(command, body, complaints)
         complaints.raise_if_any()
-        said = validation.meaning(arguments)
+        said = validation.meaning(arguments) if "Idempotency-Key" in self.headers else None
         version = arguments.pop("expected_version")
         tags = validation.tags(self.headers.get("If-Match"))
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)

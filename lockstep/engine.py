@@ -41,8 +41,12 @@ class Transition(Struct, frozen=True):
     @property
     def extras(self) -> dict[str, Any]:
         """What is answered beside the state."""
-        extras = {"expired_participant_id": self.ended_expired, "lap_ms": self.lap_ms}
-        return {name: value for name, value in extras.items() if value is not None}
+        extras: dict[str, Any] = {}
+        if self.ended_expired is not None:
+            extras["expired_participant_id"] = self.ended_expired
+        if self.lap_ms is not None:
+            extras["lap_ms"] = self.lap_ms
+        return extras
 
 
 class Step(Struct, frozen=True):

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_S = 2.0
 WRONG_TIME_PAUSE_S = 0.002
+# What may leave a running clock at 0.
+CAN_BE_DUE_AT_ONCE = frozenset({"adjusted", "resumed"})
 # For one page of a list: so many sessions are looked at, at a time and in all; those of which the status fits
 # are loaded few at a time. States of 1,000 participants are large, and nobody else is served meanwhile.
 SCANNED_AT_ONCE = 100
@@ -166,19 +168,21 @@ class Sessions:
             raise SessionBusy(session_id) from None
         try:
             step = await self._apply(session_id, rule, origin, answer)
-            if engine.is_due(step.session, step.session.updated_at_ms):
-                # A clock that was taken to 0. The broker's may be behind, and a timer would wait for that.
-                await self._settle_what_is_due_at_once(session_id)
+            if step.transitions and step.transitions[-1].type in CAN_BE_DUE_AT_ONCE:
+                await self._settle_what_is_due_at_once(step.session)
             return step
         finally:
             self._turns.give(session_id)
 
-    async def _settle_what_is_due_at_once(self, session_id: str) -> None:
+    async def _settle_what_is_due_at_once(self, session: Session) -> None:
+        """Where a clock was taken to 0: the broker's may be behind, and a timer would wait for that."""
+        if not engine.is_due(session, session.updated_at_ms):
+            return
         try:
-            await self._apply(session_id, engine.settle, NOBODY, answer_state)
+            await self._apply(session.session_id, engine.settle, NOBODY, answer_state)
         except LockstepError as error:
             # The change itself is made and will be answered; a sweep finds what it left.
-            log.warning("expiry put off: %s", error.message, extra={"session_id": session_id})
+            log.warning("expiry put off: %s", error.message, extra={"session_id": session.session_id})
 
     async def _apply(self, session_id: str, rule: Rule, origin: Origin, answer: Answer) -> Step:
         loop = asyncio.get_running_loop()
