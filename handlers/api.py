@@ -275,8 +275,8 @@ class ApiHandler(HTTPMessageDelegate):
         self.charge: Awaitable[Standing] | None = None
         self._standing: Standing | None = None
         self.access = OPEN
-        # None where the method is not allowed.
-        self._action: Callable[..., Awaitable[None]] | None = getattr(self, ACTIONS.get(method, ""), None)
+        # By name: a bound method would be a cycle, which only the collector takes apart.
+        self._action = ACTIONS.get(method, "")
         self._refusal: LockstepError | None = None
         self._max_drained_bytes = MAX_DRAINED_BYTES
         self.initialize(**services)
@@ -306,7 +306,7 @@ class ApiHandler(HTTPMessageDelegate):
             if self.needs_token:
                 if self.method != "OPTIONS":
                     self.access = self._front.tokens.access(self.headers, self._token_in_query())
-                    if self._action is not None:
+                    if hasattr(self, self._action):
                         self.authorize()
             elif self.is_limited and self._front.rates is not None:
                 # It needs no token; but one that is good says whose request it is.
@@ -418,9 +418,10 @@ class ApiHandler(HTTPMessageDelegate):
             await self.admit()
 
     async def _do(self) -> None:
-        if self._action is None:
+        act: Callable[..., Awaitable[None]] | None = getattr(self, self._action, None)
+        if act is None:
             raise MethodNotAllowed(f"{self.method} is not allowed here")
-        await self._action(*self._arguments)
+        await act(*self._arguments)
 
     async def options(self, *arguments: str) -> None:
         methods = ", ".join(self._allowed_methods())
