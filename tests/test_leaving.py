@@ -20,7 +20,6 @@ from tests.load import eventually
 from tests.ws_client import Closed, WsClient
 
 SECRET = "s" * 32
-TEXT = 0x1
 
 
 class Gate:
@@ -157,7 +156,7 @@ async def test_a_client_that_comes_while_the_process_ends_leaves_no_trace(
         await gate.reached()
         stopping = asyncio.create_task(server.stop())
         gate.is_open.set()
-        assert (await client.recv_frame())[0] in (TEXT, 0x8)
+        while not isinstance(await client.recv(), Closed):
+            pass  # it may have been greeted before
         await stopping
-        client.abort()
         await assert_no_trace(server)
