@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.api import METHODS
+from handlers.api import ACTIONS
 from lockstep import engine, errors, openapi, state, validation
 from lockstep.config import Settings
 from lockstep.errors import LockstepError, ValidationError
@@ -49,7 +49,7 @@ def test_every_route_is_in_the_document() -> None:
         paths = [path for path, _ in documented if pattern.fullmatch(concrete(path))]
         assert paths, f"{pattern.pattern} is not documented"
         for path in paths:
-            methods = {name.lower() for name in METHODS if hasattr(handler, name.lower())} - {"options"}
+            methods = {name.lower() for name in ACTIONS if hasattr(handler, name.lower())} - {"options"}
             assert {method for each, method in documented if each == path} == methods
 
 
