@@ -35,6 +35,9 @@ async def examine(settings: Settings) -> list[Finding]:
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             await link.start()
+        # The rest is of no use then, and may not even be answered.
+        if why := wrong_mode(await _info(link, "server"), await _info(link, "cluster")):
+            return [(False, f"Redis: {why}")]
         return [
             await _version(link),
             await _eviction(link, settings),
@@ -65,10 +68,7 @@ async def _config(link: Link, name: str) -> str | None:
 
 
 async def _version(link: Link) -> Finding:
-    server = await _info(link, "server")
-    if why := wrong_mode(server, await _info(link, "cluster")):
-        return False, f"Redis: {why}"
-    version = server.get("redis_version", "unknown")
+    version = (await _info(link, "server")).get("redis_version", "unknown")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers >= OLDEST_REDIS:
         return True, f"Redis version: {version}"
