@@ -88,7 +88,7 @@ async def switched(process: ServerProcess, session_id: str) -> str:
     return "" if answer.code == 200 else f"{answer.code}: {answer.body!r}"
 
 
-@pytest.mark.parametrize("routing", ["all", "targeted"])
+@pytest.mark.parametrize("routing", ["all", pytest.param("targeted", marks=pytest.mark.long)])
 @pytest.mark.parametrize("why", WHYS)
 async def test_beside_a_redis_that_takes_no_changes_reads_sockets_and_starts_go_on(
     redis: Reluctant, why: str, routing: str
