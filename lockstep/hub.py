@@ -321,9 +321,8 @@ class Hub:
                 try:
                     await self._repair(session_ids)
                 except BrokerUnavailable as error:
-                    log.debug(
-                        "clients are brought up to date later: %s", error.message
-                    )  # the connection complains
+                    # No more than that: the connection complains.
+                    log.debug("clients are brought up to date later: %s", error.message)
                     self._suspects.update(session_ids)
                     await asyncio.sleep(RETRY_S)
                 await asyncio.sleep(0)

@@ -182,7 +182,11 @@ class Sessions:
             await self._apply(session.session_id, engine.settle, NOBODY, answer_state)
         except LockstepError as error:
             # The change itself is made and will be answered; a sweep finds what it left.
-            log.warning("expiry put off: %s", error.message, extra={"session_id": session.session_id})
+            log.warning(
+                "a clock has run out, and storing that is tried again: %s",
+                error.message,
+                extra={"session_id": session.session_id},
+            )
 
     async def _apply(self, session_id: str, rule: Rule, origin: Origin, answer: Answer) -> Step:
         loop = asyncio.get_running_loop()
