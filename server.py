@@ -1,6 +1,7 @@
 """Puts Lockstep together: settings, broker, sessions, hub, routes; and takes it down in order."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 try:
     from tornado.netutil import bind_sockets
@@ -35,6 +37,10 @@ from lockstep.tasks import Tasks
 log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 10_000
+# What is larger is given back to the system when it is freed. Left alone glibc raises this bound, and large
+# bodies that came at once leave a heap full of holes: mallopt(3).
+MMAP_THRESHOLD_BYTES = 131_072
+_M_MMAP_THRESHOLD = -3
 # So long a new process takes nobody in, to have its broker first.
 CONNECT_FIRST_S = 1.0
 # A stopping process sends its clients away at this pace: they come back to processes that have work to do.
@@ -145,6 +151,8 @@ class Server:
 
 
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    with suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 

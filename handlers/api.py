@@ -198,6 +198,9 @@ class _Incoming(HTTPMessageDelegate):
     async def _wait_and_begin(self, start_line: Any, headers: HTTPHeaders) -> None:
         assert self._turn is not None
         await self._turn
+        if self.connection.stream.closed():
+            self.connection.detach()  # nobody is left to be answered, not even what is still in the buffer
+            return
         receiving = self._begin(start_line, headers)
         if receiving is not None:
             await receiving

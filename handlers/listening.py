@@ -89,6 +89,9 @@ class ClientStream(IOStream):
                 # With data unread a close is a reset, which may overtake the answer.
                 self.socket.recv(4 * MAX_HEAD_BYTES)
         super().close(exc_info)
+        if self.error is not None:
+            # Its frames lead back here: a cycle, and all that was read would wait for the collector.
+            self.error.__traceback__ = None
 
 
 def descriptor_limit() -> int:

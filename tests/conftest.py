@@ -9,7 +9,7 @@ import pytest
 
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer
-from tests.ws_client import OPEN
+from tests.ws_client import abort_all
 
 TEST_TIMEOUT_S = 150
 
@@ -31,8 +31,7 @@ async def _run(test: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait_for(test, TEST_TIMEOUT_S)
     finally:
         # What a test leaves open ends with it.
-        for client in list(OPEN):
-            client.abort()
+        abort_all()
         await asyncio.sleep(0)
 
 

@@ -17,7 +17,7 @@ from tests.load import eventually
 from tests.processes import Answer, request
 from tests.redis_server import RedisServer
 from tests.test_auth import ANNA, BERT, SECRET, token
-from tests.ws_client import Closed, WsClient
+from tests.ws_client import Closed, WsClient, abort_all
 
 
 @asynccontextmanager
@@ -38,6 +38,7 @@ async def served(tmp_path: Path, count: int = 1, **settings: Any) -> AsyncIterat
             urls.append(f"http://127.0.0.1:{sockets[0].getsockname()[1]}")
         yield urls
     finally:
+        abort_all()
         for server in servers:
             await server.stop()
 

@@ -215,7 +215,10 @@ async def raw(front: Front, head: bytes, origin: str = "") -> Answer:
     try:
         async with asyncio.timeout(20):
             writer.write(head + (f"Origin: {origin}\r\n" if origin else "").encode() + b"\r\n")
-            return parse_answer(await reader.read(-1))
+            # Not to the end: nginx stays for 5 s to see what else comes of a body that it refused.
+            answer = await reader.readuntil(b"\r\n\r\n")
+            told = re.search(rb"\r\ncontent-length: (\d+)", answer, re.IGNORECASE)
+            return parse_answer(answer + await reader.readexactly(int(told[1]) if told else 0))
     finally:
         writer.transport.abort()
 

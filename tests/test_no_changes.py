@@ -13,7 +13,7 @@ import ujson
 from tests.load import chess, data, eventually, rest
 from tests.processes import ServerProcess, wait_until
 from tests.redis_server import RedisServer
-from tests.ws_client import Closed, WsClient
+from tests.ws_client import Closed, WsClient, abort_all
 
 WHYS = ["full", "without replicas", "a replica", "without a disk"]
 
@@ -121,6 +121,7 @@ async def test_beside_a_redis_that_takes_no_changes_reads_sockets_and_starts_go_
             dropped = [line for line in process.log() if "connecting anew" in str(line["message"])]
             assert len(dropped) <= (3 if why == "a replica" else 0), dropped
     finally:
+        abort_all()
         for process in processes:
             await asyncio.to_thread(process.stop)
 
@@ -153,6 +154,7 @@ async def test_what_is_lost_before_a_process_could_write_is_told_when_it_can(
 
         await eventually(unrecorded, 10, "it did not make up for what it could not write")
     finally:
+        abort_all()
         await asyncio.to_thread(process.stop)
 
 
@@ -176,4 +178,5 @@ async def test_a_process_that_turns_out_to_route_otherwise_says_so_and_gets_no_t
         await eventually(is_ready, 10, "it still gets traffic")
         assert any("other processes route all" in str(line["message"]) for line in process.log())
     finally:
+        abort_all()
         await asyncio.to_thread(process.stop)

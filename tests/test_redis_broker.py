@@ -17,7 +17,7 @@ from tests.load import chess, data, eventually, rest
 from tests.processes import ServerProcess
 from tests.redis_server import Proxy, RedisServer, free_port
 from tests.test_scripts import fill, lose_its_disk, lose_its_replicas
-from tests.ws_client import Closed, WsClient
+from tests.ws_client import Closed, WsClient, abort_all
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ async def server(url: str, *options: str, **how: Any) -> Any:
     try:
         yield process
     finally:
+        abort_all()
         await asyncio.to_thread(process.stop)
 
 

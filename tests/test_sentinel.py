@@ -13,7 +13,7 @@ from broker.sentinel import ask_for_master
 from tests.load import chess, data, eventually, rest
 from tests.processes import ServerProcess, wait_until
 from tests.redis_server import Sentinels
-from tests.ws_client import WsClient
+from tests.ws_client import WsClient, abort_all
 
 OLD, NEW = ("10.0.0.1", 6379), ("10.0.0.2", 6379)
 
@@ -148,6 +148,7 @@ async def test_a_master_that_sentinel_has_replaced_is_left_though_it_lives(
             assert any("Sentinel names another master" in line for line in lines), lines
             assert (await rest(f"{process.url}/ready", method="GET")).code == 200
     finally:
+        abort_all()
         for process in processes:
             await asyncio.to_thread(process.stop)
 
@@ -165,6 +166,7 @@ async def test_what_the_new_master_does_not_have_is_told(topology: Sentinels) ->
             new.delete(f"session:{session_id}")
         assert (await client.recv_type("SESSION_DELETED", timeout_s=20))["sessionId"] == session_id
     finally:
+        abort_all()
         await asyncio.to_thread(process.stop)
 
 
@@ -181,4 +183,5 @@ async def test_one_sentinel_that_is_left_behind_moves_nobody(topology: Sentinels
             await asyncio.sleep(0.1)  # it asks once a second
         assert not [line for line in process.log() if "another master" in str(line["message"])]
     finally:
+        abort_all()
         await asyncio.to_thread(process.stop)

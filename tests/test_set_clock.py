@@ -18,7 +18,7 @@ from lockstep.validation import spec as read_spec
 from tests.load import chess, data, rest
 from tests.processes import ServerProcess
 from tests.shifted_redis import ShiftedRedis
-from tests.ws_client import WsClient
+from tests.ws_client import WsClient, abort_all
 
 SHIFTS_S = (2.5, 60.0, 3600.0)
 DAY_MS = 86_400_000
@@ -63,6 +63,7 @@ async def servers(redis: ShiftedRedis, count: int = 2) -> AsyncIterator[list[Ser
     try:
         yield started
     finally:
+        abort_all()
         for process in started:
             await asyncio.to_thread(process.stop)
 

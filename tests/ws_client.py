@@ -45,6 +45,12 @@ OPEN: set["WsClient"] = set()
 """Connections of the test that runs, for its end."""
 
 
+def abort_all() -> None:
+    """End every client that is open, without a good-bye: a server that ends would wait for theirs."""
+    for client in list(OPEN):
+        client.abort()
+
+
 class WsClient:
     """One connection. `recv` gives the next message as parsed JSON, or Closed at the end.
 
