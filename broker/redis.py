@@ -300,11 +300,16 @@ class RedisBroker(Broker):
         return list(await self._ask("MGET", self._state_key(session_id), *map(self._done_key, keys)))
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
-        calls = (
-            self._ask("GETRANGE", self._state_key(session_id), 0, messages.BEGINNING_BYTES - 1)
-            for session_id in session_ids
-        )
-        return [beginning or None for beginning in await asyncio.gather(*calls)]
+        return await asyncio.gather(*map(self._beginning, session_ids))
+
+    async def _beginning(self, session_id: str) -> bytes | None:
+        key = self._state_key(session_id)
+        reply = await self._twice(lambda: self._link.call("GETRANGE", key, 0, messages.BEGINNING_BYTES - 1))
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("WRONGTYPE"):
+            # A key of another type is no session, as MGET has it. Nobody else, asked for along with it, is to
+            # wait for that to be mended.
+            return None
+        return checked(reply) or None
 
     async def commit(self, commit: Commit) -> Outcome:
         outcome = await self._try_commit(commit)

@@ -13,11 +13,14 @@ from lockstep import engine, messages, state
 from lockstep.contract import Outcome
 from lockstep.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.engine import Step
+from lockstep.errors import SessionExists, SessionNotFound
+from lockstep.hub import Hub
 from lockstep.sessions import Lifetimes, Sessions
 from lockstep.state import Session
 from tests.load import eventually
 from tests.redis_server import RedisServer
-from tests.test_broker import Ears, commit_of, created, new_id, next_epoch
+from tests.test_broker import Ears, applied, commit_of, created, new_id, next_epoch
+from tests.test_hub import FakePeer
 from tests.test_sessions import spec
 
 
@@ -140,6 +143,58 @@ async def test_lapses_that_are_no_states_own_end_no_session_and_starve_nobody(
             await deadlines.close()
         await asyncio.sleep(0)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.fixture
+def foreign() -> str:
+    return new_id()
+
+
+async def test_a_key_of_another_type_keeps_no_other_session_from_being_repaired(
+    redis_server: RedisServer, foreign: str
+) -> None:
+    async with broker_on(redis_server) as (broker, _, prefix):
+        with redis_server.client as client:
+            client.hset(f"{prefix}session:{foreign}", "somebody", "else")
+        sessions = Sessions(broker, Lifetimes())
+        hub = Hub(broker, sessions, Deadlines(broker, sessions))  # which hears nothing: only what it reads
+        try:
+            session, beside = await created(broker, new_id()), FakePeer()
+            await hub.join(foreign, FakePeer())
+            await hub.join(session.session_id, beside)
+            session = await applied(broker, session, engine.start)
+            hub.on_gap()
+            async with asyncio.timeout(5):
+                while ("STATE_SYNC", session.version) not in beside.heard:
+                    await asyncio.sleep(0.01)
+            assert await broker.beginnings([foreign]) == [None]
+        finally:
+            await hub.close()
+
+
+async def test_where_a_key_of_another_type_is_there_is_no_session_and_none_is_made(
+    redis_server: RedisServer, foreign: str
+) -> None:
+    async with broker_on(redis_server) as (broker, _, prefix):
+        key, sessions = f"{prefix}session:{foreign}", Sessions(broker, Lifetimes())
+        with redis_server.client as client:
+            client.hset(key, "somebody", "else")
+            for ask in (
+                lambda: sessions.read(foreign),
+                lambda: sessions.apply(foreign, engine.start),
+                lambda: sessions.publish(foreign, b'{"type":"NOTE"}'),
+                lambda: sessions.events(foreign, None, None),
+            ):
+                with pytest.raises(SessionNotFound):
+                    await ask()
+            assert await broker.history(foreign, 0, 1_000) is None
+            with pytest.raises(SessionExists):
+                await sessions.create(spec(session_id=foreign))
+            assert client.hgetall(key) == {b"somebody": b"else"}
+            await sessions.delete(foreign)
+            assert not client.exists(key)
+        session = (await sessions.create(spec(session_id=foreign))).session
+        assert await sessions.read(foreign) == state.to_json(session)
 
 
 async def lapse_of(redis: RedisServer, key: str, session: Session) -> int:

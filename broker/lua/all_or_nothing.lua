@@ -13,6 +13,17 @@ local function integer(text, minimum)
   return number
 end
 
+-- What a session's key begins with; nothing where it is a key of another type, as MGET has it, and true then.
+local function beginning_of(key, length)
+  local beginning = redis.pcall('GETRANGE', key, 0, length - 1)
+  if type(beginning) ~= 'table' then
+    return beginning
+  elseif string.find(beginning.err, 'WRONGTYPE', 1, true) then
+    return '', true
+  end
+  error(beginning.err, 0)
+end
+
 local function decide()
   -- the script
 end

@@ -27,7 +27,8 @@ local function answer(outcome)
   return { outcome, time[1], time[2] }
 end
 
-if redis.call('GETRANGE', session, 0, #own - 1) == own then
+local beginning = beginning_of(session, math.max(#own, #expected))
+if string.sub(beginning, 1, #own) == own then
   return answer('applied')
 end
 if record then
@@ -40,9 +41,9 @@ if record then
 end
 local matches
 if expected == '' then
-  matches = redis.call('EXISTS', session) == 0
+  matches = redis.call('EXISTS', session) == 0 -- whatever it is, of whatever type, it is not overwritten
 else
-  matches = redis.call('GETRANGE', session, 0, #expected - 1) == expected
+  matches = string.sub(beginning, 1, #expected) == expected
 end
 local first = integer(ARGV[10], 1)
 local last = first + #ARGV - 21
@@ -55,7 +56,7 @@ if not matches then
     end
     -- Of a session that has been replaced since, nobody can tell.
     local epoch = string.match(own, '"epoch":"[^"]*"')
-    if not string.find(redis.call('GETRANGE', session, 0, #own), epoch, 1, true) then
+    if not string.find(beginning, epoch, 1, true) then
       return answer('unknown')
     end
   end

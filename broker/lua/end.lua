@@ -15,11 +15,8 @@ if done == ARGV[5] then
 elseif done then
   return done
 end
-local beginning = redis.pcall('GETRANGE', session, 0, 199)
-if type(beginning) == 'table' then
-  if ARGV[3] ~= 'lapsed' or not string.find(beginning.err, 'WRONGTYPE', 1, true) then
-    error(beginning.err, 0)
-  end
+local beginning, is_foreign = beginning_of(session, 200)
+if is_foreign and ARGV[3] == 'lapsed' then
   return 0, { { 'ZREM', deadlines, id }, { 'ZREM', sessions, id } } -- the key is somebody else's, the entries are nobody's
 end
 local epoch = string.match(beginning, '^{"session_id":"[^"]*","epoch":"(%w*)"')
@@ -39,7 +36,7 @@ elseif epoch then
     return 0 -- it has moved: whoever deletes it is to decide again
   end
 else
-  is_it = true -- there is none, or what is no state: gone without a word
+  is_it = true -- there is none, or what is no state of this session, of whatever type: gone without a word
 end
 -- A Redis without memory takes all of these: it looks at the first alone, and that needs none.
 local writes = {}

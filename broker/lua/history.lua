@@ -5,7 +5,7 @@
 --       3 at most so many bytes of events, but one event at least
 -- Returns {beginning, {entry, ...}}.
 
-local beginning = redis.call('GETRANGE', KEYS[1], 0, integer(ARGV[1], 1) - 1)
+local beginning = beginning_of(KEYS[1], integer(ARGV[1], 1))
 local most, bytes, found = integer(ARGV[3]), 0, {}
 local from, count = ARGV[2] .. '-0', 1
 while true do

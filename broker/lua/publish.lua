@@ -11,7 +11,7 @@ if record then
     return done
   end
 end
-local beginning = redis.call('GETRANGE', session, 0, 199)
+local beginning = beginning_of(session, 200)
 if beginning == '' then
   return 0
 end
