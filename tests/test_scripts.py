@@ -378,6 +378,13 @@ async def looking_for_what_is_due(trial: Trial) -> Call:
     return lambda: trial.broker.due(1_000, 10)
 
 
+async def looking_for_what_is_due_where_several_were_left(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    with trial.redis.client as client:
+        client.zadd("deadlines", {"somebody gone": 1, session.session_id: 2, "another": 3})
+    return lambda: trial.broker.due(1_000, 10)
+
+
 CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
     # For each script what is asked of it, and what it then does after its first write.
     "commit": {
@@ -411,7 +418,7 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
     },
     "history": {reading_the_history: ""},
     "load": {loading_some: ""},
-    "due": {looking_for_what_is_due: ""},
+    "due": {looking_for_what_is_due: "", looking_for_what_is_due_where_several_were_left: ""},
 }
 # Of these nobody says what became of the first attempt.
 RETRIES = {asking_again, asking_again_after_another}
@@ -459,7 +466,8 @@ async def test_a_call_that_fails_leaves_the_store_as_it_was_or_cannot_fail(
 # --- what fails for a reason ---------------------------------------------------------------------
 
 ALL_CALLS = [asked for by_call in CALLS.values() for asked in by_call]
-READS = {asking_again_after_another, reading_the_history, loading_some, looking_for_what_is_due, telling}
+READS = {asking_again_after_another, reading_the_history, loading_some, telling}
+READS |= {looking_for_what_is_due, looking_for_what_is_due_where_several_were_left}
 REMOVES = {deleting, deleting_with_a_key, deleting_none_with_a_key, lapsing}
 
 

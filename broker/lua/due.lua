@@ -9,20 +9,13 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- What a stored state says of itself; false where there is none, or none that falls due.
 local function deadline_of(id)
-  local beginning = redis.pcall('GETRANGE', ARGV[3] .. id, 0, 199)
-  if type(beginning) == 'table' then
-    if string.find(beginning.err, 'WRONGTYPE', 1, true) then
-      return false -- a key of somebody else's
-    end
-    error(beginning.err, 0)
-  end
-  local its_id, deadline = string.match(beginning,
+  local its_id, deadline = string.match(beginning_of(ARGV[3] .. id, 200),
     '^{"session_id":"([%x-]+)","epoch":"%w+","version":%d+,"commit":"[%w_-]+","deadline_ms":(%d+),')
   return its_id == id and deadline
 end
 
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now + integer(ARGV[1]), 'WITHSCORES', 'LIMIT', 0, ARGV[2])
-local found, put_right = { 0 }, 0
+local found, tidying = { 0 }, {}
 for i = 1, #due, 2 do
   local id, score = due[i], tonumber(due[i + 1])
   local is_own, own = true, nil
@@ -35,12 +28,14 @@ for i = 1, #due, 2 do
     found[#found + 1] = id
     found[#found + 1] = due[i + 1]
   else
-    -- Tidying up; where Redis takes no writes it is left for later.
-    local reply = own and redis.pcall('ZADD', KEYS[1], own, id) or redis.pcall('ZREM', KEYS[1], id)
-    if type(reply) ~= 'table' then
-      put_right = put_right + 1
-    end
+    tidying[#tidying + 1] = own and { 'ZADD', KEYS[1], own, id } or { 'ZREM', KEYS[1], id }
   end
 end
-found[1] = put_right
+-- Where Redis takes no writes this is left for later; what falls due is told all the same. Only here, where
+-- nothing can fail any more: an error is to say that nothing was changed.
+for i = 1, #tidying do
+  if type(redis.pcall(unpack(tidying[i]))) ~= 'table' then
+    found[1] = found[1] + 1
+  end
+end
 return found
