@@ -150,7 +150,7 @@ class MemoryBroker(Broker):
         if commit.due_ms is not None and commit.due_ms > max(now_ms, commit.not_before_ms):
             return Outcome.WRONG_TIME
         if not commit.expected:
-            self._take_epoch(messages.epoch_of(commit.beginning))
+            self._take_epoch(messages.epoch_of(commit.session_id, commit.beginning))
         if commit.charge is not None and not self._count(commit, commit.charge):
             return Outcome.LIMITED
         lapses_at_ms = commit.lapses_at_ms
@@ -186,23 +186,23 @@ class MemoryBroker(Broker):
         if self._is_done(once):
             return False
         kept = self._alive(session_id)
-        epoch = messages.epoch_of(kept.state) if kept else ""
+        epoch = messages.epoch_of(session_id, kept.state) if kept else ""
         if expected is None:
             expected = messages.beginning_of(session_id)
         is_it = kept is not None and expected != b"" and kept.state.startswith(expected)
-        if epoch and not is_it and epoch == messages.epoch_of(expected):
+        if epoch and not is_it and epoch == messages.epoch_of(session_id, expected):
             return False  # it has moved
         self._remember(once)
         if kept and (is_it or not epoch):  # what is no state goes without a word
             self._end(session_id, kept)
-        return is_it
+        return is_it and epoch != ""
 
     async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
         self._is_done(once)
         kept = self._alive(session_id)
         if kept is None:
             return False
-        self._remember(once, messages.epoch_of(kept.state))
+        self._remember(once, messages.epoch_of(session_id, kept.state))
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
@@ -303,9 +303,8 @@ class MemoryBroker(Broker):
         del self._kept[session_id]
         self._lapses.drop(session_id)
         self._deadlines.drop(session_id)
-        head = messages.read_head(kept.state)
-        if head is not None:
-            self._published(messages.session_deleted(session_id, self.now_ms(), head.position[0]))
+        if epoch := messages.epoch_of(session_id, kept.state):
+            self._published(messages.session_deleted(session_id, self.now_ms(), epoch))
 
     def _published(self, payload: bytes) -> None:
         # Never inside commit: a client may not see a change before whoever made it could have failed.

@@ -41,7 +41,7 @@ _STATE_BEGINS = (
     rb'"commit":"([\w-]{8})","deadline_ms":(\d{1,15}|null),'
 )
 _STATE = re.compile(_STATE_BEGINS)
-_EPOCH = re.compile(rb'\{"session_id":"[0-9a-f-]{36}","epoch":"([0-9a-z]{13})"')
+_EPOCH = re.compile(rb'\{"session_id":"([0-9a-f-]{36})","epoch":"([0-9a-z]{13})",')
 _UPDATE = re.compile(
     rb'\{"type":"STATE_UPDATE","sessionId":"[0-9a-f-]{36}","timestamp":\d{13},"state":' + _STATE_BEGINS
 )
@@ -93,10 +93,13 @@ def beginning_of(session_id: str, epoch: str | None = None) -> bytes:
     return (begins if epoch is None else f'{begins}"epoch":"{epoch}",').encode()
 
 
-def epoch_of(state: bytes) -> str:
-    """The epoch of a state, or of its beginning; empty where these bytes are not one."""
+def epoch_of(session_id: str, state: bytes) -> str:
+    """The epoch of this session's state, or of its beginning; empty where these bytes are not one.
+
+    The rest of it may be damaged: so much is enough to delete it by, and to tell its clients.
+    """
     match = _EPOCH.match(state)
-    return match[1].decode() if match else ""
+    return match[2].decode() if match and match[1] == session_id.encode() else ""
 
 
 def read_head(state: bytes) -> Head | None:

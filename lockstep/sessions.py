@@ -262,8 +262,9 @@ class Sessions:
         """What the session to be deleted begins with, and no later one does; empty where there is none."""
         if tags is None:
             (beginning,) = await self._broker.beginnings([session_id])
-            head = messages.read_head(beginning) if beginning else None
-            return messages.beginning_of(session_id, head.position[0]) if head else b""
+            # By no more than the broker goes by: what is damaged behind that is to be deleted, too.
+            epoch = messages.epoch_of(session_id, beginning or b"")
+            return messages.beginning_of(session_id, epoch) if epoch else b""
         try:
             await self._load(session_id, once)
             session = (await self.settle(session_id)).session

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from msgspec.structs import replace
 
 from broker.memory import MemoryBroker
+from broker.redis import RedisBroker
 from lockstep import engine, messages, sessions, state, validation
 from lockstep.contract import Broker, Commit, Outcome
 from lockstep.engine import Step
@@ -28,6 +30,7 @@ from lockstep.errors import (
 )
 from lockstep.sessions import LOADED_AT_ONCE, MAX_LISTED_BYTES, Lifetimes, Origin, Sessions
 from lockstep.state import Session, Status, iso
+from tests.redis_server import RedisServer
 from tests.test_broker import Ears, YieldingBroker, commit_of, new_id, next_epoch
 
 HOUR_MS = 3_600_000
@@ -540,6 +543,31 @@ async def test_a_state_that_cannot_be_read_can_be_deleted_and_created_anew() -> 
         await sessions_.delete(session_id)
         session = (await sessions_.create(spec(session_id=session_id))).session
         assert await sessions_.read(session_id) == state.to_json(session)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{{"session_id":"{0}","epoch":"0lqtw8xc0abcd","version":"x"}}',
+        '{{"session_id":"{0}","epoch":"0lqtw8xc0abcd","version":1,"commit":"short","deadline_ms":null}}',
+        '{{"session_id":"{0}","epoch":"0lqtw8xc0abcd"}}',
+        '{{"session_id":"{0}","epoch":"0lqtw8xc","version":1}}',
+        '{{"session_id":"{0}","epoch":"0LQTW8XC0ABCD","version":1}}',
+        '{{"session_id":"{0}"}}',
+        GOOD_HEAD,
+        GOOD_HEAD.replace("{}", "00000000-0000-4000-8000-0000000000ff"),
+        "garbage{0}",
+    ],
+)
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_whatever_is_stored_of_a_session_is_gone_when_it_is_deleted(
+    kind: str, raw: str, redis_server: RedisServer
+) -> None:
+    redis = RedisBroker(redis_server.url, f"{uuid4()}-", "all", allow_eviction=False)
+    async with service(broker := redis if kind == "redis" else YieldingBroker()) as sessions_:
+        session_id = await spoiled(broker, raw)
+        await sessions_.delete(session_id)
+        assert await broker.load([session_id]) == [None]
 
 
 async def test_a_state_that_cannot_be_read_does_not_spoil_the_list() -> None:

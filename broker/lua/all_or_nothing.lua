@@ -4,6 +4,7 @@
 -- at the first write alone. So a script returns its answer and the writes that it wants. The first may be refused:
 -- it needs memory wherever a later one does. The others cannot fail: their keys were read, so they are of the right
 -- type, their numbers were checked, and they are permitted. An error that begins with REFUSED changed nothing.
+-- (due.lua tidies up by itself, as its last act: that may fail, and nothing after it can.)
 
 local function integer(text, minimum)
   local number = tonumber(text)
@@ -22,6 +23,13 @@ local function beginning_of(key, length)
     return '', true
   end
   error(beginning.err, 0)
+end
+
+-- The epoch of this session's state, by its beginning; nil where that is none: as lockstep/messages.py finds it.
+local function epoch_of(id, beginning)
+  local pattern = '^{"session_id":"([%x-]+)","epoch":"(' .. string.rep('[0-9a-z]', 13) .. ')",'
+  local its_id, epoch = string.match(beginning, pattern)
+  return its_id == id and epoch or nil
 end
 
 local function decide()

@@ -19,7 +19,7 @@ local beginning, is_foreign = beginning_of(session, 200)
 if is_foreign and ARGV[3] == 'lapsed' then
   return 0, { { 'ZREM', deadlines, id }, { 'ZREM', sessions, id } } -- the key is somebody else's, the entries are nobody's
 end
-local epoch = string.match(beginning, '^{"session_id":"[^"]*","epoch":"(%w*)"')
+local epoch = epoch_of(id, beginning)
 -- Both are asked for also where the answer is of no use: so they are sorted sets.
 local lapse, _ = redis.call('ZSCORE', sessions, id), redis.call('ZSCORE', deadlines, id)
 local is_it
@@ -32,7 +32,7 @@ if ARGV[3] == 'lapsed' then
   end
 elseif epoch then
   is_it = expected ~= '' and string.sub(beginning, 1, #expected) == expected
-  if not is_it and epoch == string.match(expected, '"epoch":"(%w*)"') then
+  if not is_it and epoch == epoch_of(id, expected) then
     return 0 -- it has moved: whoever deletes it is to decide again
   end
 else

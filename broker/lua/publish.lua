@@ -15,7 +15,7 @@ local beginning = beginning_of(session, 200)
 if beginning == '' then
   return 0
 end
-local epoch = string.match(beginning, '^{"session_id":"[^"]*","epoch":"(%w*)"') or ''
+local epoch = epoch_of(string.sub(session, -36), beginning) or ''
 local writes = {}
 for i = 2, #KEYS do
   local kept = '{"epoch":"' .. epoch .. '",' .. string.sub(ARGV[3], 2)
