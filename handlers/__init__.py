@@ -73,13 +73,14 @@ def front(
     clients = Clients(hub, broker, heartbeat, places, max_message_bytes, message_rate, metrics)
     application = Application(
         [
-            (r"/ws/?", SocketHandler, api | {"clients": clients, "addresses": addresses, "tokens": tokens}),
-            (r"/()", PageHandler, api | {"path": page.HERE, "default_filename": "index.html"}),
-            (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, api | {"path": page.HERE}),
-            (r"/(lockstep\.js)", PageHandler, api | {"path": page.CLIENT}),
+            (r"/ws/?", SocketHandler, {"clients": clients, "addresses": addresses, "tokens": tokens}),
+            (r"/()", PageHandler, {"path": page.HERE, "default_filename": "index.html"}),
+            (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, {"path": page.HERE}),
+            (r"/(lockstep\.js)", PageHandler, {"path": page.CLIENT}),
         ],
         log_function=log_request,
         metrics=metrics,
+        origins=origins,
         **settings,
     )
     paths = {"/ws", "/ws/", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}

@@ -6,6 +6,7 @@ from typing import Any
 from tornado.web import HTTPError, RequestHandler
 
 from handlers.answers import error_body, error_headers, log_answer, request_id_of
+from handlers.origins import Origins
 from lockstep.errors import LockstepError, MalformedJson, MethodNotAllowed, RouteNotFound
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,14 @@ class JsonErrors(RequestHandler):
         self.clear_header("Server")
         self.set_header("X-Request-ID", self.request_id)
 
+    def admit_origin(self) -> None:
+        """Let a page of an admitted origin read the answer."""
+        origins: Origins = self.settings["origins"]
+        for name, value in origins.headers(self.request.headers.get("Origin")).items():
+            self.set_header(name, value)
+
     def options(self, *args: str, **kwargs: str) -> None:
+        self.admit_origin()
         self.set_header("Allow", ALLOWED)
         self.set_status(204)
 
@@ -44,6 +52,7 @@ class JsonErrors(RequestHandler):
             self.set_header("Allow", ALLOWED)
         for name, value in (error_headers(error) | dict(error.headers)).items():
             self.set_header(name, value)
+        self.admit_origin()
         self.set_status(error.status)
         self.set_header("Content-Type", "application/json")
         self.finish(error_body(error))

@@ -12,7 +12,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketP
 from handlers.base import JsonErrors
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
-from handlers.origins import Origins, refused_origin
+from handlers.origins import refused_origin
 from handlers.patience import STALLED_TIMEOUT_S
 from handlers.reading import ReadingTurns
 from handlers.tokens import SUBPROTOCOL, Tokens
@@ -181,11 +181,10 @@ class Handshake(WebSocketProtocol13):
 class SocketHandler(JsonErrors, WebSocketHandler):
     """The request that becomes a client's connection. It is gone when that has begun."""
 
-    def initialize(self, clients: Clients, origins: Origins, addresses: Addresses, tokens: Tokens) -> None:
+    def initialize(self, clients: Clients, addresses: Addresses, tokens: Tokens) -> None:
         self._tokens = tokens
         self._addresses = addresses
         self._clients = clients
-        self._origins = origins
 
     def get_websocket_protocol(self) -> Handshake | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -206,7 +205,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         await super().get(*args, **kwargs)
 
     def check_origin(self, origin: str) -> bool:
-        if not self._origins.admits(origin, self.request.host):
+        if not self.settings["origins"].admits(origin, self.request.host):
             raise refused_origin(origin, self.request.host, self.request_id)
         return True
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -16,7 +17,7 @@ from lockstep.contract import Charge
 from lockstep.limits import MAX_REMEMBERED, Addresses, FixedWindows, Rate
 from server import Server
 from tests.load import chess, eventually
-from tests.processes import Answer, ServerProcess, request
+from tests.processes import Answer, ServerProcess, read_answer, request
 from tests.redis_server import Proxy, RedisServer
 from tests.test_metrics import figures
 from tests.ws_client import Closed, WsClient
@@ -194,6 +195,31 @@ async def test_of_requests_exactly_as_many_as_allowed_are_answered() -> None:
         assert [answer.headers["ratelimit-remaining"] for answer in answers[:5]] == list("43210")
         for path in ("/health", "/ready", "/metrics"):
             assert (await request(url + path, "GET")).status == 200, "never limited"
+
+
+async def test_a_body_that_is_too_large_is_a_request_like_any_other() -> None:
+    async with limited(rate_limit_general="2/60") as (url,):
+        address = urlsplit(url).hostname, urlsplit(url).port
+        answers = []
+        for n in range(6):
+            reader, writer = await asyncio.open_connection(*address)
+            method, size = ("POST", 99_999_999) if n % 2 else ("GET", 5000)
+            head = f"{method} /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n"
+            writer.write(head.encode())
+            answers.append(await asyncio.wait_for(read_answer(reader), 10))
+            writer.transport.abort()
+        assert [answer.status for answer in answers] == [413, 413, 429, 429, 429, 429]
+        assert [answer.headers["ratelimit-remaining"] for answer in answers] == list("100000")
+        assert {answer.headers["connection"] for answer in answers} == {"close"}
+
+
+@pytest.mark.parametrize("path", ["/v1/sessions", f"/v1/sessions/{uuid4()}/switch"])
+async def test_preflights_cost_nobody_anything(path: str) -> None:
+    """They cannot say whose they are, so those of a hall would all be one caller's."""
+    async with limited(rate_limit_general="2/60") as (url,):
+        answers = [await request(url + path, "OPTIONS") for _ in range(5)]
+        assert {answer.status for answer in answers} == {204}
+        assert [(await request(f"{url}/v1/time", "GET")).status for _ in range(3)] == [200, 200, 429]
 
 
 async def test_callers_behind_a_trusted_proxy_are_told_apart() -> None:

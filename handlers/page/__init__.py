@@ -5,7 +5,6 @@ from pathlib import Path
 from tornado.web import StaticFileHandler
 
 from handlers.base import JsonErrors
-from handlers.origins import Origins
 
 SECURITY_HEADERS = {
     # Nothing inline, nothing from elsewhere; the WebSocket is of the page's own origin.
@@ -22,15 +21,8 @@ CLIENT = HERE.parent.parent / "clients" / "js"
 class PageHandler(JsonErrors, StaticFileHandler):
     """A file of the page, revalidated at each visit so that a new release is seen at once."""
 
-    def initialize(  # type: ignore[override]
-        self, origins: Origins, path: str, default_filename: str | None = None
-    ) -> None:
-        super().initialize(path, default_filename)
-        self._origins = origins
-
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Cache-Control", "no-cache")
         for name, value in SECURITY_HEADERS.items():
             self.set_header(name, value)
-        for name, value in self._origins.headers(self.request.headers.get("Origin")).items():
-            self.set_header(name, value)
+        self.admit_origin()
