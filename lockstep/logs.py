@@ -46,7 +46,8 @@ class Sparing(logging.Filter):
             return True
         kind = record.name, str(record.msg)
         passed_at_s, left_out = self._kinds.get(kind, (-math.inf, 0))
-        if record.created - passed_at_s < 1:
+        # A line from before the last one that passed is let through: the machine's clock was set back.
+        if 0 <= record.created - passed_at_s < 1:
             self._kinds[kind] = passed_at_s, left_out + 1
             return False
         if len(self._kinds) >= MAX_KINDS:

@@ -61,6 +61,17 @@ def test_of_a_kind_one_line_a_second_is_written_and_the_next_says_how_many_were_
     assert [line.get("left_out") for line in log.lines] == [None, None, 2]
 
 
+def test_after_the_clock_was_set_back_the_first_line_of_a_kind_is_written() -> None:
+    log = Log()
+    for at_s in (10_000.0, 6_400.0, 6_400.5, 6_401.0):
+        log.say(at_s, "%s was refused", at_s)
+    assert [line["message"] for line in log.lines] == [
+        "10000.0 was refused",
+        "6400.0 was refused",
+        "6401.0 was refused",
+    ]
+
+
 @pytest.mark.parametrize("account", [{"duration_ms": 0.1}, {"close_code": None}], ids=str)
 def test_each_request_and_each_connection_has_its_line(account: dict[str, object]) -> None:
     log = Log()
