@@ -1,6 +1,7 @@
 """Limits: exact, shared by all processes, and given back."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -54,6 +55,31 @@ def test_windows_of_many_callers_take_bounded_memory() -> None:
     for number in range(MAX_REMEMBERED + 100):
         windows.spend(Charge(str(number), 1, 60_000), 0.0)
     assert len(windows._windows) <= MAX_REMEMBERED
+
+
+def test_a_new_caller_among_very_many_costs_hardly_more_than_among_few() -> None:
+    windows = FixedWindows()
+
+    def took_s(first: int) -> float:
+        began_s = time.process_time()
+        for number in range(first, first + MAX_REMEMBERED):
+            windows.spend(Charge(str(number), 1, 60_000), 0.0)
+        return time.process_time() - began_s
+
+    few_s = took_s(0)
+    assert took_s(MAX_REMEMBERED) < 20 * few_s
+
+
+def test_windows_that_are_over_make_room_first_and_then_the_oldest() -> None:
+    windows = FixedWindows()
+    for number in range(MAX_REMEMBERED):
+        windows.spend(Charge(str(number), 1, 60_000 if number % 2 else 1000), 0.0)
+    windows.spend(Charge("new", 1, 60_000), 2.0)
+    assert [windows.look(Charge(str(number), 1, 1), 2.0)[0] for number in (1, 3)] == [1, 1]
+    for number in range(MAX_REMEMBERED // 2):
+        windows.spend(Charge(f"newer {number}", 1, 60_000), 2.0)
+    assert windows.look(Charge("1", 1, 1), 2.0)[0] == 0
+    assert windows.look(Charge(str(MAX_REMEMBERED - 1), 1, 1), 2.0)[0] == 1
 
 
 @pytest.mark.parametrize(
