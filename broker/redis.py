@@ -189,6 +189,8 @@ class RedisBroker(Broker):
         if self._takes_changes:
             self._takes_changes = False
             log.warning("Redis takes no changes now, what it has can be read: %s", reply)
+        if str(reply).startswith("READONLY"):
+            self._link.look_for_master()
 
     def _on_taken(self) -> None:
         if not self._takes_changes:
@@ -239,15 +241,14 @@ class RedisBroker(Broker):
             if not self._has_recorded_routing:
                 await self._record_routing(wire)
             if not self._has_life_sign:
-                await self._leave_life_sign(wire)
+                if self._link.wire is wire:  # else the master is looked for, and gets it there
+                    await self._leave_life_sign(wire)
                 return
         except Refused as refused:
             self._link.reset(str(refused))
             return
         if isinstance(reply, hiredis.ReplyError):
             self._on_refused(reply)
-            if str(reply).startswith("READONLY"):
-                self._link.look_for_master()
             return
         self._on_taken()
         now_s = time.monotonic()

@@ -10,9 +10,12 @@ import pytest
 import redis as redis_client
 import ujson
 
+from broker import link
+from broker.redis import RedisBroker
 from tests.load import chess, data, eventually, rest
 from tests.processes import ServerProcess, wait_until
-from tests.redis_server import RedisServer
+from tests.redis_server import Proxy, RedisServer
+from tests.test_broker import started as hearing
 from tests.ws_client import Closed, WsClient, abort_all
 
 WHYS = ["full", "without replicas", "a replica", "without a disk"]
@@ -156,6 +159,28 @@ async def test_what_is_lost_before_a_process_could_write_is_told_when_it_can(
     finally:
         abort_all()
         await asyncio.to_thread(process.stop)
+
+
+async def test_a_process_that_started_on_a_replica_goes_to_the_master_that_its_name_leads_to(
+    redis: Reluctant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself: nobody asks it for a change."""
+    monkeypatch.setattr(link, "REPLICA_S", 0.5)
+    redis.stop_taking("a replica")
+    master = RedisServer()
+
+    async def no_sign() -> str:
+        with master.client as client:
+            return "" if client.keys("process:*") else "it has left no sign of life there"
+
+    try:
+        async with Proxy(redis.port) as name:
+            broker = RedisBroker(name.url, prefix="", routing="all", allow_eviction=False)
+            async with hearing(broker):
+                name.target_port = master.port
+                await eventually(no_sign, 10, "it stayed with the replica")
+    finally:
+        master.close()
 
 
 async def test_a_process_that_turns_out_to_route_otherwise_says_so_and_gets_no_traffic(
