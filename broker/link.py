@@ -259,6 +259,7 @@ class Link:
         self._down_since_s = float("-inf")
         self._complained_at_s = float("-inf")
         self._away_since_s: float | None = None
+        self._has_told_fault = False
         self._keeper: asyncio.Task[None] | None = None
         self._refused: asyncio.Future[None] | None = None
 
@@ -367,6 +368,12 @@ class Link:
                     self._complain(str(error))
             except (OSError, LinkDown) as error:
                 self._complain(str(error) or "timed out")
+            except Exception as error:
+                # Nobody expected it, but whoever gave up here would never come back.
+                if not self._has_told_fault:
+                    self._has_told_fault = True
+                    log.exception("a connection to Redis could not be made ready; this is tried again")
+                self._complain(repr(error))
             finally:
                 self._drop_wire()
             await asyncio.sleep(retry_s * random.uniform(0.5, 1))
@@ -396,6 +403,7 @@ class Link:
         # At once, not when the keeper's turn comes: calls in between shall wait for the next one.
         wire.on_lost = lambda: self._mark_down() if self._wire is wire else None
         self._has_been_up = True
+        self._has_told_fault = False
         self._up.set()
         self._up_since_s = asyncio.get_running_loop().time()
         if self._away_since_s is not None:

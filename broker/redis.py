@@ -160,7 +160,8 @@ class RedisBroker(Broker):
         if recorded is None and await self._write(wire, "SET", key, mode, "NX"):
             recorded = await wire.ask("GET", key)
         if recorded is not None and recorded != mode:
-            raise Refused(f"other processes route {recorded.decode()}: --routing must be the same")
+            mode_of_others = recorded.decode("utf-8", "replace")
+            raise Refused(f"other processes route {mode_of_others}: --routing must be the same")
         self._has_recorded_routing = recorded is not None
 
     async def _leave_life_sign(self, wire: Wire) -> None:
@@ -554,5 +555,6 @@ def _info(reply: Any) -> dict[str, str]:
     """INFO's lines. Where INFO is forbidden nothing is known."""
     if not isinstance(reply, bytes):
         return {"redis_version": "6.2"}
-    pairs = (line.partition(":") for line in reply.decode().splitlines() if ":" in line)
+    # The server names files of its own there, in whatever encoding.
+    pairs = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines() if ":" in line)
     return {name: value for name, _, value in pairs}

@@ -120,4 +120,8 @@ async def in_the_way(ask: Ask, prefix: str) -> str | None:
         if found not in (kind.encode(), b"none") and not isinstance(found, hiredis.ReplyError):
             found, kind = (each.replace("zset", "sorted set") for each in (found.decode(), kind))
             return f"the key {prefix}{name} of Redis is a {found}, not a {kind}: choose another --prefix"
+    routing = await ask("GET", prefix + "routing")
+    if isinstance(routing, bytes) and (mode := routing.decode("utf-8", "replace")) not in Routing.MODES:
+        modes = " or ".join(Routing.MODES)
+        return f"the key {prefix}routing of Redis is {mode[:40]!r}, not {modes}: choose another --prefix"
     return None

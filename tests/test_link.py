@@ -99,6 +99,29 @@ async def test_the_return_of_redis_is_logged_with_how_long_it_was_away(
         redis.close()
 
 
+async def test_a_fault_that_nobody_expected_is_told_once_and_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts = 0
+
+    async def at_the_third_time(wire: Wire) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 3:
+            raise ZeroDivisionError
+
+    redis = RedisServer()
+    link = Link(parse(redis.url), "commands", at_the_third_time, Metrics())
+    try:
+        async with asyncio.timeout(10):
+            await link.start()
+        assert await link.call("PING") == b"PONG"
+        assert [each.exc_info[0] for each in caplog.records if each.exc_info] == [ZeroDivisionError]
+    finally:
+        await link.close()
+        redis.close()
+
+
 # --- what is slow and what is silent -------------------------------------------------------------
 
 MEGABYTE = 1_000_000

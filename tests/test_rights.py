@@ -157,6 +157,23 @@ async def test_a_key_that_somebody_else_uses_ends_the_process_with_one_line(
         assert client.hgetall(key) == {b"somebody": b"else"}
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(b"/home", "'/home'"), (b"\xff", "'\ufffd'")], ids=["text", "no text"]
+)
+async def test_a_routing_that_somebody_else_wrote_ends_the_process_with_one_line(
+    redis: RedisServer, value: bytes, shown: str
+) -> None:
+    give(redis, *[word.replace(PREFIX, "") for word in documented()])
+    with redis.client as client:
+        client.set("routing", value)
+    complaint = f"the key routing of Redis is {shown}, not all or targeted: choose another --prefix"
+    async with asyncio.timeout(10):
+        with pytest.raises(ValueError, match=f"^broker: {re.escape(complaint)}$"):
+            async with started(broker_of(redis)):
+                pass
+    assert (False, f"rights and keys: {complaint}") in await examine(Settings(broker=redis.url))
+
+
 async def test_the_look_at_the_rights_leaves_nothing(redis: RedisServer) -> None:
     give(redis, *documented())
     with redis.client as client, client.pubsub() as ears:
