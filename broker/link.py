@@ -417,10 +417,11 @@ class Link:
         for command in self._endpoint.greeting():
             reply = await wire.call(*command)
             if isinstance(reply, hiredis.ReplyError):
+                if command[0] == "CLIENT" and not str(reply).startswith("NOAUTH"):
+                    continue  # a name is a convenience, also where the ACL forbids it
                 if str(reply).startswith(REFUSALS):
                     raise Refused(str(reply))
-                if command[0] != "CLIENT":
-                    raise LinkDown(sent=False, why=str(reply))
+                raise LinkDown(sent=False, why=str(reply))
             if command[0] == "ROLE" and reply[0] != b"master":
                 raise LinkDown(sent=False, why="it is not a master")
         await self._on_up(wire)
