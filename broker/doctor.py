@@ -58,7 +58,7 @@ async def examine(settings: Settings) -> list[Finding]:
 
 async def _info(link: Link, section: str) -> dict[str, str]:
     reply = await link.call("INFO", section)
-    lines = reply.decode().splitlines() if isinstance(reply, bytes) else []
+    lines = reply.decode("utf-8", "replace").splitlines() if isinstance(reply, bytes) else []
     return {name: value for name, _, value in (line.partition(":") for line in lines)}
 
 
@@ -68,7 +68,9 @@ async def _config(link: Link, name: str) -> str | None:
 
 
 async def _version(link: Link) -> Finding:
-    version = (await _info(link, "server")).get("redis_version", "unknown")
+    version = (await _info(link, "server")).get("redis_version")
+    if version is None:
+        return True, "Redis version: not shown to this user (INFO)"
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers >= OLDEST_REDIS:
         return True, f"Redis version: {version}"
@@ -76,7 +78,9 @@ async def _version(link: Link) -> Finding:
 
 
 async def _eviction(link: Link, settings: Settings) -> Finding:
-    policy = (await _info(link, "memory")).get("maxmemory_policy", "noeviction")
+    policy = (await _info(link, "memory")).get("maxmemory_policy")
+    if policy is None:
+        return True, "eviction: not shown to this user (INFO)"
     if policy == "noeviction" or settings.allow_eviction:
         return True, f"eviction: {policy}"
     return False, f"eviction: {policy}; sessions could vanish: CONFIG SET maxmemory-policy noeviction"
@@ -105,7 +109,10 @@ async def _buffers(link: Link) -> Finding:
 
 
 async def _persistence(link: Link) -> Finding:
-    if (await _info(link, "persistence")).get("aof_enabled") == "1":
+    is_kept = (await _info(link, "persistence")).get("aof_enabled")
+    if is_kept is None:
+        return True, "persistence: not shown to this user (INFO)"
+    if is_kept == "1":
         return True, "persistence: append-only file"
     return False, "persistence: no append-only file; a restart loses changes: CONFIG SET appendonly yes"
 
@@ -149,8 +156,8 @@ async def _probe(link: Link, settings: Settings) -> Finding:
 
     ears = Link(parse(settings.broker), "updates", subscribe, Metrics())
     try:
-        await ears.start()
         async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await ears.start()
             await subscribed
             began_s = time.perf_counter()
             await link.call("PUBLISH", channel, "")
@@ -158,6 +165,11 @@ async def _probe(link: Link, settings: Settings) -> Finding:
         took_ms = (time.perf_counter() - began_s) * 1000
         return True, f"Pub/Sub: a publication came back after {took_ms:.2f} ms"
     except TimeoutError:
+        if not ears.is_up:
+            return False, (
+                "Pub/Sub: there is no second connection to Redis, and each process needs two; "
+                "raise its maxclients, or find who holds so many (CLIENT LIST)"
+            )
         return False, "Pub/Sub: a publication did not come back; may this user SUBSCRIBE and PUBLISH (ACL)?"
     finally:
         await ears.close()

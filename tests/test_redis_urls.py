@@ -298,6 +298,30 @@ async def test_a_redis_cluster_ends_the_start_with_one_line_and_the_doctor_says_
         own.close()
 
 
+async def test_the_doctor_ends_where_redis_takes_only_one_connection_and_says_what_to_do() -> None:
+    own = RedisServer("--maxclients", "1")
+    try:
+        async with asyncio.timeout(20):
+            findings = await examine(Settings(broker=own.url))
+        (told,) = [text for is_ok, text in findings if not is_ok and "Pub/Sub" in text]
+        assert "maxclients" in told
+    finally:
+        own.close()
+
+
+async def test_the_doctor_finds_no_fault_in_what_a_user_is_not_shown() -> None:
+    own = RedisServer()
+    try:
+        with own.client as client:
+            client.execute_command("ACL", "SETUSER", "default", "-info", "-config")
+        findings = await examine(Settings(broker=own.url))
+        assert [text for is_ok, text in findings if not is_ok] == []
+        for what in ("Redis version", "eviction", "persistence"):
+            assert (True, f"{what}: not shown to this user (INFO)") in findings
+    finally:
+        own.close()
+
+
 async def test_a_sentinel_that_is_named_as_a_redis_ends_the_start(guarded: GuardedSentinels) -> None:
     with pytest.raises(ValueError, match=r"this is a Sentinel: name it as redis\+sentinel"):
         await reaches(f"redis://:sentinel-hush@127.0.0.1:{guarded.ports[0]}")
