@@ -7,6 +7,7 @@ import string
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from msgspec import Raw, Struct
 from msgspec.structs import replace
@@ -119,7 +120,8 @@ class Sessions:
             now_ms = self._broker.now_ms()
             created = engine.create(spec, new_epoch(max(now_ms, epoch_ms)), now_ms)
             try:
-                outcome, step = await self._commit(None, created, 0, now_ms, origin, answer)
+                async with self._looked_up(spec.session_id, origin.once):
+                    outcome, step = await self._commit(None, created, 0, now_ms, origin, answer)
             except EpochTooLow as error:
                 epoch_ms = epoch_instant_ms(error.last) + 1
                 continue
@@ -242,11 +244,12 @@ class Sessions:
         once = origin.once
         done = once.done(204, session_id, new_commit(), b"") if once else None
         while loop.time() < give_up_at:
-            expected = await self._deletable(session_id, once, tags)
-            if once is not None:
-                once.require_in_time()
             try:
-                is_deleted = await self._broker.delete(session_id, expected, done)
+                async with self._looked_up(session_id, once):
+                    expected = await self._deletable(session_id, once, tags)
+                    if once is not None:
+                        once.require_in_time()
+                    is_deleted = await self._broker.delete(session_id, expected, done)
             except AlreadyDone as already:
                 assert once is not None
                 raise once.replay(already.record) from None
@@ -287,8 +290,9 @@ class Sessions:
             once.require_in_time()
             done = once.done(202, session_id, new_commit(), answer)
         try:
-            if not await self._broker.publish(session_id, message, done):
-                raise SessionNotFound(session_id)
+            async with self._looked_up(session_id, once):
+                if not await self._broker.publish(session_id, message, done):
+                    raise SessionNotFound(session_id)
         except AlreadyDone as already:
             assert once is not None
             raise once.replay(already.record) from None
@@ -444,16 +448,31 @@ class Sessions:
 
     async def _recall(self, session_id: str, once: Idempotent) -> bytes | None:
         """The stored state, if any. Raises Replay where the request was done before."""
-        if once.former_key is None:
-            raw, kept = await self._broker.recall(session_id, once.key)
-        else:
-            raw, kept, formerly_kept = await self._broker.recall(session_id, once.key, once.former_key)
-            # What we keep there ourselves may be another caller's.
-            if kept is None and formerly_kept is not None and was_kept_by_former(formerly_kept):
-                kept = formerly_kept
+        keys = (once.key,) if once.former_key is None else (once.key, once.former_key)
+        try:
+            raw, kept, *formerly_kept = await self._broker.recall(session_id, *keys)
+        except BrokerUnavailable:
+            # A proxy, or its caller, may have sent it to another process before, which did it.
+            raise BrokerUnavailable("unknown") from None
+        # What we keep by the former name ourselves may be another caller's.
+        if kept is None and formerly_kept and formerly_kept[0] and was_kept_by_former(formerly_kept[0]):
+            kept = formerly_kept[0]
         if kept is not None:
             raise once.replay(kept)
         return raw
+
+    @asynccontextmanager
+    async def _looked_up(self, session_id: str, once: Idempotent | None) -> AsyncIterator[None]:
+        """Around a change, with which the store itself looks for a record: where it could not, we do.
+
+        Else "not_applied" would be said of a request that another process has done.
+        """
+        try:
+            yield
+        except BrokerUnavailable as error:
+            if once is not None and error.details == {"outcome": "not_applied"}:
+                await self._recall(session_id, once)
+            raise
 
     async def _refuse_if_formerly_done(self, session_id: str, once: Idempotent | None) -> None:
         """Raises Replay where a process of version 0.1 did it; what others did the store finds by itself."""

@@ -14,7 +14,7 @@ import jwt
 import pytest
 
 from tests.processes import Answer, ServerProcess, request
-from tests.redis_server import RedisServer
+from tests.redis_server import Proxy, RedisServer
 from tests.ws_client import WsClient
 
 CHESS = {
@@ -115,6 +115,58 @@ async def test_a_key_belongs_to_one_path(urls: list[str]) -> None:
         answer = await post(urls[0], f"/v1/sessions/{session_id}/switch", key=key)
         assert "idempotent-replayed" not in answer.headers
         assert await version(urls[0], session_id) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/switch"), ("POST", "/messages"), ("POST", ""), ("DELETE", "")],
+    ids=["command", "message", "creation", "deletion"],
+)
+async def test_a_request_with_a_key_that_cannot_be_looked_up_is_not_said_to_be_not_applied(
+    method: str, path: str
+) -> None:
+    """It may be another process that did it, and died before it answered."""
+    redis = RedisServer()
+    servers: list[ServerProcess] = []
+    try:
+        async with Proxy(redis.port) as way:
+            for url in (redis.url, way.url):
+                servers.append(await asyncio.to_thread(ServerProcess, f"--broker={url}"))
+            done, cut_off = (server.url for server in servers)
+            session_id, key = await running(done), {"Idempotency-Key": uuid4().hex}
+            body = {"/switch": {}, "/messages": {"type": "NOTE"}, "": CHESS}[path]
+            asked = f"/v1/sessions/{session_id}{path}" if path or method == "DELETE" else "/v1/sessions"
+            call = (method, None if method == "DELETE" else body, key)
+            first = await request(done + asked, *call)
+            assert first.status in (200, 201, 202, 204)
+            way.refuses = True
+            way.cut()
+            again = await request(cut_off + asked, *call)
+            assert again.status == 503
+            assert again.body["error"]["details"] == {"outcome": "unknown"}
+            # Without a key it is a request of its own, of which nothing was sent.
+            other = await request(cut_off + asked, *call[:2], {})
+            assert other.body["error"]["details"] == {"outcome": "not_applied"}
+    finally:
+        for server in servers:
+            await asyncio.to_thread(server.stop)
+        redis.close()
+
+
+async def test_a_creation_with_a_key_that_was_looked_up_in_vain_is_said_to_be_not_applied() -> None:
+    redis = RedisServer()
+    server = await asyncio.to_thread(ServerProcess, f"--broker={redis.url}")
+    try:
+        first = await post(server.url, "/v1/sessions", CHESS, key="done")
+        with redis.client as client:
+            client.replicaof("127.0.0.1", "1")  # it takes no changes, and can be read
+        again = await post(server.url, "/v1/sessions", CHESS, key="done")
+        assert (again.status, again.raw) == (201, first.raw)
+        new = await post(server.url, "/v1/sessions", CHESS, key="new")
+        assert (new.status, new.body["error"]["details"]) == (503, {"outcome": "not_applied"})
+    finally:
+        await asyncio.to_thread(server.stop)
+        redis.close()
 
 
 async def test_what_was_refused_is_decided_anew(urls: list[str]) -> None:
