@@ -15,12 +15,12 @@ from tests.redis_server import RedisServer
 
 
 @functools.cache
-def _shim() -> Path:
-    """The library that shifts a program's wall clock, compiled once for all tests of this process."""
+def shim(name: str) -> Path:
+    """What is put before a program's own library, compiled once for all tests of this process."""
     if shutil.which("gcc") is None:
         pytest.fail("gcc is missing: install Debian's package gcc", pytrace=False)
-    library = Path(tempfile.mkdtemp(prefix="lockstep-time-")) / "shifted_time.so"
-    source = ROOT / "tests" / "shifted_time.c"
+    library = Path(tempfile.mkdtemp(prefix="lockstep-shim-")) / f"{name}.so"
+    source = ROOT / "tests" / f"{name}.c"
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
     return library
 
@@ -33,7 +33,7 @@ class ShiftedRedis(RedisServer):
         os.close(descriptor)
         self._file = Path(name)
         self._file.write_bytes(struct.pack("q", 0))
-        super().__init__(*options, env={"LD_PRELOAD": str(_shim()), "SHIFT_FILE": name})
+        super().__init__(*options, env={"LD_PRELOAD": str(shim("shifted_time")), "SHIFT_FILE": name})
 
     def shift(self, by_s: float) -> None:
         """From now on its clock differs from the machine's by so much."""

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from broker.redis import RedisBroker
 from lockstep import engine, messages, state
-from lockstep.contract import Outcome
+from lockstep.contract import EpochTooLow, Outcome
 from lockstep.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.engine import Step
 from lockstep.errors import SessionExists, SessionNotFound
@@ -19,6 +19,7 @@ from lockstep.sessions import Lifetimes, Sessions
 from lockstep.state import Session
 from tests.load import eventually
 from tests.redis_server import RedisServer
+from tests.shifted_redis import shim
 from tests.test_broker import Ears, applied, commit_of, created, new_id, next_epoch
 from tests.test_hub import FakePeer
 from tests.test_sessions import spec
@@ -195,6 +196,31 @@ async def test_where_a_key_of_another_type_is_there_is_no_session_and_none_is_ma
             assert not client.exists(key)
         session = (await sessions.create(spec(session_id=foreign))).session
         assert await sessions.read(foreign) == state.to_json(session)
+
+
+async def test_epochs_compare_alike_in_every_locale() -> None:
+    server = RedisServer(env={"LD_PRELOAD": str(shim("estonian"))})
+    try:
+        async with broker_on(server) as (broker, _, prefix):
+            with server.client as client:
+                assert client.eval("return 't' < 'z' and 1 or 0", 0) == 0
+                for last, epoch, is_above in (
+                    ("0lqtw8xc0aaaa", "0lqtw8xc0aaaz", True),
+                    ("0lqtw8xctaaaa", "0lqtw8xczaaaa", True),
+                    ("0lqtw8xczaaaa", "0lqtw8xctaaaa", False),
+                    ("0lqtw8x9zaaaa", "0lqtw8xa0aaaa", True),
+                    ("0lqtw8xa0aaaa", "0lqtw8xa0aaaa", False),
+                ):
+                    client.set(f"{prefix}epoch", last)
+                    step = engine.create(spec(), epoch, broker.now_ms())
+                    commit, _ = commit_of(broker, None, step)
+                    if is_above:
+                        assert await broker.commit(commit) is Outcome.APPLIED
+                    else:
+                        with pytest.raises(EpochTooLow):
+                            await broker.commit(commit)
+    finally:
+        server.close()
 
 
 async def lapse_of(redis: RedisServer, key: str, session: Session) -> int:

@@ -27,6 +27,17 @@ local function answer(outcome)
   return { outcome, time[1], time[2] }
 end
 
+-- Byte by byte: Lua compares strings by the locale that redis-server runs in, and in some z is not the last letter.
+local function is_above(epoch, other)
+  for i = 1, #epoch do
+    local byte, its = string.byte(epoch, i), string.byte(other, i) or 0
+    if byte ~= its then
+      return byte > its
+    end
+  end
+  return false
+end
+
 local beginning = beginning_of(session, math.max(#own, #expected))
 if string.sub(beginning, 1, #own) == own then
   return answer('applied')
@@ -68,10 +79,10 @@ if instant > math.max(now + 20, not_before) or instant < now - 2000
   or (ARGV[6] ~= '' and integer(ARGV[6]) > math.max(now, not_before)) then
   return answer('wrong_time')
 end
-local own_epoch = expected == '' and string.match(own, '"epoch":"(%w*)"')
+local own_epoch = expected == '' and epoch_of(id, own)
 if own_epoch then
   local last_epoch = redis.call('GET', KEYS[5])
-  if last_epoch and own_epoch <= last_epoch then
+  if last_epoch and not is_above(own_epoch, last_epoch) then
     return { 'epoch_too_low', time[1], time[2], last_epoch }
   end
 end
