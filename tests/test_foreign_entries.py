@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from broker.redis import RedisBroker
 from lockstep import engine, messages, state
-from lockstep.contract import EpochTooLow, Outcome
+from lockstep.contract import Commit, EpochTooLow, Once, Outcome
 from lockstep.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.engine import Step
 from lockstep.errors import SessionExists, SessionNotFound
@@ -221,6 +221,36 @@ async def test_epochs_compare_alike_in_every_locale() -> None:
                             await broker.commit(commit)
     finally:
         server.close()
+
+
+def lost_creation(broker: RedisBroker) -> tuple[Commit, Commit]:
+    """A creation, and the same as it is offered again some time later."""
+    commit, _ = commit_of(broker, None, engine.create(spec(), next_epoch(), broker.now_ms()))
+    return commit, replace(commit, now_ms=commit.now_ms - 3_000)
+
+
+async def test_a_creation_whose_answer_was_lost_does_not_come_back_after_its_deletion(
+    redis_server: RedisServer,
+) -> None:
+    async with broker_on(redis_server) as (broker, _, _):
+        commit, late = lost_creation(broker)
+        assert await broker.commit(commit) is Outcome.APPLIED
+        assert await broker.delete(commit.session_id)
+        for _ in range(2):
+            for again in (commit, late):
+                # Of any other answer whoever creates makes it anew, by another epoch or at another instant.
+                assert await broker._try_commit(again, is_retry=True) is None
+            await created(broker, new_id())
+        assert await broker.load([commit.session_id]) == [None]
+
+
+async def test_a_creation_that_was_certainly_not_made_can_be_made_anew(redis_server: RedisServer) -> None:
+    async with broker_on(redis_server) as (broker, _, _):
+        commit, late = lost_creation(broker)
+        assert await broker._try_commit(late, is_retry=True) is Outcome.WRONG_TIME
+        await created(broker, new_id())
+        with pytest.raises(EpochTooLow):
+            await broker._try_commit(replace(commit, once=Once("key", b"{}", 60_000)), is_retry=True)
 
 
 async def lapse_of(redis: RedisServer, key: str, session: Session) -> int:

@@ -73,18 +73,23 @@ if not matches then
   end
   return answer('conflict')
 end
+local own_epoch = expected == '' and epoch_of(id, own)
+if own_epoch then
+  local last_epoch = redis.call('GET', KEYS[5])
+  if last_epoch and not is_above(own_epoch, last_epoch) then
+    -- The earlier attempt may have been applied, and its session deleted since: it is not to come back. A record
+    -- would still be there.
+    if ARGV[12] == '1' and not record then
+      return answer('unknown')
+    end
+    return { 'epoch_too_low', time[1], time[2], last_epoch }
+  end
+end
 -- Where TIME was set back it may be behind the state: what follows on it is dated at the state's own last instant.
 local instant, not_before = integer(ARGV[5]), integer(ARGV[20])
 if instant > math.max(now + 20, not_before) or instant < now - 2000
   or (ARGV[6] ~= '' and integer(ARGV[6]) > math.max(now, not_before)) then
   return answer('wrong_time')
-end
-local own_epoch = expected == '' and epoch_of(id, own)
-if own_epoch then
-  local last_epoch = redis.call('GET', KEYS[5])
-  if last_epoch and not is_above(own_epoch, last_epoch) then
-    return { 'epoch_too_low', time[1], time[2], last_epoch }
-  end
 end
 -- Only what is applied is counted: what is refused, for whatever reason, takes nothing from the others.
 local count, left
