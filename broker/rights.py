@@ -1,6 +1,7 @@
 """What Redis must let a process do, and what must not be in its way: looked at before it starts."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +111,8 @@ async def _refused(ask: Ask, wanted: list[Need]) -> list[Need]:
     return [wanted[place - 1] for place in reply]
 
 
+# As in lua/commit.lua: an epoch, and not one of a time so far away that there is no room above it.
+LAST_EPOCH = re.compile(rb"[0-9a-y][0-9a-z]{12}")
 _KINDS = {"sessions": "zset", "deadlines": "zset", "routing": "string", "epoch": "string"}
 
 
@@ -124,4 +127,9 @@ async def in_the_way(ask: Ask, prefix: str) -> str | None:
     if isinstance(routing, bytes) and (mode := routing.decode("utf-8", "replace")) not in Routing.MODES:
         modes = " or ".join(Routing.MODES)
         return f"the key {prefix}routing of Redis is {mode[:40]!r}, not {modes}: choose another --prefix"
+    last = await ask("GET", prefix + "epoch")
+    if isinstance(last, bytes) and not LAST_EPOCH.fullmatch(last):
+        # The first creation would overwrite it.
+        text = last.decode("utf-8", "replace")[:40]
+        return f"the key {prefix}epoch of Redis is {text!r}, no epoch: choose another --prefix, or delete it"
     return None

@@ -15,7 +15,7 @@ from lockstep.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.engine import Step
 from lockstep.errors import SessionExists, SessionNotFound
 from lockstep.hub import Hub
-from lockstep.sessions import Lifetimes, Sessions
+from lockstep.sessions import Lifetimes, Sessions, epoch_instant_ms
 from lockstep.state import Session
 from tests.load import eventually
 from tests.redis_server import RedisServer
@@ -221,6 +221,50 @@ async def test_epochs_compare_alike_in_every_locale() -> None:
                             await broker.commit(commit)
     finally:
         server.close()
+
+
+NO_EPOCHS = (
+    "",
+    "7",
+    "-1",
+    "1e99",
+    "99999999999999",
+    "somebody else",
+    "0LQTW8XC0AAAA",
+    "zzzzzzzzzzzzz",
+    b"\xff",
+)
+
+
+@pytest.mark.parametrize("last", NO_EPOCHS)
+async def test_what_is_no_epoch_keeps_nobody_from_creating(
+    redis_server: RedisServer, last: str | bytes
+) -> None:
+    async with broker_on(redis_server) as (broker, _, prefix):
+        sessions = Sessions(broker, Lifetimes())
+        with redis_server.client as client:
+            client.set(f"{prefix}epoch", last)
+            for _ in range(2):
+                created = (await sessions.create(spec())).session
+                assert client.get(f"{prefix}epoch") == created.epoch.encode()
+                assert abs(epoch_instant_ms(created.epoch) - broker.now_ms()) < 10_000
+
+
+@pytest.mark.parametrize("last", ["1234567890123", "9999999999999", "y" + 12 * "0"])
+async def test_an_epoch_of_a_far_time_keeps_nobody_from_creating(
+    redis_server: RedisServer, last: str
+) -> None:
+    async with broker_on(redis_server) as (broker, _, prefix):
+        sessions = Sessions(broker, Lifetimes())
+        with redis_server.client as client:
+            client.set(f"{prefix}epoch", last)
+        # As after a clock that was set back: each is above the last one, and many at once are made, too.
+        created = await asyncio.gather(*(sessions.create(spec()) for _ in range(50)))
+        epochs = [step.session.epoch for step in created]
+        assert len(set(epochs)) == 50
+        assert all(len(epoch) == 13 and last < epoch for epoch in epochs)
+        for step in created:
+            assert await sessions.read(step.session.session_id) == state.to_json(step.session)
 
 
 def lost_creation(broker: RedisBroker) -> tuple[Commit, Commit]:

@@ -177,6 +177,23 @@ async def test_a_user_who_may_not_name_connections_starts(redis: RedisServer) ->
     assert await complaint(broker_of(redis, PREFIX)) == ""
 
 
+@pytest.mark.parametrize("value", ["7", "", "/home", "zzzzzzzzzzzzz"])
+async def test_a_last_epoch_that_is_none_ends_the_process_with_one_line(
+    redis: RedisServer, value: str
+) -> None:
+    give(redis, *[word.replace(PREFIX, "") for word in documented()])
+    complaint = f"the key epoch of Redis is {value!r}, no epoch: choose another --prefix, or delete it"
+    with redis.client as client:
+        client.set("epoch", value)
+    async with asyncio.timeout(10):
+        with pytest.raises(ValueError, match=f"^broker: {re.escape(complaint)}$"):
+            async with started(broker_of(redis)):
+                pass
+    assert (False, f"rights and keys: {complaint}") in await examine(Settings(broker=redis.url))
+    with redis.client as client:
+        assert client.get("epoch") == value.encode()
+
+
 async def test_the_look_at_the_rights_leaves_nothing(redis: RedisServer) -> None:
     give(redis, *documented())
     with redis.client as client, client.pubsub() as ears:

@@ -76,7 +76,10 @@ end
 local own_epoch = expected == '' and epoch_of(id, own)
 if own_epoch then
   local last_epoch = redis.call('GET', KEYS[5])
-  if last_epoch and not is_above(own_epoch, last_epoch) then
+  -- What is no epoch is somebody else's or damaged: it is overwritten. One that begins with z (the year 5099 and
+  -- later) is none either: there would be no room above it.
+  local is_epoch = last_epoch and string.match(last_epoch, '^[0-9a-y]' .. string.rep('[0-9a-z]', 12) .. '$')
+  if is_epoch and not is_above(own_epoch, last_epoch) then
     -- The earlier attempt may have been applied, and its session deleted since: it is not to come back. A record
     -- would still be there.
     if ARGV[12] == '1' and not record then
