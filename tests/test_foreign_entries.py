@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec.structs import replace
 
-from broker.redis import RedisBroker
+from broker.redis import LAPSE_GRACE_MS, RedisBroker
 from lockstep import engine, messages, state
 from lockstep.contract import Commit, EpochTooLow, Once, Outcome
 from lockstep.deadlines import SWEEP_LIMIT, Deadlines
@@ -20,7 +20,7 @@ from lockstep.state import Session
 from tests.load import eventually
 from tests.redis_server import RedisServer
 from tests.shifted_redis import shim
-from tests.test_broker import Ears, applied, commit_of, created, new_id, next_epoch
+from tests.test_broker import ONE_DAY_MS, Ears, applied, commit_of, created, new_id, next_epoch
 from tests.test_hub import FakePeer
 from tests.test_sessions import spec
 
@@ -295,6 +295,31 @@ async def test_a_creation_that_was_certainly_not_made_can_be_made_anew(redis_ser
         await created(broker, new_id())
         with pytest.raises(EpochTooLow):
             await broker._try_commit(replace(commit, once=Once("key", b"{}", 60_000)), is_retry=True)
+
+
+@pytest.mark.parametrize("score", ["-70000", "-1", "0", "1.5", "-inf", "inf", None])
+async def test_a_lapse_that_is_not_the_states_own_spoils_no_expiry(
+    redis_server: RedisServer, score: str | None
+) -> None:
+    async with broker_on(redis_server) as (broker, _, prefix):
+        session = await runs_out(broker, in_ms=-1_000)
+        key = f"{prefix}session:{session.session_id}"
+        with redis_server.client as client:
+            if score is None:
+                client.zrem(f"{prefix}sessions", session.session_id)
+            else:
+                client.zadd(f"{prefix}sessions", {session.session_id: score})
+            expires_at_ms = client.pexpiretime(key)
+            flagged = await applied(broker, session, engine.settle, settled=1, lapses_in_ms=30 * ONE_DAY_MS)
+            assert await broker.load([session.session_id]) == [state.to_json(flagged)]
+            history = await broker.history(session.session_id, flagged.version - 1, 10_000)
+            assert history is not None
+            assert len(history.events) == 1
+            # It prolongs nothing and shortens nothing, but by the ms between two looks at the time.
+            assert abs(client.pexpiretime(key) - expires_at_ms) <= 50
+            lapses_at_ms = await lapse_of(redis_server, f"{prefix}sessions", session)
+            assert client.pexpiretime(key) - lapses_at_ms == LAPSE_GRACE_MS
+        assert await broker.lapse(10) == 0
 
 
 async def lapse_of(redis: RedisServer, key: str, session: Session) -> int:

@@ -26,7 +26,7 @@ from lockstep.errors import BrokerUnavailable
 from lockstep.state import Mode
 from tests.processes import wait_until
 from tests.redis_server import RedisServer
-from tests.test_broker import applied, commit_of, created, creation, new_id, started
+from tests.test_broker import applied, commit_of, created, creation, fell_due, new_id, started
 
 # What comes after the first write, and why it cannot fail. All of it is looked at first: is it permitted?
 CANNOT_FAIL = {
@@ -250,6 +250,14 @@ async def settling_many(trial: Trial) -> Call:
     return committing(trial, commit_of(trial.broker, session, step, settled=settled)[0])
 
 
+async def firing_where_the_lapse_is_somebody_elses(trial: Trial) -> Call:
+    session = await fell_due(trial.broker, new_id())
+    with trial.redis.client as client:
+        client.zadd("sessions", {session.session_id: -70_000.5})
+    step = engine.settle(session, trial.broker.now_ms())
+    return committing(trial, commit_of(trial.broker, session, step, settled=1)[0])
+
+
 async def changing_where_another_history_goes_on(trial: Trial) -> Call:
     commit = await change_of(trial)
     with trial.redis.client as client:
@@ -398,6 +406,7 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
         changing_within_a_window: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
         pausing: "SET PEXPIREAT ZADD ZREM PUBLISH",
         settling_many: "XADD SET PEXPIREAT ZADD ZADD PUBLISH",
+        firing_where_the_lapse_is_somebody_elses: "SET PEXPIREAT ZADD ZREM PUBLISH",
         changing_where_another_history_goes_on: "DEL XADD PEXPIREAT ZADD ZADD PUBLISH",
         changing_where_another_history_went_on: "DEL XADD PEXPIREAT ZADD ZADD PUBLISH",
         asking_again: "SET PEXPIREAT ZADD ZADD PUBLISH",

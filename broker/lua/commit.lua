@@ -113,7 +113,16 @@ end
 local known_lapse, known_deadline = redis.call('ZSCORE', sessions, id), redis.call('ZSCORE', deadlines, id)
 local lapse = integer(ARGV[8])
 if ARGV[9] ~= '1' then
-  lapse = math.min(lapse, tonumber(known_lapse or lapse))
+  local known = tonumber(known_lapse or '')
+  if known and known >= now and known < math.huge then
+    lapse = math.min(lapse, math.floor(known))
+  else
+    -- There is none, or it is over or no instant: somebody else's, perhaps. When the key expires tells what it was.
+    local left = redis.call('PTTL', session)
+    if left > 0 then
+      lapse = math.min(lapse, now + left - integer(ARGV[14]))
+    end
+  end
 end
 local expire_at = lapse + integer(ARGV[14])
 
