@@ -189,6 +189,8 @@ async def test_without_any_process_the_answer_is_a_503_with_retry_after(
 # --- what nginx answers itself ---------------------------------------------------------------------
 
 HOST = b"Host: x\r\nConnection: close\r\n"
+EXTENSION = f"chrome-extension://{'abcdefghijklmnop' * 2}"
+LONGEST = f"chrome-extension://{'.'.join(letter * 63 for letter in 'abcd')[:253]}:65535"
 # What nginx does not pass on, or cannot, when no process answers; and the status and code of its answer.
 REFUSED = {
     b"GET /v1/time HTTP/1.1\r\n" + HOST: (503, "UNAVAILABLE"),
@@ -248,6 +250,8 @@ async def test_every_error_of_nginx_is_json_with_a_request_id(tmp_path: Path) ->
         ("https://a.example", "https://a.example.evil.example", None),
         ("https://a.example", "https://a-example", None),
         ("https://a.example", "", None),
+        (EXTENSION, EXTENSION, EXTENSION),
+        (LONGEST, LONGEST, LONGEST),
     ],
 )
 async def test_pages_that_may_call_lockstep_can_read_what_nginx_answers(
