@@ -1,6 +1,7 @@
 """The page in headless Chromium, against a real server."""
 
 import asyncio
+import math
 import re
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import jwt
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
 from tests.browser import chromium
 from tests.processes import ServerProcess
@@ -330,6 +331,62 @@ def test_laps_are_listed_also_for_who_comes_later(tabs: Tabs) -> None:
     expect(other.locator("#laps li")).to_have_count(2)
     assert other.locator("#laps").text_content() == page.locator("#laps").text_content()
     expect(page.locator("#laps li").first).to_contain_text(re.compile(r"^Lap 2.*\d:\d\d\.\d\d$"))
+
+
+class Refusals:
+    """Answers 503 to the page's first `count` requests for the history."""
+
+    def __init__(self, page: Page, count: float) -> None:
+        self.left = count
+        self.asked = 0
+        page.route("**/events?*", self._on_request)
+
+    def _on_request(self, route: Route) -> None:
+        self.asked += 1
+        self.left -= 1
+        if self.left >= 0:
+            route.fulfill(status=503, json={"error": {"code": "BROKER_UNAVAILABLE", "message": "away"}})
+        else:
+            route.continue_()
+
+
+def forget_503(tabs: Tabs) -> None:
+    """The browser complains of each in its console."""
+    assert [text for text in tabs.complaints if "503" not in text] == []
+    tabs.complaints.clear()
+
+
+def test_laps_that_could_not_be_fetched_are_listed_though_nothing_changes_any_more(tabs: Tabs) -> None:
+    page = tabs.start("speedrun")
+    refusals = Refusals(page, 2)
+    page.click("#primary")
+    wait_for_version(page, 3)  # the last state that there is
+    expect(page.locator("#laps li")).to_have_count(1, timeout=15_000)
+    assert refusals.asked == 3
+    forget_503(tabs)
+
+
+def test_laps_are_not_asked_for_any_more_when_the_session_is_gone(tabs: Tabs) -> None:
+    page = tabs.open()
+    page.clock.install()  # timers come as the test says
+    page.locator("[data-preset=speedrun]").first.click()
+    page.click("#primary")
+    expect(page.locator(RUNS)).to_be_visible()
+    refusals = Refusals(page, math.inf)
+    page.click("#primary")
+    wait_for_version(page, 3)
+    for _ in range(1000):
+        if refusals.asked > 3:
+            break
+        page.clock.run_for(1000)
+    assert refusals.asked > 3
+    page.evaluate("""() => fetch(`v1/sessions/${location.search.split("=")[1]}`, { method: "DELETE" })""")
+    expect(page.locator("#notice")).to_be_visible()
+    before = refusals.asked
+    page.clock.run_for(300_000)
+    page.evaluate("""() => fetch("health")""")  # whatever the timers sent is before this
+    assert refusals.asked == before
+    forget_503(tabs)
 
 
 def test_of_very_many_laps_the_latest_are_listed_by_their_numbers(tabs: Tabs) -> None:

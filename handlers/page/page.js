@@ -476,22 +476,49 @@ function notice(title, text) {
   setText($("version"), "");
   document.title = `${title} · Lockstep`;
   drawnEpoch = undefined;
+  forgetLaps();
   $("share").hidden = true;
   show("notice");
 }
 
 const EVENTS_ASKED = 900; // the server keeps 1,000, and may make more before it answers
+const LAPS_AGAIN_MS = 1000;
+const LAPS_AGAIN_MAX_MS = 30_000;
+let lapsOf; // the state's part that the list is of, or will be once it is fetched
 let lapsAsked = 0;
+let lapsTimer;
 /** Laps are history, which a state does not carry: they are fetched when their number has changed. */
-async function drawLaps({ sync_mode, lap_count, epoch, version }) {
-  $("laps").hidden = sync_mode !== "count_up" || lap_count === 0;
-  if ($("laps").hidden || $("laps").dataset.drawn === `${epoch} ${lap_count}`) return;
-  $("laps").dataset.drawn = `${epoch} ${lap_count}`;
+function drawLaps(state) {
+  const isShown = state.sync_mode === "count_up" && state.lap_count > 0;
+  $("laps").hidden = !isShown;
+  if (!isShown) return forgetLaps();
+  const wanted = `${state.epoch} ${state.lap_count}`;
+  if (lapsOf === wanted) return;
+  lapsOf = wanted;
+  fetchLaps(state, LAPS_AGAIN_MS);
+}
+
+/** Nothing that was asked for is drawn any more, nor asked for again. */
+function forgetLaps() {
+  clearTimeout(lapsTimer);
+  lapsAsked++;
+  lapsOf = undefined;
+}
+
+/** By a timer until it succeeds: the state may have been the last one, so that none to come would ask again. */
+async function fetchLaps(state, againMs) {
+  clearTimeout(lapsTimer);
   const asked = ++lapsAsked;
-  const events = await history(epoch, version).catch(() => null);
-  if (!events || asked !== lapsAsked) return;
+  const events = await history(state.epoch, state.version).catch(() => null);
+  if (asked !== lapsAsked) return;
+  if (!events) {
+    // At random, since all who watch may have been refused at once.
+    const waitMs = againMs * (1 + Math.random());
+    lapsTimer = setTimeout(fetchLaps, waitMs, state, Math.min(2 * againMs, LAPS_AGAIN_MAX_MS));
+    return;
+  }
   const laps = events.map((event) => event.lap_ms).filter(Number.isInteger);
-  const earlier = Math.max(0, lap_count - laps.length); // older than what is kept
+  const earlier = Math.max(0, state.lap_count - laps.length); // older than what is kept
   const bestMs = Math.min(...laps);
   const rows = laps.map((ms, index) => {
     const row = document.createElement("li");
