@@ -71,6 +71,9 @@ FULL_AT = 0.9
 SUBDOMAIN = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 
 
+LISTEN = re.compile(r"(\[[^\s\[\]]+\]|[^\s:\[\]]+):(\d{1,5})", re.ASCII)
+
+
 class Failure(Exception):
     """One line that says what is wrong and how to mend it."""
 
@@ -278,7 +281,7 @@ def wait_until(condition: Callable[[], bool], within_s: float) -> bool:
 def not_ready(address: str, tls: bool = False) -> str:
     """Why GET /ready does not answer 200; empty if it does."""
     host, _, port = address.rpartition(":")
-    host = "127.0.0.1" if host in ("", "0.0.0.0", "*") else host.strip("[]")
+    host = "127.0.0.1" if host in ("0.0.0.0", "*") else host.strip("[]")
     if tls:
         # Whether the certificate is one for this address is not asked here.
         link: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -334,7 +337,8 @@ def check(stack: Stack, settings: Settings) -> None:
         raise Failure(f"--run={stack.run} is too long for the sockets in it: choose a shorter path")
     listen_host, _, listen_port = stack.listen.rpartition(":")
     wanted = [("127.0.0.1", port, "--base-port") for port in stack.ports]
-    wanted.append((listen_host.strip("[]") or "127.0.0.1", int(listen_port), "--listen"))
+    # `*` is nginx's word for it, and no name.
+    wanted.append(("0.0.0.0" if listen_host == "*" else listen_host.strip("[]"), int(listen_port), "--listen"))
     for host, port, option in wanted:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -597,8 +601,9 @@ def arguments_of(args: list[str]) -> argparse.Namespace:
         parser.error(f"unknown: {' '.join(rest)}")
     options.rest = rest
     told = as_told(options)
-    if not re.fullmatch(r"\S*:\d+", told.listen):
-        parser.error("--listen is ADDRESS:PORT")
+    found = LISTEN.fullmatch(told.listen)
+    if not found or not 0 < int(found[2]) <= 65_535:
+        parser.error("--listen is ADDRESS:PORT, such as 127.0.0.1:8080, [::1]:8080, or *:8080 for all of IPv4")
     if not 1 <= told.processes <= 64 or not 0 < told.base_port <= 65_535 - told.processes:
         parser.error("--processes is 1 to 64, and their ports end at 65535")
     if bool(told.certificate) != bool(told.key):

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import ujson
 
+import deploy.stack
+from lockstep.config import Settings
 from tests.load import chess, data, eventually, identity, rest
 from tests.processes import ROOT, request, wait_until
 from tests.ws_client import Closed, WsClient
@@ -364,6 +366,24 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     assert "--base-port" in line
 
 
+def test_a_port_of_all_addresses_is_looked_at_and_no_name() -> None:
+    base = free_ports(2)
+    asked = deploy.stack.Stack("run", f"*:{base + 1}", 1, base, 100, "", "")
+    settings = Settings(insecure=True)
+    deploy.stack.check(asked, settings)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", base + 1))
+        with pytest.raises(deploy.stack.Failure, match=f"port {base + 1} cannot be had .Address already in use"):
+            deploy.stack.check(asked, settings)
+
+
+@pytest.mark.parametrize("listen", [":8080", "8080", "127.0.0.1", "::1:8080", "127.0.0.1:0", "127.0.0.1:65536"])
+def test_where_to_listen_is_a_host_and_a_port(tmp_path: Path, listen: str) -> None:
+    began = Stack(tmp_path / "run").command("up", f"--listen={listen}")
+    assert (began.returncode, (tmp_path / "run").exists()) == (2, False)
+    assert "--listen is ADDRESS:PORT" in began.stderr
+
+
 def test_a_program_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "redis-server is missing: install it" in refused(Stack(tmp_path), env={"PATH": str(tmp_path)})
 
@@ -377,7 +397,7 @@ def test_an_nginx_configuration_that_cannot_be_used_is_named(tmp_path: Path) -> 
     assert str(nowhere) in refused(Stack(tmp_path / "run", f"--certificate={nowhere}", f"--key={nowhere}"))
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "", "[::]", "*"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "*"])
 def test_without_keys_nobody_else_is_let_in_through_nginx_by_mistake(tmp_path: Path, host: str) -> None:
     stack = Stack(tmp_path, f"--listen={host}:{free_ports(1)}")
     line = refused(stack)
