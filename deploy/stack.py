@@ -8,7 +8,8 @@
     deploy/stack.py down                     stop what `up` started, and only that
     deploy/stack.py ctl ARGUMENTS            supervisorctl: status, tail -f NAME, ...
 
-What is the processes' own is set by LOCKSTEP_* variables; LOCKSTEP_BROKER names a Redis other than our own.
+What is the processes' own is set by LOCKSTEP_* variables, or in the file that LOCKSTEP_CONFIG names; `broker`
+is a Redis other than our own.
 `up` writes down what it was told, so that the others need only the folder.
 """
 
@@ -18,6 +19,7 @@ import contextlib
 import fcntl
 import http.client
 import json
+import math
 import os
 import re
 import resource
@@ -29,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,9 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"stack: {missing.name} is missing: make up, or .venv/bin/python {' '.join(sys.argv)}")
 
-# What supervisord.conf says to each process, whatever else is set.
-OWN_FLAGS = ("--address=127.0.0.1", "--trusted-proxies=127.0.0.1")
+# What supervisord.conf says to each process, whatever else is set. It says, too, that nginx is to be trusted:
+# the setting trusted_proxies is for nginx here, which passes on who the caller is.
+OWN_FLAGS = ("--address=127.0.0.1",)
 # What `up` takes unless it is told otherwise.
 DEFAULTS = {
     "listen": "127.0.0.1:8080",
@@ -56,8 +59,10 @@ DEFAULTS = {
     "key": "",
 }
 START_WITHIN_S = 30.0
-# supervisord gives Redis the longest, to write what it has.
-STOP_WITHIN_S = 90.0
+# So much longer than drain_s has a process before it is killed: only one that hangs is.
+SPARE_TO_STOP_S = 5
+# nginx and Redis may take so long after them; supervisord gives Redis the longest, to write what it has.
+OTHERS_STOP_WITHIN_S = 75.0
 # Clients who were sent away are back by then, before the next ones go.
 SETTLE_S = 1.0
 # nginx ends a WebSocket that is silent for so much longer than a dead one is kept by Lockstep.
@@ -89,7 +94,9 @@ class Stack:
     connections: int
     certificate: str
     key: str
+    # Of the settings: all processes must have one Redis, and supervisord must know how long a stop may take.
     redis_url: str = ""
+    drain_s: float = 10.0
 
     @property
     def folder(self) -> Path:
@@ -109,6 +116,10 @@ class Stack:
         return 2 * self.connections + 512
 
     @property
+    def stop_s(self) -> int:
+        return math.ceil(self.drain_s) + SPARE_TO_STOP_S
+
+    @property
     def environment(self) -> dict[str, str]:
         """What supervisord.conf leaves open."""
         ours = {
@@ -121,6 +132,9 @@ class Stack:
             "STACK_NGINX": program("nginx"),
             "STACK_REDIS": program("redis-server") if not self.redis_url else "redis-server",
             "STACK_OWN_REDIS": "false" if self.redis_url else "true",
+            "STACK_DRAIN_S": str(self.drain_s),
+            "STACK_STOP_S": str(self.stop_s),
+            "STACK_SAID_BROKER": os.environ.get("LOCKSTEP_BROKER", ""),
             "LOCKSTEP_BROKER": self.redis_url or f"unix://{self.folder / 'redis.sock'}?db=0",
         }
         return dict(os.environ) | ours
@@ -140,6 +154,7 @@ class Stack:
             "socket_servers": servers("max_fails=0"),
             "listen": f"{self.listen} backlog=1024" + (" ssl" if self.certificate else ""),
             "tls": "",
+            "real_ip": real_ip(settings.proxies.networks),
             "origins": origins_map(settings.allowed_origins),
             "vary": "Origin" if settings.allowed_origins - {"*"} else "",
             # Whoever is alive says something within the interval; some more, so that only the dead are ended.
@@ -162,6 +177,14 @@ def in_ms(seconds: float) -> str:
     return f"{max(1, round(1000 * seconds))}ms"
 
 
+def real_ip(networks: Iterable[object]) -> str:
+    """By what nginx takes callers for those whom these proxies name, as the processes would."""
+    lines = [f"    set_real_ip_from {each};" for each in networks]
+    if lines:
+        lines += ["    real_ip_header X-Forwarded-For;", "    real_ip_recursive on;"]
+    return "\n".join(lines)
+
+
 def origins_map(origins: Iterable[str]) -> str:
     """The lines of nginx's map from an Origin to what Access-Control-Allow-Origin says."""
     if "*" in origins:
@@ -181,6 +204,11 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         return read_settings(OWN_FLAGS, environ)
     except SettingsError as error:
         raise Failure(str(error)) from None
+
+
+def broker_of(settings: Settings) -> str:
+    """The Redis that is named; empty: a Redis of the stack's own, since several processes share no memory."""
+    return "" if settings.broker == Settings().broker else settings.broker
 
 
 def program(name: str) -> str:
@@ -245,6 +273,14 @@ class Running:
         return {name: value for name, _, value in pairs}
 
     @property
+    def told(self) -> Settings:
+        """What the variables of `up` say, and its file as it is now. Raises Failure."""
+        environ = self.environ
+        said = environ.get("STACK_SAID_BROKER", self.stack.redis_url)
+        environ.pop("LOCKSTEP_BROKER", None)
+        return settings_of(environ | ({"LOCKSTEP_BROKER": said} if said else {}))
+
+    @property
     def supervisor(self) -> Any:
         from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
 
@@ -258,7 +294,8 @@ class Running:
 
     def stop(self) -> None:
         """In order by supervisord; what it leaves behind, or has left when it was killed, by its own pid."""
-        for number, patience_s in ((signal.SIGTERM, STOP_WITHIN_S), (signal.SIGKILL, 10.0)):
+        in_order_s = self.stack.stop_s + OTHERS_STOP_WITHIN_S
+        for number, patience_s in ((signal.SIGTERM, in_order_s), (signal.SIGKILL, 10.0)):
             pids = self.pids()
             for pid in [self.session] if self.session in pids and number == signal.SIGTERM else pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -338,7 +375,9 @@ def check(stack: Stack, settings: Settings) -> None:
     listen_host, _, listen_port = stack.listen.rpartition(":")
     wanted = [("127.0.0.1", port, "--base-port") for port in stack.ports]
     # `*` is nginx's word for it, and no name.
-    wanted.append(("0.0.0.0" if listen_host == "*" else listen_host.strip("[]"), int(listen_port), "--listen"))
+    wanted.append(
+        ("0.0.0.0" if listen_host == "*" else listen_host.strip("[]"), int(listen_port), "--listen")
+    )
     for host, port, option in wanted:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -386,7 +425,23 @@ def ignored(running: Running, options: argparse.Namespace, environ: Mapping[str,
             key = name.removeprefix("LOCKSTEP_").lower()
             has = f"{masked(key, started_with[name])!r}" if name in started_with else "none"
             found.append(f"{name}={masked(key, given)} (it runs with {has})")
-    return found
+    return [*found, *ignored_of_file(running)]
+
+
+def ignored_of_file(running: Running) -> Iterator[str]:
+    """What the file of LOCKSTEP_CONFIG says otherwise since `up`, and a roll does not take."""
+    path, stack = running.environ.get("LOCKSTEP_CONFIG"), running.stack
+    if path is None:
+        return
+    try:
+        told = running.told
+    except Failure:
+        return  # a roll says so itself, and nothing else needs the file
+    if broker_of(told) != stack.redis_url:
+        has = masked("broker", stack.redis_url) or "its own Redis"
+        yield f"broker={masked('broker', told.broker)} in {path} (it runs with {has})"
+    if told.drain_s != stack.drain_s:
+        yield f"drain_s={told.drain_s:g} in {path} (it runs with {stack.drain_s:g})"
 
 
 def tell_ignored(running: Running, options: argparse.Namespace) -> None:
@@ -406,11 +461,13 @@ def up(options: argparse.Namespace) -> None:
         return
     if running is not None and (pids := running.pids()):
         raise Failure(f"processes {pids} of an earlier start still run: make down ends them")
+    settings = settings_of(os.environ)
+    stack = replace(stack, redis_url=broker_of(settings), drain_s=settings.drain_s)
     environment = stack.environment
-    check(stack, settings_of(environment))
+    check(stack, settings)
     (stack.folder / "redis").mkdir(exist_ok=True)
     (stack.folder / "nginx-temp").mkdir(exist_ok=True)
-    write_nginx_conf(stack, settings_of(environment))
+    write_nginx_conf(stack, settings)
     targets = [{"targets": [f"127.0.0.1:{port}" for port in stack.ports]}]
     (stack.folder / "targets.json").write_text(json.dumps(targets) + "\n")
     with open(stack.folder / "supervisord.out", "wb") as out:
@@ -479,6 +536,7 @@ def roll(running: Running) -> None:
         if before and Path(f"/proc/{before}/cwd").exists():
             raise Failure(f"{name} (pid {before}) does not end: the others were left as they are")
         supervisor.startProcess(name, False)
+        started_s = time.monotonic()
         while True:
             is_answering = not not_ready(f"127.0.0.1:{port}")
             # Asked after: what answered is this very process, since nobody else can have the port.
@@ -486,7 +544,7 @@ def roll(running: Running) -> None:
             if info["statename"] == "RUNNING" and info["pid"] != before and is_answering:
                 break
             has_ended = info["statename"] in ("BACKOFF", "FATAL", "EXITED")
-            if has_ended or time.monotonic() - began_s > 2 * START_WITHIN_S:
+            if has_ended or time.monotonic() - started_s > 2 * START_WITHIN_S:
                 why = last_words(running.stack.folder, f"lockstep-{port}")
                 raise Failure(f"the new {name} is not ready, the rest was left as it is: {why}")
             time.sleep(0.05)
@@ -603,7 +661,9 @@ def arguments_of(args: list[str]) -> argparse.Namespace:
     told = as_told(options)
     found = LISTEN.fullmatch(told.listen)
     if not found or not 0 < int(found[2]) <= 65_535:
-        parser.error("--listen is ADDRESS:PORT, such as 127.0.0.1:8080, [::1]:8080, or *:8080 for all of IPv4")
+        parser.error(
+            "--listen is ADDRESS:PORT, such as 127.0.0.1:8080, [::1]:8080, or *:8080 for all of IPv4"
+        )
     if not 1 <= told.processes <= 64 or not 0 < told.base_port <= 65_535 - told.processes:
         parser.error("--processes is 1 to 64, and their ports end at 65535")
     if bool(told.certificate) != bool(told.key):
@@ -616,9 +676,7 @@ def as_told(options: argparse.Namespace) -> Stack:
     told: dict[str, Any] = DEFAULTS | {name: value for name, value in given.items() if value is not None}
     for name in ("certificate", "key"):
         told[name] = told[name] and str(Path(told[name]).resolve())
-    return Stack(
-        run=str(Path(options.run).resolve()), redis_url=os.environ.get("LOCKSTEP_BROKER", ""), **told
-    )
+    return Stack(run=str(Path(options.run).resolve()), **told)
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ class Addresses:
 
     def __init__(self, trusted: Sequence[str]) -> None:
         """`trusted` are addresses or networks (10.0.0.0/8). Raises ValueError."""
-        self._networks = [_network(each) for each in trusted]
+        self.networks = [_network(each) for each in trusted]
         self._look_at = lru_cache(MAX_REMEMBERED)(self._looked_at)
 
     def client_of(self, peer: str, forwarded_for: str | None) -> str:
@@ -201,7 +201,7 @@ class Addresses:
     def _known(self, text: str) -> tuple[str, bool] | None:
         """The client that an address stands for, and whether it is a trusted proxy's; None if it is none."""
         if not text:
-            return "", bool(self._networks)  # a Unix socket, which only a proxy here can use
+            return "", bool(self.networks)  # a Unix socket, which only a proxy here can use
         return None if len(text) > MAX_ADDRESS_LENGTH else self._look_at(text)
 
     def _looked_at(self, text: str) -> tuple[str, bool] | None:
@@ -212,7 +212,7 @@ class Addresses:
             address = _unmapped(ipaddress.ip_address(found[1] or found[2] or found[3]))
         except ValueError:
             return None
-        is_trusted = any(address in network for network in self._networks)
+        is_trusted = any(address in network for network in self.networks)
         if address.version == 4:
             return str(address), is_trusted
         # A household or a machine has a whole /64, and chooses in it as it likes.

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.stack import SPARE_S, Stack, origins_map, program
 from lockstep.config import Settings, read_settings
+from lockstep.limits import Addresses
 from tests.processes import Answer, parse_answer, request
 from tests.test_stack import free_ports
 
@@ -104,6 +105,29 @@ async def test_a_request_says_who_asks_and_for_what(tmp_path: Path) -> None:
     assert seen["x-forwarded-for"] == "203.0.113.7, 127.0.0.1"
     assert seen["x-forwarded-proto"] == "http"
     assert (seen["x-request-id"], seen["idempotency-key"]) == ("mine", "k")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("127.0.0.7", "203.0.113.1", "203.0.113.1"),
+        ("127.0.0.7", "203.0.113.2:4711", "203.0.113.2"),
+        ("127.0.0.7", "6.6.6.6, 203.0.113.3, 10.1.2.3", "203.0.113.3"),
+        ("127.0.0.7", "6.6.6.6\r\nX-Forwarded-For: 203.0.113.4", "203.0.113.4"),
+        ("127.0.0.7", "2001:db8::1", "2001:db8::/64"),
+        ("127.0.0.8", "6.6.6.6", "127.0.0.8"),
+    ],
+    ids=["one", "port", "two proxies", "two lines", "IPv6", "stranger"],
+)
+async def test_a_caller_is_whom_trusted_proxies_before_nginx_name(
+    tmp_path: Path, peer: str, forwarded: str, client: str
+) -> None:
+    proxies = "--trusted-proxies=127.0.0.7, 10.0.0.1/255.0.0.0"
+    async with fronted(tmp_path, settings=[proxies]) as front:
+        head = f"GET /v1/time HTTP/1.1\r\nX-Forwarded-For: {forwarded}\r\n"
+        assert (await raw(front, head.encode() + HOST, source=peer)).status == 200
+    # A process believes nginx, and nobody else.
+    assert Addresses(["127.0.0.1"]).client_of("127.0.0.1", front.seen[0]["x-forwarded-for"]) == client
 
 
 async def test_a_request_without_a_key_is_given_one(tmp_path: Path) -> None:
@@ -210,10 +234,12 @@ REFUSED_AT_ONCE = {
 }
 
 
-async def raw(front: Front, head: bytes, origin: str = "") -> Answer:
-    """The answer to these bytes, with an Origin behind them, and an empty line."""
+async def raw(front: Front, head: bytes, origin: str = "", source: str = "") -> Answer:
+    """The answer to these bytes, with an Origin behind them, and an empty line; from `source`, an address."""
     host, _, port = front.url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(
+        host, int(port), local_addr=(source, 0) if source else None
+    )
     try:
         async with asyncio.timeout(20):
             writer.write(head + (f"Origin: {origin}\r\n" if origin else "").encode() + b"\r\n")

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -12,22 +13,29 @@ import ssl
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xmlrpc.client import ServerProxy
 
 import pytest
+import redis
 import ujson
+from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
 
 import deploy.stack
 from lockstep.config import Settings
 from tests.load import chess, data, eventually, identity, rest
-from tests.processes import ROOT, request, wait_until
+from tests.processes import ROOT, Answer, parse_answer, request, wait_until
+from tests.redis_server import RedisServer
 from tests.ws_client import Closed, WsClient
 
 PROCESSES = 4
+# On this machine, but not the address from which nginx asks the processes.
+BALANCER = "127.0.0.7"
 
 
 def free_ports(count: int) -> int:
@@ -373,11 +381,15 @@ def test_a_port_of_all_addresses_is_looked_at_and_no_name() -> None:
     deploy.stack.check(asked, settings)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", base + 1))
-        with pytest.raises(deploy.stack.Failure, match=f"port {base + 1} cannot be had .Address already in use"):
+        with pytest.raises(
+            deploy.stack.Failure, match=f"port {base + 1} cannot be had .Address already in use"
+        ):
             deploy.stack.check(asked, settings)
 
 
-@pytest.mark.parametrize("listen", [":8080", "8080", "127.0.0.1", "::1:8080", "127.0.0.1:0", "127.0.0.1:65536"])
+@pytest.mark.parametrize(
+    "listen", [":8080", "8080", "127.0.0.1", "::1:8080", "127.0.0.1:0", "127.0.0.1:65536"]
+)
 def test_where_to_listen_is_a_host_and_a_port(tmp_path: Path, listen: str) -> None:
     began = Stack(tmp_path / "run").command("up", f"--listen={listen}")
     assert (began.returncode, (tmp_path / "run").exists()) == (2, False)
@@ -624,6 +636,97 @@ def test_a_roll_to_a_setting_that_cannot_be_used_costs_nobody_a_process(configur
         assert configured.stack.pids() == before
     finally:
         configured.config.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def behind_a_balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
+    """All of it said in the file: a Redis of its own, a proxy before nginx, and how long a stop may take."""
+    folder = tmp_path_factory.mktemp("balanced")
+    config = folder / "lockstep.toml"
+    server = RedisServer()
+    config.write_text(
+        f'broker = "{server.url}"\ntrusted_proxies = "{BALANCER}"\ndrain_s = 30\n'
+        'insecure = true\nrate_limit_general = "1/86400"\n'
+    )
+    environ = {"LOCKSTEP_CONFIG": str(config)}
+    stack = Stack(folder / "run", "--processes=2")
+    try:
+        started = stack.up(env=environ)
+        assert started.returncode == 0, started.stderr
+        yield Configured(stack, config, environ)
+        assert stack.command("down").returncode == 0
+    finally:
+        server.close()
+
+
+async def through_balancer(stack: Stack, caller: str, method: str = "GET", body: Any = None) -> Answer:
+    """The answer to a caller for whom the load balancer asks."""
+    host, _, port = stack.listen.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), local_addr=(BALANCER, 0))
+    path = "/v1/sessions" if method == "POST" else "/v1/time"
+    raw = b"" if body is None else json.dumps(body).encode()
+    try:
+        async with asyncio.timeout(20):
+            writer.write(
+                f"{method} {path} HTTP/1.1\r\nHost: {stack.listen}\r\nConnection: close\r\n"
+                f"X-Forwarded-For: {caller}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(raw)}\r\n\r\n".encode()
+                + raw
+            )
+            return parse_answer(await reader.read(-1))
+    finally:
+        writer.transport.abort()
+
+
+async def test_callers_behind_a_load_balancer_are_told_apart(behind_a_balancer: Configured) -> None:
+    stack = behind_a_balancer.stack
+    callers = ("203.0.113.1", "203.0.113.1", "203.0.113.2")
+    assert [(await through_balancer(stack, caller)).status for caller in callers] == [200, 429, 200]
+    assert '"203.0.113.2"' in await access_log(stack, "203.0.113.2")
+
+
+async def test_the_redis_that_the_file_names_is_the_one_that_is_used(behind_a_balancer: Configured) -> None:
+    stack = behind_a_balancer.stack
+    created = await through_balancer(stack, "203.0.113.3", "POST", chess())
+    assert created.status == 201
+    url = tomllib.loads(behind_a_balancer.config.read_text())["broker"]
+    session_id = created.body["data"]["session_id"]
+    assert redis.Redis.from_url(url, socket_timeout=5).exists(f"session:{session_id}")
+    assert "redis" not in stack.pids()
+
+
+def test_a_process_is_given_the_time_to_stop_that_drain_s_says(behind_a_balancer: Configured) -> None:
+    socket_path = behind_a_balancer.stack.run / "supervisor.sock"
+    transport = SupervisorTransport(None, None, f"unix://{socket_path}")
+    # By supervisord's own account, which is who would kill it.
+    with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
+        infos = [each for each in proxy.supervisor.getAllConfigInfo() if each["group"] == "lockstep"]
+    assert infos
+    for info in infos:
+        assert info["stopwaitsecs"] > 30
+    for name, pid in behind_a_balancer.stack.pids().items():
+        if name.startswith("lockstep"):
+            assert b"--drain-s=30.0" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+@pytest.mark.parametrize("command", ["up", "roll"])
+def test_what_the_file_says_anew_and_a_roll_does_not_take_is_named(
+    behind_a_balancer: Configured, command: str
+) -> None:
+    stack, config = behind_a_balancer.stack, behind_a_balancer.config
+    text = config.read_text()
+    (was,) = re.findall(r'"(redis://.+)"', text)
+    try:
+        assert "ignored" not in stack.command("up", env=behind_a_balancer.environ).stdout
+        config.write_text(text.replace(was, "redis://user:geheim@elsewhere:1/0").replace("s = 30", "s = 3"))
+        done = stack.command(command, env=behind_a_balancer.environ)
+        assert done.returncode == 0, done.stderr
+        assert (
+            f"ignored, since it runs already: broker=redis://user:***@elsewhere:1/0 in {config} "
+            f"(it runs with {was}), drain_s=3 in {config} (it runs with 30); make down up takes them\n"
+        ) in done.stdout
+    finally:
+        config.write_text(text)
 
 
 def findings(stack: Stack) -> tuple[int, list[str]]:
