@@ -543,8 +543,10 @@ class UnwantedBody(ApiHandler):
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
         self._in_flight.add(self)
+        # Whatever it announces, the refusal is ours to tell, and the rest is not waited for.
+        self._connection.set_max_body_size(TORNADO_MAX_BODY_BYTES)
         if "Content-Length" in headers:
-            headers["Content-Length"] = "0"  # Tornado shall not complain of it behind our answer
+            headers["Content-Length"] = str(TORNADO_MAX_BODY_BYTES)
         self._refusal = too_large(MAX_UNWANTED_BYTES)
         self._refuse_body()
 
