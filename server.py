@@ -17,7 +17,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"lockstep: {missing.name} is missing: make install, then .venv/bin/python {' '.join(sys.argv)}")
 
 from broker import open_broker
-from commands import run_command
+from cli import run_command
 from handlers import front
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
@@ -26,10 +26,10 @@ from handlers.origins import Hosts, Origins
 from handlers.tokens import Keys, Tokens
 from lockstep import logs
 from lockstep.config import Settings, SettingsError, read_settings
-from lockstep.deadlines import Deadlines
 from lockstep.errors import GOING_AWAY
-from lockstep.hub import Hub
 from lockstep.limits import ConnectionLimits, RateLimits
+from lockstep.live.deadlines import Deadlines
+from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ujson
 
-from lockstep.frames import encode_frame
+from lockstep.wire.frames import encode_frame
 from tests.load import chess, data, rest
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer

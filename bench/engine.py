@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lockstep import engine
-from lockstep.state import Mode, OnTimeout, Participant, Session, from_json, to_json
+from lockstep.rules import engine
+from lockstep.rules.state import Mode, OnTimeout, Participant, Session
+from lockstep.rules.state_json import from_json, to_json
 
 T0 = 1_704_067_200_000
 BANK_MS = 600_000

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from broker.clock import SlewedOffset
-from lockstep import messages
 from lockstep.contract import (
     AlreadyDone,
     Broker,
@@ -24,6 +23,7 @@ from lockstep.contract import (
 )
 from lockstep.inside import Inside
 from lockstep.limits import FixedWindows
+from lockstep.wire import heads, protocol_v1
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class MemoryBroker(Broker):
         return [state, *map(self._done.get, keys)]
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
-        return [state and state[: messages.BEGINNING_BYTES] for state in await self.load(session_ids)]
+        return [state and state[: heads.BEGINNING_BYTES] for state in await self.load(session_ids)]
 
     async def commit(self, commit: Commit) -> Outcome:
         kept = self._alive(commit.session_id)
@@ -150,7 +150,7 @@ class MemoryBroker(Broker):
         if commit.due_ms is not None and commit.due_ms > max(now_ms, commit.not_before_ms):
             return Outcome.WRONG_TIME
         if not commit.expected:
-            self._take_epoch(messages.epoch_of(commit.session_id, commit.beginning))
+            self._take_epoch(heads.epoch_of(commit.session_id, commit.beginning))
         if commit.charge is not None and not self._count(commit, commit.charge):
             return Outcome.LIMITED
         lapses_at_ms = commit.lapses_at_ms
@@ -166,7 +166,7 @@ class MemoryBroker(Broker):
         else:
             self._deadlines.put(commit.session_id, commit.deadline_ms)
         self._remember(commit.once)
-        self._published(messages.state_update(commit.session_id, commit.now_ms, commit.state))
+        self._published(protocol_v1.state_update(commit.session_id, commit.now_ms, commit.state))
         return Outcome.APPLIED
 
     def _count(self, commit: Commit, charge: Charge) -> bool:
@@ -186,11 +186,11 @@ class MemoryBroker(Broker):
         if self._is_done(once):
             return False
         kept = self._alive(session_id)
-        epoch = messages.epoch_of(session_id, kept.state) if kept else ""
+        epoch = heads.epoch_of(session_id, kept.state) if kept else ""
         if expected is None:
-            expected = messages.beginning_of(session_id)
+            expected = heads.beginning_of(session_id)
         is_it = kept is not None and expected != b"" and kept.state.startswith(expected)
-        if epoch and not is_it and epoch == messages.epoch_of(session_id, expected):
+        if epoch and not is_it and epoch == heads.epoch_of(session_id, expected):
             return False  # it has moved
         self._remember(once)
         if kept and (is_it or not epoch):  # what is no state goes without a word
@@ -202,7 +202,7 @@ class MemoryBroker(Broker):
         kept = self._alive(session_id)
         if kept is None:
             return False
-        self._remember(once, messages.epoch_of(session_id, kept.state))
+        self._remember(once, heads.epoch_of(session_id, kept.state))
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
@@ -223,7 +223,7 @@ class MemoryBroker(Broker):
 
     async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
         kept = self._alive(session_id)
-        head = messages.read_head(kept.state) if kept else None
+        head = heads.read_head(kept.state) if kept else None
         if kept is None or head is None:
             return None
         oldest = kept.last_version - len(kept.events) + 1
@@ -249,7 +249,7 @@ class MemoryBroker(Broker):
 
     def _put_right(self, deadline_ms: int, session_id: str) -> bool:
         """Whether the entry was not its state's own; then it is what that says of itself, or gone."""
-        head = messages.read_head(self._kept[session_id].state)
+        head = heads.read_head(self._kept[session_id].state)
         if head is not None and head.deadline_ms == deadline_ms:
             return False
         if head is None or head.deadline_ms is None:
@@ -303,8 +303,8 @@ class MemoryBroker(Broker):
         del self._kept[session_id]
         self._lapses.drop(session_id)
         self._deadlines.drop(session_id)
-        if epoch := messages.epoch_of(session_id, kept.state):
-            self._published(messages.session_deleted(session_id, self.now_ms(), epoch))
+        if epoch := heads.epoch_of(session_id, kept.state):
+            self._published(protocol_v1.session_deleted(session_id, self.now_ms(), epoch))
 
     def _published(self, payload: bytes) -> None:
         # Never inside commit: a client may not see a change before whoever made it could have failed.

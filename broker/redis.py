@@ -18,7 +18,6 @@ from broker.occupancy import KEPT_S, LIFE_SIGN_S, Occupancy
 from broker.script import Script, checked
 from broker.sentinel import Address
 from broker.subscriber import Routing, Subscriber
-from lockstep import messages
 from lockstep.contract import (
     AlreadyDone,
     Broker,
@@ -33,6 +32,7 @@ from lockstep.contract import (
 from lockstep.errors import BrokerUnavailable
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
+from lockstep.wire import heads
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,7 @@ class RedisBroker(Broker):
 
     async def _beginning(self, session_id: str) -> bytes | None:
         key = self._state_key(session_id)
-        reply = await self._twice(lambda: self._link.call("GETRANGE", key, 0, messages.BEGINNING_BYTES - 1))
+        reply = await self._twice(lambda: self._link.call("GETRANGE", key, 0, heads.BEGINNING_BYTES - 1))
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("WRONGTYPE"):
             # A key of another type is no session, as MGET has it. Nobody else, asked for along with it, is to
             # wait for that to be mended.
@@ -378,7 +378,7 @@ class RedisBroker(Broker):
 
     async def delete(self, session_id: str, expected: bytes | None = None, once: Once | None = None) -> bool:
         if expected is None:
-            expected = messages.beginning_of(session_id)
+            expected = heads.beginning_of(session_id)
         return await self._end_session(session_id, "deleted", expected, once)
 
     async def _end_session(self, session_id: str, how: str, expected: bytes, once: Once | None) -> bool:
@@ -419,11 +419,11 @@ class RedisBroker(Broker):
         beginning, entries = checked(
             await self._twice(
                 lambda: self._history(
-                    self._link, [state_key, events_key], messages.BEGINNING_BYTES, since + 1, max_bytes
+                    self._link, [state_key, events_key], heads.BEGINNING_BYTES, since + 1, max_bytes
                 )
             )
         )
-        head = messages.read_head(beginning)
+        head = heads.read_head(beginning)
         if head is None:
             return None
         epoch, version = head.position
@@ -471,7 +471,7 @@ class RedisBroker(Broker):
         ended = 0
         for member in await self._ask("ZRANGEBYSCORE", key, "-inf", self.now_ms(), "LIMIT", 0, limit):
             session_id = _text(member)
-            if messages.UUID.fullmatch(session_id):
+            if heads.UUID.fullmatch(session_id):
                 ended += await self._end_session(session_id, "lapsed", b"", None)
             else:
                 await self._ask("ZREM", key, member)  # not of ours

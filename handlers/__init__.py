@@ -27,14 +27,14 @@ from handlers.sessions import (
 )
 from handlers.socket import Clients, SocketHandler
 from handlers.tokens import Tokens
-from lockstep import openapi
 from lockstep.contract import Broker
-from lockstep.hub import Hub
 from lockstep.limits import Addresses, ConnectionLimits, RateLimits
+from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
+from lockstep.requests import openapi
+from lockstep.requests.bodies import COMMANDS
+from lockstep.rules.state_json import dumps
 from lockstep.sessions import Sessions
-from lockstep.state import dumps
-from lockstep.validation import COMMANDS
 
 
 def front(

@@ -12,7 +12,7 @@ from typing import Any
 from tornado.httputil import HTTPHeaders
 
 from lockstep.errors import LockstepError
-from lockstep.state import dumps
+from lockstep.rules.state_json import dumps
 
 log = logging.getLogger(__name__)
 

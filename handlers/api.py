@@ -33,7 +33,6 @@ from handlers.origins import Hosts, Origins, refused_host, refused_origin
 from handlers.patience import Patience
 from handlers.reading import ReadingTurns
 from handlers.tokens import Tokens
-from lockstep import messages
 from lockstep.access import OPEN
 from lockstep.errors import (
     Forbidden,
@@ -49,7 +48,8 @@ from lockstep.errors import (
 )
 from lockstep.limits import Addresses, RateLimits, Standing
 from lockstep.metrics import Metrics
-from lockstep.state import dumps
+from lockstep.rules.state_json import dumps
+from lockstep.wire import strict_json
 
 log = logging.getLogger(__name__)
 
@@ -464,7 +464,7 @@ class ApiHandler(HTTPMessageDelegate):
     def read_json(self, max_bytes: int = MAX_BODY_BYTES) -> Any:
         """The body as JSON; None where there is none."""
         raw = self.read_body(max_bytes)
-        return messages.loads(raw) if raw else None
+        return strict_json.loads(raw) if raw else None
 
     # --- the answer ------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from handlers.heartbeat import Heartbeat
 from handlers.reading import ReadingTurns
 from lockstep.contract import Batch, Kind
 from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW
-from lockstep.frames import (
+from lockstep.metrics import Metrics
+from lockstep.wire.frames import (
     BINARY,
     CLOSE,
     PING,
@@ -29,7 +30,6 @@ from lockstep.frames import (
     encode_close,
     encode_frame,
 )
-from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

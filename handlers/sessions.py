@@ -5,14 +5,16 @@ from typing import Any
 
 from handlers.api import ApiHandler
 from handlers.origins import Origins
-from lockstep import engine, messages, validation
 from lockstep.access import Scope
-from lockstep.engine import Rule, Step
 from lockstep.idempotency import Idempotent, Replay
 from lockstep.limits import SwitchLimit
+from lockstep.requests import bodies, kinds, parameters
+from lockstep.requests.kinds import Complaints
+from lockstep.rules import engine
+from lockstep.rules.engine import Rule, Step
+from lockstep.rules.state_json import dumps, iso, participants_to_list
 from lockstep.sessions import Answer, Origin, Sessions, answer_state
-from lockstep.state import dumps, iso, participants_to_list
-from lockstep.validation import Complaints
+from lockstep.wire import heads, payloads, strict_json
 
 
 class SessionsApi(ApiHandler):
@@ -36,7 +38,7 @@ class SessionsApi(ApiHandler):
         key = self.headers.get("Idempotency-Key")
         once = None
         if key is not None:
-            kept_s = validation.idempotency(key, self.headers.get("Idempotency-TTL"))
+            kept_s = parameters.idempotency(key, self.headers.get("Idempotency-TTL"))
             once = Idempotent.of(
                 (self.method, path, self.access.caller, key),
                 (self.method, self.path, self.access.subject or "", key),
@@ -63,7 +65,7 @@ class SessionsApi(ApiHandler):
         state = await self.sessions.read_again(record, is_answer_kept=answer is not None)
         tag = record.tag
         if answer is None:
-            head = messages.read_head(state)
+            head = heads.read_head(state)
             assert head is not None
             tag, answer = head.tag, self.answer_of(state, record.extras)
         if tag:
@@ -82,7 +84,7 @@ class SessionsApi(ApiHandler):
         self.access.require(scope, self._arguments[0].lower())
 
     def query(self, complaints: Complaints, **fields: Callable[[str], Any]) -> dict[str, Any]:
-        return validation.query(self.query_arguments(), fields, complaints)
+        return parameters.query(self.query_arguments(), fields, complaints)
 
 
 class CollectionHandler(SessionsApi):
@@ -98,7 +100,7 @@ class CollectionHandler(SessionsApi):
         answer = _Once(answer_state)
         body = self.read_json()
         self._require_named(body)
-        spec = validation.spec(body)
+        spec = bodies.spec(body)
         step = await self.sessions.create(spec, self.origin("/v1/sessions", spec), answer)
         self.set_header("ETag", step.session.tag)
         self.set_header("Location", f"/v1/sessions/{step.session.session_id}")
@@ -116,13 +118,13 @@ class CollectionHandler(SessionsApi):
         complaints = Complaints()
         query = self.query(
             complaints,
-            status=validation.status,
-            limit=validation.whole_number(1, validation.MAX_PAGE),
-            cursor=validation.cursor,
+            status=parameters.status,
+            limit=parameters.whole_number(1, parameters.MAX_PAGE),
+            cursor=parameters.cursor,
         )
         complaints.raise_if_any()
         states, place = await self.sessions.list(
-            query["status"], query["limit"] or validation.DEFAULT_PAGE, query["cursor"] or (0, "")
+            query["status"], query["limit"] or parameters.DEFAULT_PAGE, query["cursor"] or (0, "")
         )
         cursor = f'"{place[0]}-{place[1]}"' if place else "null"
         self.reply(b'{"sessions":[' + b",".join(states) + b'],"next_cursor":' + cursor.encode() + b"}")
@@ -137,11 +139,11 @@ class SessionHandler(SessionsApi):
     async def get(self, session_id: str) -> None:
         session_id = _valid(session_id)
         state = await self.sessions.read(session_id)
-        head = messages.read_head(state)
+        head = heads.read_head(state)
         assert head is not None
         tag = head.tag
         self.set_header("ETag", tag)
-        known = validation.tags(self.headers.get("If-None-Match"))
+        known = parameters.tags(self.headers.get("If-None-Match"))
         # A GET compares weakly (RFC 9110 13.1.2): proxies that recompress mark our tags as weak.
         if known and ("*" in known or tag in {each.removeprefix("W/") for each in known}):
             self.reply_empty(304)
@@ -150,7 +152,7 @@ class SessionHandler(SessionsApi):
 
     async def delete(self, session_id: str) -> None:
         session_id = _valid(session_id)
-        tags = validation.tags(self.headers.get("If-Match"))
+        tags = parameters.tags(self.headers.get("If-Match"))
         await self.sessions.delete(session_id, self.origin(f"/v1/sessions/{session_id}", None), tags)
         self.reply_empty(204)
 
@@ -173,12 +175,12 @@ class CommandHandler(SessionsApi):
         if isinstance(body, dict) and body.get("next_participant_id") is not None:
             self.access.require_scope(Scope.CONTROL)  # a player hands on the turn, but not to whom it likes
         complaints = Complaints()
-        session_id = validation.session_id_in_path(session_id, complaints)
-        arguments = validation.command(command, body, complaints)
+        session_id = kinds.session_id_in_path(session_id, complaints)
+        arguments = bodies.command(command, body, complaints)
         complaints.raise_if_any()
-        said = validation.meaning(arguments) if "Idempotency-Key" in self.headers else None
+        said = bodies.meaning(arguments) if "Idempotency-Key" in self.headers else None
         version = arguments.pop("expected_version")
-        tags = validation.tags(self.headers.get("If-Match"))
+        tags = parameters.tags(self.headers.get("If-Match"))
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
         rule = self.access.rule_of(rule)
         answer = _Once(_switched if command == "switch" else answer_state)
@@ -203,11 +205,11 @@ class MessagesHandler(SessionsApi):
         self.require(Scope.CONTROL)
 
     async def post(self, session_id: str) -> None:
-        raw = self.read_body(messages.MAX_RELAYED_BYTES)
-        body = messages.loads(raw) if raw else None
+        raw = self.read_body(payloads.MAX_RELAYED_BYTES)
+        body = strict_json.loads(raw) if raw else None
         complaints = Complaints()
-        session_id = validation.session_id_in_path(session_id, complaints)
-        validation.message(body, complaints)
+        session_id = kinds.session_id_in_path(session_id, complaints)
+        bodies.message(body, complaints)
         complaints.raise_if_any()
         answer = dumps({"session_id": session_id})
         origin = self.origin(f"/v1/sessions/{session_id}/messages", body)
@@ -225,9 +227,9 @@ class EventsHandler(SessionsApi):
 
     async def get(self, session_id: str) -> None:
         complaints = Complaints()
-        session_id = validation.session_id_in_path(session_id, complaints)
-        since = validation.whole_number(0, validation.MAX_INT)
-        query = self.query(complaints, since=since, epoch=validation.epoch)
+        session_id = kinds.session_id_in_path(session_id, complaints)
+        since = parameters.whole_number(0, kinds.MAX_INT)
+        query = self.query(complaints, since=since, epoch=parameters.epoch)
         complaints.raise_if_any()
         history = await self.sessions.events(session_id, query["since"], query["epoch"])
         next_since = "null" if history.next_since is None else str(history.next_since)
@@ -251,7 +253,7 @@ class _Once:
 
 def _valid(session_id: str) -> str:
     complaints = Complaints()
-    session_id = validation.session_id_in_path(session_id, complaints)
+    session_id = kinds.session_id_in_path(session_id, complaints)
     complaints.raise_if_any()
     return session_id
 
@@ -279,5 +281,5 @@ def _switched(step: Step) -> bytes:
 def _switched_to(state: bytes, extras: dict[str, Any]) -> bytes:
     """The same of a state as it is stored."""
     told = ("session_id", "active_participant_id", "cycle_started_at", "participants", "status", "version")
-    stored = messages.loads(state)
+    stored = strict_json.loads(state)
     return dumps({name: stored[name] for name in told} | extras)

@@ -16,7 +16,6 @@ from handlers.origins import refused_origin
 from handlers.patience import STALLED_TIMEOUT_S
 from handlers.reading import ReadingTurns
 from handlers.tokens import SUBPROTOCOL, Tokens
-from lockstep import messages
 from lockstep.access import Scope
 from lockstep.contract import Broker
 from lockstep.errors import (
@@ -36,11 +35,12 @@ from lockstep.errors import (
     Unauthorized,
     UpgradeRequired,
 )
-from lockstep.frames import encode_text_frame
-from lockstep.hub import Hub
 from lockstep.limits import Addresses, ConnectionLimits
+from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
+from lockstep.wire import heads, protocol_v1, strict_json
+from lockstep.wire.frames import encode_text_frame
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Clients:
         try:
             if is_binary:
                 raise MalformedJson("Binary messages are not understood")
-            message = messages.loads(payload)
+            message = strict_json.loads(payload)
             if not isinstance(message, dict) or not isinstance(message.get("type"), str):
                 raise MalformedJson("A message is a JSON object with a type")
         except MalformedJson as error:
@@ -117,7 +117,7 @@ class Clients:
         self.metrics.heard(message["type"])
         if message["type"] == "PING":
             self.metrics.told("PONG")
-            connection.send(encode_text_frame(messages.pong(self._broker.shown_ms(), message)))
+            connection.send(encode_text_frame(protocol_v1.pong(self._broker.shown_ms(), message)))
         elif message["type"] == "RECONNECT":
             # What the client says next waits, so that answers come in the order of the questions.
             connection.pause()
@@ -146,7 +146,7 @@ class Clients:
             await self._hub.sync(connection.session_id, connection)
         except LockstepError as error:
             self.metrics.told("ERROR")
-            connection.send(encode_text_frame(messages.error(error.code, error.message)))
+            connection.send(encode_text_frame(protocol_v1.error(error.code, error.message)))
         except Exception:
             log.exception("a RECONNECT could not be answered", extra={"session_id": connection.session_id})
             connection.close(INTERNAL_ERROR, "Internal server error")
@@ -155,7 +155,7 @@ class Clients:
     def _refuse(self, connection: Connection, code: str, message: str) -> None:
         """Say so, and close on a client that goes on like this."""
         self.metrics.told("ERROR")
-        connection.send(encode_text_frame(messages.error(code, message)))
+        connection.send(encode_text_frame(protocol_v1.error(code, message)))
         now_s = asyncio.get_running_loop().time()
         if connection.refused_at_s is None:
             connection.refused_at_s = deque(maxlen=MAX_REFUSED)
@@ -283,7 +283,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         if not any(values):
             return None, "Missing sessionId parameter"
         session_id = values[0].decode("utf-8", "replace").lower()
-        if len(values) > 1 or not messages.UUID.fullmatch(session_id):
+        if len(values) > 1 or not heads.UUID.fullmatch(session_id):
             return None, "Invalid sessionId format"
         return session_id, None
 

@@ -21,8 +21,8 @@ from tornado.httputil import HTTPHeaders
 
 from lockstep.access import ANONYMOUS, OPEN, Access, Scope
 from lockstep.errors import Unauthorized
-from lockstep.messages import UUID
-from lockstep.state import dumps
+from lockstep.rules.state_json import dumps
+from lockstep.wire.heads import UUID
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
-from lockstep import engine
-from lockstep.engine import Rule, Step
 from lockstep.errors import Forbidden
-from lockstep.modes import next_with_time
-from lockstep.state import Mode, Session, Status
+from lockstep.rules import engine
+from lockstep.rules.engine import Rule, Step
+from lockstep.rules.modes import next_with_time
+from lockstep.rules.state import Mode, Session, Status
 
 
 class Scope(IntEnum):

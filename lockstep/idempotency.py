@@ -10,12 +10,11 @@ from msgspec import Struct
 
 from lockstep.contract import Once
 from lockstep.errors import IdempotencyKeyReused, ReceivedTooLongAgo
-from lockstep.state import dumps
+from lockstep.requests.parameters import MIN_KEPT_S
+from lockstep.rules.state_json import dumps
 
 # Longer answers are not kept: they are told again as the state that is current then.
 MAX_KEPT_ANSWER_BYTES = 4096
-# A proxy goes on asking other processes for a while: a key outlives that, whatever its caller wants.
-MIN_KEPT_S = 60
 
 
 class Record(Struct, frozen=True, omit_defaults=True):

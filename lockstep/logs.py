@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 
-from lockstep.state import dumps, iso
+from lockstep.rules.state_json import dumps, iso
 
 FIELDS = (
     *("session_id", "request_id", "method", "path", "status", "duration_ms", "close_code"),

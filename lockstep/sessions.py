@@ -12,9 +12,7 @@ from contextlib import asynccontextmanager
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from lockstep import engine, messages, state
 from lockstep.contract import AlreadyDone, Broker, Commit, EpochTooLow, History, Outcome
-from lockstep.engine import Rule, Spec, Step
 from lockstep.errors import (
     BrokerUnavailable,
     Conflict,
@@ -28,8 +26,11 @@ from lockstep.errors import (
 from lockstep.idempotency import Idempotent, Record, was_kept_by_former
 from lockstep.limits import SwitchLimit
 from lockstep.metrics import Metrics
-from lockstep.state import TERMINAL, Session, Status
-from lockstep.turns import Turns
+from lockstep.rules import engine, history, state_json
+from lockstep.rules.engine import Rule, Spec, Step
+from lockstep.rules.state import TERMINAL, Session, Status
+from lockstep.session_locks import Turns
+from lockstep.wire import heads
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ Answer = Callable[[Step], bytes]
 
 
 def answer_state(step: Step) -> bytes:
-    return state.to_json(step.session)
+    return state_json.to_json(step.session)
 
 
 class Sessions:
@@ -139,13 +140,13 @@ class Sessions:
         While the store takes no changes what is due is not settled: the state is given as it is.
         """
         raw = await self._load(session_id)
-        head = messages.read_head(raw)
+        head = heads.read_head(raw)
         if head is None or head.session_id != session_id:
             raise self._corrupted(session_id, "it does not begin like one")
         if head.deadline_ms is None or head.deadline_ms > self._broker.now_ms():
             return raw
         try:
-            return state.to_json((await self.settle(session_id)).session)
+            return state_json.to_json((await self.settle(session_id)).session)
         except BrokerUnavailable as error:
             if error.details != {"outcome": "not_applied"}:
                 raise
@@ -222,7 +223,7 @@ class Sessions:
                     continue
             if refusal is not None:
                 if isinstance(refusal, Conflict):
-                    refusal.details = {"state": state.to_dict(step.session)}
+                    refusal.details = {"state": state_json.to_dict(step.session)}
                 raise refusal
             if is_settled:
                 return step
@@ -266,8 +267,8 @@ class Sessions:
         if tags is None:
             (beginning,) = await self._broker.beginnings([session_id])
             # By no more than the broker goes by: what is damaged behind that is to be deleted, too.
-            epoch = messages.epoch_of(session_id, beginning or b"")
-            return messages.beginning_of(session_id, epoch) if epoch else b""
+            epoch = heads.epoch_of(session_id, beginning or b"")
+            return heads.beginning_of(session_id, epoch) if epoch else b""
         try:
             await self._load(session_id, once)
             session = (await self.settle(session_id)).session
@@ -275,9 +276,9 @@ class Sessions:
             return b""
         if not session.is_one_of(tags):
             refusal = engine.not_as_matched(session)
-            refusal.details = {"state": state.to_dict(session)}
+            refusal.details = {"state": state_json.to_dict(session)}
             raise refusal
-        return messages.beginning(session)
+        return heads.beginning(session)
 
     async def publish(
         self, session_id: str, message: bytes, origin: Origin = NOBODY, answer: bytes = b""
@@ -304,7 +305,7 @@ class Sessions:
         """
         session_id = record.session_id
         raw = await (self._load(session_id) if is_answer_kept else self.read(session_id))
-        head = messages.read_head(raw)
+        head = heads.read_head(raw)
         if head is not None and record.session_epoch not in ("", head.position[0]):
             raise Conflict(
                 f"Session {session_id} was created anew since this request was done", {"state": Raw(raw)}
@@ -341,7 +342,7 @@ class Sessions:
                 place
                 for place, beginning in zip(page, beginnings, strict=True)
                 if beginning is not None
-                and (is_of := messages.read_status(beginning)) is not None
+                and (is_of := heads.read_status(beginning)) is not None
                 and status in (None, is_of)
             ]
             async for place, raw in self._loaded(fitting):
@@ -372,7 +373,7 @@ class Sessions:
 
     def _has_status(self, raw: bytes, status: Status | None) -> bool:
         try:
-            return status in (None, state.from_json(raw).status)
+            return status in (None, state_json.from_json(raw).status)
         except ValueError:
             return False  # whoever asks for it alone is told that it is corrupt
 
@@ -407,13 +408,13 @@ class Sessions:
             )
         commit = Commit(
             session_id=session.session_id,
-            expected=messages.beginning(before) if before else b"",
-            state=state.to_json(session),
-            beginning=messages.beginning(session),
+            expected=heads.beginning(before) if before else b"",
+            state=state_json.to_json(session),
+            beginning=heads.beginning(session),
             first_version=transitions[0].session.version,
             events=(
-                *messages.events(before, by_themselves),
-                *messages.events(between, decided, origin.actor, origin.request_id),
+                *history.events(before, by_themselves),
+                *history.events(between, decided, origin.actor, origin.request_id),
             ),
             now_ms=now_ms,
             deadline_ms=session.deadline_ms,
@@ -481,7 +482,7 @@ class Sessions:
 
     def _decode(self, session_id: str, raw: bytes) -> Session:
         try:
-            session = state.from_json(raw)
+            session = state_json.from_json(raw)
             if session.session_id != session_id:
                 raise ValueError("it is another session's")
             return session

@@ -17,7 +17,7 @@ from handlers.connection import CLOSE_TIMEOUT_S, Connection
 from handlers.heartbeat import Heartbeat
 from handlers.reading import ReadingTurns
 from handlers.socket import SocketHandler
-from lockstep.frames import BINARY, TEXT, encode_frame
+from lockstep.wire.frames import BINARY, TEXT, encode_frame
 
 # Autobahn's largest is 16 MiB.
 MAX_MESSAGE_BYTES = 16 * 1_048_576

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lockstep import engine
-from lockstep.engine import Spec
-from lockstep.state import Mode, OnTimeout, Participant, Session
+from lockstep.rules import engine
+from lockstep.rules.engine import Spec
+from lockstep.rules.state import Mode, OnTimeout, Participant, Session
 
 T0 = 1_704_067_200_000
 """2024-01-01T00:00:00.000Z"""

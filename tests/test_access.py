@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from lockstep import engine
 from lockstep.access import Access, Scope
 from lockstep.errors import Forbidden, InvalidStateTransition, LockstepError
-from lockstep.state import BANK_MODES, Mode, OnTimeout, Session, Status
+from lockstep.rules import engine
+from lockstep.rules.state import BANK_MODES, Mode, OnTimeout, Session, Status
 from tests.fuzzing import examples
 from tests.sessions_under_test import T0, A, B, C, active, pending, remaining, running
 from tests.test_engine_laws import Plan, moves, plans

@@ -19,11 +19,12 @@ from msgspec import structs
 
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
-from lockstep import engine, messages, state
 from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, Once, Outcome
-from lockstep.engine import Rule, Spec, Step
+from lockstep.rules import engine, history, state_json
+from lockstep.rules.engine import Rule, Spec, Step
+from lockstep.rules.state import Mode, OnTimeout, Participant, Session
 from lockstep.sessions import new_epoch
-from lockstep.state import Mode, OnTimeout, Participant, Session
+from lockstep.wire import heads
 from tests.redis_server import RedisServer
 
 PATIENCE_S = 10.0
@@ -136,11 +137,11 @@ def commit_of(
     transitions = (*step.transitions[:-1], structs.replace(step.transitions[-1], session=session))
     commit = Commit(
         session_id=session.session_id,
-        expected=messages.beginning(before) if before else b"",
-        state=state.to_json(session),
-        beginning=messages.beginning(session),
+        expected=heads.beginning(before) if before else b"",
+        state=state_json.to_json(session),
+        beginning=heads.beginning(session),
         first_version=transitions[0].session.version,
-        events=tuple(messages.events(before, transitions)),
+        events=tuple(history.events(before, transitions)),
         now_ms=now_ms,
         deadline_ms=session.deadline_ms,
         due_ms=transitions[settled - 1].at_ms if settled else None,
@@ -290,14 +291,14 @@ async def test_commit_refuses_a_stale_version_and_changes_nothing(broker: Broker
         second = await applied(broker, first, engine.start)
         stale, _ = commit_of(broker, first, engine.cancel(first, broker.now_ms()))
         assert await broker.commit(stale) is Outcome.CONFLICT
-        assert await stored(broker, session_id) == state.to_json(second)
+        assert await stored(broker, session_id) == state_json.to_json(second)
         history = await broker.history(session_id, 0, HISTORY_BYTES)
         assert history is not None
         assert len(history.events) == 2
         third = await applied(broker, second, engine.pause)
         published = await ears.until_published(3)
         assert [json.loads(each)["state"]["version"] for each in published] == [1, 2, 3]
-        assert state.to_json(third) in published[2]
+        assert state_json.to_json(third) in published[2]
 
 
 async def test_commit_refuses_the_same_version_of_another_commit(broker: Broker) -> None:
@@ -310,7 +311,7 @@ async def test_commit_refuses_the_same_version_of_another_commit(broker: Broker)
         another_epoch = structs.replace(first, epoch=new_epoch(broker.now_ms() + 1))
         commit, _ = commit_of(broker, another_epoch, engine.start(another_epoch, broker.now_ms()))
         assert await broker.commit(commit) is Outcome.CONFLICT
-        assert await stored(broker, first.session_id) == state.to_json(first)
+        assert await stored(broker, first.session_id) == state_json.to_json(first)
 
 
 async def test_commit_refuses_where_the_session_is_gone(broker: Broker) -> None:
@@ -345,7 +346,7 @@ async def test_a_commit_offered_again_after_another_is_not_applied_again(broker:
         assert await broker.commit(starting) is Outcome.APPLIED
         third = await applied(broker, second, engine.pause)
         assert await broker.commit(starting) is Outcome.CONFLICT
-        assert await stored(broker, first.session_id) == state.to_json(third)
+        assert await stored(broker, first.session_id) == state_json.to_json(third)
 
 
 async def test_of_many_commits_on_one_state_one_is_applied(broker: Broker) -> None:
@@ -381,7 +382,7 @@ async def test_an_expiry_that_is_not_due_yet_is_the_wrong_time(broker: Broker) -
         assert running.deadline_ms is not None
         early, _ = commit_of(broker, running, engine.settle(running, running.deadline_ms), settled=1)
         assert await broker.commit(early) is Outcome.WRONG_TIME
-        assert await stored(broker, session.session_id) == state.to_json(running)
+        assert await stored(broker, session.session_id) == state_json.to_json(running)
         history = await broker.history(session.session_id, 0, HISTORY_BYTES)
         assert history is not None
         assert len(history.events) == 2
@@ -391,7 +392,7 @@ async def test_an_expiry_that_is_due_is_applied(broker: Broker) -> None:
     async with started(broker):
         running = await fell_due(broker, new_id())
         over = await applied(broker, running, engine.settle, settled=1)
-        assert await stored(broker, running.session_id) == state.to_json(over)
+        assert await stored(broker, running.session_id) == state_json.to_json(over)
 
 
 async def test_an_expiry_is_applied_from_its_very_deadline_on(broker: Broker) -> None:
@@ -440,7 +441,7 @@ async def test_where_the_clock_was_set_back_a_change_is_dated_at_the_state_it_ch
         ):
             assert await broker.commit(wrong) is Outcome.WRONG_TIME
         assert await broker.commit(structs.replace(dated, due_ms=state_ms)) is Outcome.APPLIED
-        assert await stored(broker, first.session_id) == state.to_json(second)
+        assert await stored(broker, first.session_id) == state_json.to_json(second)
 
 
 async def test_a_creation_whose_epoch_is_not_above_the_last_is_refused_naming_it(broker: Broker) -> None:
@@ -732,12 +733,12 @@ async def test_a_deletion_with_a_known_key_never_touches_a_later_epoch(
     async with started(broker, session_id) as ears:
         expected = b""
         if was_there:
-            expected = messages.beginning(await created(broker, session_id))
+            expected = heads.beginning(await created(broker, session_id))
         assert await broker.delete(session_id, expected, once) is was_there
         assert await kept(broker, once) == FIRST, "kept also where there was none"
         await created(broker, session_id)
         there = await stored(broker, session_id)
-        for begins in (None, expected, messages.beginning_of(session_id)):
+        for begins in (None, expected, heads.beginning_of(session_id)):
             with pytest.raises(AlreadyDone) as caught:
                 await broker.delete(session_id, begins, structs.replace(once, record=SECOND))
             assert caught.value.record == FIRST
@@ -751,16 +752,16 @@ async def test_a_deletion_takes_only_what_it_expects(broker: Broker) -> None:
     session_id, once = new_id(), once_of()
     async with started(broker, session_id):
         session = await created(broker, session_id)
-        other_epoch = messages.beginning_of(session_id, "0000000000000")
+        other_epoch = heads.beginning_of(session_id, "0000000000000")
         _, elsewhere = creation(broker, new_id())
-        for expected in (b"", other_epoch, messages.beginning(elsewhere)):
+        for expected in (b"", other_epoch, heads.beginning(elsewhere)):
             assert await broker.delete(session_id, expected) is False
         starting, running = commit_of(broker, session, engine.start(session, broker.now_ms()))
         assert await broker.commit(starting) is Outcome.APPLIED
-        assert await broker.delete(session_id, messages.beginning(session), once) is False
+        assert await broker.delete(session_id, heads.beginning(session), once) is False
         assert await kept(broker, once) is None, "whoever finds that it has moved decides again"
-        assert await stored(broker, session_id) == state.to_json(running)
-        assert await broker.delete(session_id, messages.beginning(running), once) is True
+        assert await stored(broker, session_id) == state_json.to_json(running)
+        assert await broker.delete(session_id, heads.beginning(running), once) is True
         assert (await stored(broker, session_id), await kept(broker, once)) == (None, FIRST)
 
 
@@ -770,7 +771,7 @@ async def test_a_deletion_of_an_epoch_takes_whatever_has_become_of_it(broker: Br
         session = await created(broker, session_id)
         starting, _ = commit_of(broker, session, engine.start(session, broker.now_ms()))
         assert await broker.commit(starting) is Outcome.APPLIED
-        assert await broker.delete(session_id, messages.beginning_of(session_id, session.epoch)) is True
+        assert await broker.delete(session_id, heads.beginning_of(session_id, session.epoch)) is True
 
 
 async def test_a_key_is_forgotten_when_its_time_is_over(broker: Broker) -> None:
@@ -808,7 +809,7 @@ async def test_load_answers_in_the_order_asked_for(broker: Broker) -> None:
     async with started(broker):
         sessions = [await created(broker, new_id()) for _ in range(5)]
         a, b, c, d, e = (session.session_id for session in sessions)
-        states = {session.session_id: state.to_json(session) for session in sessions}
+        states = {session.session_id: state_json.to_json(session) for session in sessions}
         missing = new_id()
         asked = [d, missing, a, a, e, missing, c, b]
         assert await broker.load(asked) == [states.get(session_id) for session_id in asked]
@@ -838,9 +839,9 @@ async def test_beginnings_are_the_first_bytes_of_what_load_gives(broker: Broker)
             if session is None or beginning is None or whole is None:
                 continue
             assert whole.startswith(beginning)
-            head = messages.read_head(beginning)
+            head = heads.read_head(beginning)
             assert head is not None
-            assert head == messages.read_head(whole)
+            assert head == heads.read_head(whole)
             assert head.deadline_ms == session.deadline_ms
         assert len(begun[0] or b"") < 1_000
         assert await broker.beginnings([]) == []
@@ -936,7 +937,7 @@ async def test_a_session_that_lapses_is_announced_like_a_deletion_and_gone(broke
         end = json.loads(published[2])
         assert end["type"] == "SESSION_DELETED"
         assert (end["sessionId"], end["epoch"], end["deleted"]) == (session_id, session.epoch, True)
-        assert await broker.load([session_id, other_id]) == [None, state.to_json(other)]
+        assert await broker.load([session_id, other_id]) == [None, state_json.to_json(other)]
         assert await broker.history(session_id, 0, HISTORY_BYTES) is None
         assert [each for _, each in await broker.page((0, ""), 10)] == [other_id]
         assert await broker.lapse(100) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from commands import COMMANDS, TOKEN_OPTIONS
+from cli import COMMANDS, TOKEN_OPTIONS
 from lockstep.access import Scope
 from lockstep.config import Settings
 from tests.processes import ROOT

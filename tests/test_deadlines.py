@@ -11,12 +11,14 @@ import pytest
 from msgspec.structs import replace
 
 from broker.memory import MemoryBroker
-from lockstep import engine, messages, state
 from lockstep.contract import Outcome
-from lockstep.deadlines import Deadlines
 from lockstep.errors import BrokerUnavailable, SessionNotFound
+from lockstep.live.deadlines import Deadlines
+from lockstep.rules import engine, state_json
+from lockstep.rules.state import Session
+from lockstep.rules.state_json import iso
 from lockstep.sessions import Lifetimes, Sessions
-from lockstep.state import Session, iso
+from lockstep.wire import payloads
 from tests.test_broker import PATIENCE_S, Ears, commit_of, creation, new_id, next_epoch
 from tests.test_sessions import spec, told
 
@@ -104,11 +106,11 @@ async def runs_out(broker: MemoryBroker, in_ms: int) -> Session:
 
 def flags(ears: Ears) -> list[str]:
     """The sessions of `runs_out` whose clock was told to have run out, in the order of telling."""
-    published = [messages.read_published(payload, 0) for payload in ears.published]
+    published = [payloads.read_published(payload, 0) for payload in ears.published]
     return [
         each.session_id
         for each in published
-        if isinstance(each, messages.Update) and each.head is not None and each.head.position[1] == 3
+        if isinstance(each, payloads.Update) and each.head is not None and each.head.position[1] == 3
     ]
 
 
@@ -286,7 +288,7 @@ async def spoiled(broker: MemoryBroker) -> Session:
     """A session that is due, and whose stored state breaks off."""
     session = await runs_out(broker, in_ms=-60_000)
     commit, _ = commit_of(broker, session, engine.pause(session, session.updated_at_ms))
-    broken_off = state.to_json(session)[:250]
+    broken_off = state_json.to_json(session)[:250]
     assert await broker.commit(replace(commit, state=broken_off, deadline_ms=1)) is Outcome.APPLIED
     return session
 

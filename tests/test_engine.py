@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from lockstep import engine
 from lockstep.errors import (
     Conflict,
     InvalidStateTransition,
@@ -13,7 +12,8 @@ from lockstep.errors import (
     PreconditionFailed,
     ValidationError,
 )
-from lockstep.state import Mode, OnTimeout, Session, Status
+from lockstep.rules import engine
+from lockstep.rules.state import Mode, OnTimeout, Session, Status
 from tests.sessions_under_test import (
     DAY,
     DEFAULT_POLICY,

@@ -12,22 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from lockstep import engine, messages
-from lockstep.engine import Spec, Step, Transition
 from lockstep.errors import LockstepError
-from lockstep.state import (
-    BANK_MODES,
-    TERMINAL,
-    Mode,
-    OnTimeout,
-    Participant,
-    Session,
-    Status,
-    from_iso,
-    from_json,
-    to_dict,
-    to_json,
-)
+from lockstep.rules import engine
+from lockstep.rules.engine import Spec, Step, Transition
+from lockstep.rules.history import events
+from lockstep.rules.state import BANK_MODES, TERMINAL, Mode, OnTimeout, Participant, Session, Status
+from lockstep.rules.state_json import from_iso, from_json, to_dict, to_json
 from tests.sessions_under_test import DAY, EPOCH, NOBODY, SESSION, T0, Counter, Moment, Refused
 
 # The same examples in every run; the many more of the long run are new ones each time.
@@ -346,7 +336,7 @@ def test_every_transition_is_one_version_and_one_event(plan: Plan) -> None:
     transitions = history(plan)
     versions = list(range(1, len(transitions) + 1))
     assert [t.session.version for t in transitions] == versions
-    assert [json.loads(event)["version"] for event in messages.events(None, transitions)] == versions
+    assert [json.loads(event)["version"] for event in events(None, transitions)] == versions
     assert [t.at_ms for t in transitions] == [t.session.updated_at_ms for t in transitions]
 
 
@@ -370,7 +360,7 @@ def test_the_instants_of_a_session_never_go_back(plan: Plan) -> None:
 def test_replaying_the_events_gives_every_state(plan: Plan) -> None:
     transitions = history(plan)
     replayed: dict[str, Any] = {}
-    for transition, raw in zip(transitions, messages.events(None, transitions), strict=True):
+    for transition, raw in zip(transitions, events(None, transitions), strict=True):
         event = json.loads(raw)
         seats = replayed.get("participants", [])
         for moved in event["changes"].get("participants", ()):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ujson
 
-from lockstep.state import from_iso
+from lockstep.rules.state_json import from_iso
 from tests.load import chess, data, rest
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer

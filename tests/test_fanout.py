@@ -12,9 +12,9 @@ from handlers import _fanout, fanout
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from lockstep.contract import Batch, Kind
-from lockstep.frames import encode_text_frame
+from lockstep.live.room import one_by_one
 from lockstep.metrics import Metrics
-from lockstep.room import one_by_one
+from lockstep.wire.frames import encode_text_frame
 
 Deliver = Callable[[Sequence[Connection], Batch], None]
 WAYS = {"in C": fanout.deliver, "one by one": one_by_one}

@@ -9,14 +9,15 @@ import pytest
 from msgspec.structs import replace
 
 from broker.redis import LAPSE_GRACE_MS, RedisBroker
-from lockstep import engine, messages, state
 from lockstep.contract import Commit, EpochTooLow, Once, Outcome
-from lockstep.deadlines import SWEEP_LIMIT, Deadlines
-from lockstep.engine import Step
 from lockstep.errors import SessionExists, SessionNotFound
-from lockstep.hub import Hub
+from lockstep.live.deadlines import SWEEP_LIMIT, Deadlines
+from lockstep.live.hub import Hub
+from lockstep.rules import engine, state_json
+from lockstep.rules.engine import Step
+from lockstep.rules.state import Session
 from lockstep.sessions import Lifetimes, Sessions, epoch_instant_ms
-from lockstep.state import Session
+from lockstep.wire import payloads
 from tests.load import eventually
 from tests.redis_server import RedisServer
 from tests.shifted_redis import shim
@@ -54,7 +55,7 @@ def is_flagged(ears: Ears, session: Session) -> bool:
     heads = [
         update.head
         for payload in ears.published
-        if isinstance(update := messages.read_published(payload, 0), messages.Update)
+        if isinstance(update := payloads.read_published(payload, 0), payloads.Update)
     ]
     return any(
         head is not None and head.session_id == session.session_id and head.position[1] == 3 for head in heads
@@ -76,7 +77,7 @@ async def test_deadlines_that_are_no_states_own_are_put_right_and_starve_nobody(
             client.zadd(key, {"a list": 4, "no state": 4, "another's": 4})
             client.rpush(f"{prefix}session:a list", "item")
             client.set(f"{prefix}session:no state", "text")
-            client.set(f"{prefix}session:another's", state.to_json(far[2]))
+            client.set(f"{prefix}session:another's", state_json.to_json(far[2]))
             for session in spoiled:
                 client.setrange(f"{prefix}session:{session.session_id}", 250, b"\x00" * 50)
         deadlines = Deadlines(broker, Sessions(broker, Lifetimes()))
@@ -138,7 +139,7 @@ async def test_lapses_that_are_no_states_own_end_no_session_and_starve_nobody(
                 "for ever",
             }
             assert await broker.load([each.session_id for each in kept]) == [
-                state.to_json(each) for each in kept
+                state_json.to_json(each) for each in kept
             ]
         finally:
             await deadlines.close()
@@ -195,7 +196,7 @@ async def test_where_a_key_of_another_type_is_there_is_no_session_and_none_is_ma
             await sessions.delete(foreign)
             assert not client.exists(key)
         session = (await sessions.create(spec(session_id=foreign))).session
-        assert await sessions.read(foreign) == state.to_json(session)
+        assert await sessions.read(foreign) == state_json.to_json(session)
 
 
 async def test_epochs_compare_alike_in_every_locale() -> None:
@@ -264,7 +265,7 @@ async def test_an_epoch_of_a_far_time_keeps_nobody_from_creating(
         assert len(set(epochs)) == 50
         assert all(len(epoch) == 13 and last < epoch for epoch in epochs)
         for step in created:
-            assert await sessions.read(step.session.session_id) == state.to_json(step.session)
+            assert await sessions.read(step.session.session_id) == state_json.to_json(step.session)
 
 
 def lost_creation(broker: RedisBroker) -> tuple[Commit, Commit]:
@@ -311,7 +312,7 @@ async def test_a_lapse_that_is_not_the_states_own_spoils_no_expiry(
                 client.zadd(f"{prefix}sessions", {session.session_id: score})
             expires_at_ms = client.pexpiretime(key)
             flagged = await applied(broker, session, engine.settle, settled=1, lapses_in_ms=30 * ONE_DAY_MS)
-            assert await broker.load([session.session_id]) == [state.to_json(flagged)]
+            assert await broker.load([session.session_id]) == [state_json.to_json(flagged)]
             history = await broker.history(session.session_id, flagged.version - 1, 10_000)
             assert history is not None
             assert len(history.events) == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lockstep.frames import (
+from lockstep.wire.frames import (
     BINARY,
     CLOSE,
     CONTINUATION,

@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from lockstep import messages
-from lockstep.messages import MAX_PUBLISHED_BYTES, MAX_RELAYED_BYTES, Deletion, Update
-from lockstep.state import to_json
+from lockstep.rules.state_json import to_json
+from lockstep.wire import protocol_v1
+from lockstep.wire.payloads import (
+    MAX_PUBLISHED_BYTES,
+    MAX_RELAYED_BYTES,
+    Deletion,
+    Update,
+    read_published,
+    read_relayed,
+    update_id,
+)
 from tests.fuzzing import examples
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer
@@ -23,8 +31,8 @@ from tests.test_websocket import watching
 from tests.ws_client import CLOSE, TEXT
 
 STATE = to_json(replace(running(60_000, 60_000), commit="q7Rw_x0A"))
-UPDATE = messages.state_update(SESSION, T0, STATE)
-DELETED = messages.session_deleted(SESSION, T0, "0lqtw8xc0abcd")
+UPDATE = protocol_v1.state_update(SESSION, T0, STATE)
+DELETED = protocol_v1.session_deleted(SESSION, T0, "0lqtw8xc0abcd")
 FOREIGN = [
     b'{"sessionId":"%s","state":%s}' % (SESSION.encode(), STATE),
     json.dumps({"sessionId": SESSION, "state": STATE.decode()}).encode(),
@@ -70,7 +78,7 @@ payloads = st.one_of(mutated(), mutated(), odd_objects(), st.binary(max_size=300
 
 
 def test_what_is_mutated_here_is_what_lockstep_publishes() -> None:
-    update, deletion = messages.read_published(UPDATE, T0), messages.read_published(DELETED, T0)
+    update, deletion = read_published(UPDATE, T0), read_published(DELETED, T0)
     assert isinstance(update, Update)
     assert update.message is UPDATE
     assert isinstance(deletion, Deletion)
@@ -86,8 +94,8 @@ def is_text_frame(message: bytes) -> bool:
 @examples(500)
 @given(payload=payloads)
 def test_what_is_published_as_an_update_is_read_as_one_or_is_junk(payload: bytes) -> None:
-    messages.update_id(payload)
-    read = messages.read_published(payload, T0)
+    update_id(payload)
+    read = read_published(payload, T0)
     if read is None:
         return
     assert len(read.session_id) == 36  # of what is no UUID nobody is a client
@@ -102,7 +110,7 @@ def test_what_is_published_as_an_update_is_read_as_one_or_is_junk(payload: bytes
 @examples(500)
 @given(payload=payloads)
 def test_what_is_published_as_a_message_is_relayed_whole_or_is_junk(payload: bytes) -> None:
-    read = messages.read_relayed(payload)
+    read = read_relayed(payload)
     if read is not None:
         assert len(read) <= MAX_RELAYED_BYTES
         assert is_text_frame(read)

@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from lockstep import openapi
-from lockstep.messages import UUID
+from lockstep.requests import openapi
+from lockstep.wire.heads import UUID
 from tests.fuzzing import examples
 from tests.processes import ServerProcess
 from tests.test_websocket import command, create

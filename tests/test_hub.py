@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from lockstep import hub as hub_module
-from lockstep import messages
 from lockstep.contract import Batch, Broker, Kind
-from lockstep.deadlines import Deadlines
 from lockstep.errors import BrokerUnavailable, SessionNotFound
-from lockstep.frames import encode_text_frame
-from lockstep.hub import Hub
+from lockstep.live import hub as hub_module
+from lockstep.live.deadlines import Deadlines
+from lockstep.live.hub import Hub
 from lockstep.sessions import Sessions
+from lockstep.wire import heads, protocol_v1
+from lockstep.wire.frames import encode_text_frame
 
 T0 = 1_704_067_200_000
 S = "00000000-0000-4000-8000-00000000005e"
@@ -33,11 +33,11 @@ def state(
 
 
 def published(version: int, epoch: str = EPOCH, **fields: Any) -> bytes:
-    return messages.state_update(fields.get("sid", S), T0, state(version, epoch, **fields))
+    return protocol_v1.state_update(fields.get("sid", S), T0, state(version, epoch, **fields))
 
 
 def deleted(epoch: str) -> bytes:
-    return messages.session_deleted(S, T0, epoch)
+    return protocol_v1.session_deleted(S, T0, epoch)
 
 
 class FakePeer:
@@ -113,7 +113,7 @@ class FakeBroker:
         return found
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
-        return [each and each[: messages.BEGINNING_BYTES] for each in await self.load(session_ids)]
+        return [each and each[: heads.BEGINNING_BYTES] for each in await self.load(session_ids)]
 
 
 class FakeSessions:

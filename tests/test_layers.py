@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,22 @@ KNOWS = {
     "handlers": {"lockstep", "tornado", "jwt", "cryptography"},
     "broker": {"lockstep", "redis", "hiredis"},
 }
-PURE = {"state", "engine", "modes", "validation", "messages", "errors", "frames", "access"}
+PATHS = sorted(path for package in KNOWS for path in (ROOT / package).rglob("*.py"))
+# The pure rooms, and pure files beside them: what each may import of ours.
+PURE = {
+    "lockstep.errors": set(),
+    "lockstep.rules": {"lockstep.errors", "lockstep.rules"},
+    "lockstep.wire": {"lockstep.errors", "lockstep.rules", "lockstep.wire"},
+    "lockstep.access": {"lockstep.errors", "lockstep.rules"},
+    "lockstep.requests": {
+        "lockstep",
+        "lockstep.errors",
+        "lockstep.rules",
+        "lockstep.wire",
+        "lockstep.access",
+        "lockstep.requests",
+    },
+}
 # Clocks, chance, the system and its loop: what gives another answer tomorrow.
 IMPURE = {
     "asyncio",
@@ -29,32 +45,73 @@ IMPURE = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """Every module that the file names in an import, wherever in it."""
-    found: set[str] = set()
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Every import of the file, wherever in it, as (module, name); without a name as (module, "")."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: imports are absolute"
-            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            assert node.module is not None
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+MODULES = {module_of(path) for path in PATHS}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules that it imports: of `from lockstep.rules import engine` that is `lockstep.rules.engine`."""
+    return {
+        f"{module}.{name}" if f"{module}.{name}" in MODULES else module for module, name in imports_of(path)
+    }
+
+
+def room_of(module: str) -> str:
+    """`lockstep.rules` of `lockstep.rules.engine`; a file beside the rooms stands for itself."""
+    return ".".join(module.split(".")[:2])
 
 
 @pytest.mark.parametrize("package", KNOWS)
 def test_a_package_imports_only_what_it_may_know(package: str) -> None:
-    paths = sorted((ROOT / package).rglob("*.py"))
+    paths = [path for path in PATHS if path.is_relative_to(ROOT / package)]
     assert len(paths) > 3
     for path in paths:
-        unknown = {name.partition(".")[0] for name in imported(path)} - sys.stdlib_module_names
+        unknown = {module.partition(".")[0] for module in imported_modules(path)} - sys.stdlib_module_names
         assert unknown <= KNOWS[package] | {package}, path.relative_to(ROOT)
 
 
-@pytest.mark.parametrize("name", sorted(PURE))
-def test_what_should_be_pure_is_pure(name: str) -> None:
-    path = ROOT / "lockstep" / f"{name}.py"
-    assert not {module.partition(".")[0] for module in imported(path)} & IMPURE
-    own = {module.split(".")[1] for module in imported(path) if module.startswith("lockstep.")}
-    assert own <= PURE, "pure code calls only pure code"
-    named = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    assert not named & {"now", "utcnow", "today", "environ"}
+@pytest.mark.parametrize("room", PURE)
+def test_what_should_be_pure_is_pure(room: str) -> None:
+    paths = [path for path in PATHS if room_of(module_of(path)) == room]
+    assert paths
+    for path in paths:
+        modules = imported_modules(path)
+        assert not {module.partition(".")[0] for module in modules} & IMPURE, path
+        ours = {room_of(module) for module in modules if module.partition(".")[0] in KNOWS}
+        assert ours <= PURE[room], path
+        tree = ast.parse(path.read_text())
+        named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not named & {"now", "utcnow", "today", "environ"}, path
+
+
+def test_no_file_imports_what_is_private_to_another() -> None:
+    for path in PATHS:
+        private = [
+            f"{module}.{name}"
+            for module, name in imports_of(path)
+            if name.startswith("_") and not name.startswith("__") and module.partition(".")[0] in KNOWS
+        ]
+        assert not private or private == ["handlers._fanout"], path
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    arrows = {module_of(path): imported_modules(path) & MODULES for path in PATHS}
+    while arrows:
+        leaves = {module for module, targets in arrows.items() if not targets & arrows.keys() - {module}}
+        assert leaves, f"in a circle, or behind one: {sorted(arrows)}"
+        for module in leaves:
+            del arrows[module]

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lockstep import messages, validation
 from lockstep.idempotency import Idempotent
-from lockstep.validation import Complaints
+from lockstep.requests import bodies
+from lockstep.requests.kinds import Complaints
+from lockstep.wire import strict_json
 from tests.sessions_under_test import A, B, C
 
 # The same examples in every run; the many more of the long run are new ones each time.
@@ -29,14 +30,14 @@ DEFAULT_ON_TIMEOUT = {
 
 def hash_of(kind: str, raw: bytes) -> str:
     """As the handlers come to it."""
-    body = messages.loads(raw) if raw else None
+    body = strict_json.loads(raw) if raw else None
     if kind == "create":
-        meaning: Any = validation.spec(body)
+        meaning: Any = bodies.spec(body)
     elif kind == "messages":
         meaning = body
     else:
         complaints = Complaints()
-        meaning = validation.meaning(validation.command(kind, body, complaints))
+        meaning = bodies.meaning(bodies.command(kind, body, complaints))
         complaints.raise_if_any()
     name = ("POST", "/v1/sessions", "", "key")
     return Idempotent.of(name, name, raw, meaning, 60).meaning_hash
@@ -160,7 +161,7 @@ def respelled(draw: st.DrawFn, kind: str, body: Any) -> bytes:
         for name in draw(st.permutations(sorted(body))):
             if name.endswith("_id") or (name == "target" and body[name] in (A, B)):
                 body[name] = draw(st.sampled_from([str.upper, str.lower]))(body[name])
-        absent = (validation.CREATE if kind == "create" else validation.COMMANDS[kind]).fields.keys() - body
+        absent = (bodies.CREATE if kind == "create" else bodies.COMMANDS[kind]).fields.keys() - body
         body |= dict.fromkeys(draw(st.sets(st.sampled_from(sorted(absent)))) if absent else ())
     if kind == "create":
         defaults = {"increment_ms": 0, "metadata": {}, "on_timeout": DEFAULT_ON_TIMEOUT[body["sync_mode"]]}

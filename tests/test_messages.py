@@ -10,10 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from lockstep import engine, messages
 from lockstep.errors import MalformedJson
-from lockstep.messages import Deletion, Head, Update
-from lockstep.state import Session, dumps, to_dict, to_json
+from lockstep.rules import engine, history
+from lockstep.rules.state import Session
+from lockstep.rules.state_json import dumps, to_dict, to_json
+from lockstep.wire import heads, payloads, protocol_v1, strict_json
+from lockstep.wire.heads import Head
+from lockstep.wire.payloads import Deletion, Update
 from tests.sessions_under_test import EPOCH, SESSION, T0, A, B, pending
 
 OTHER = "00000000-0000-4000-8000-0000000000ff"
@@ -36,7 +39,7 @@ def chess() -> Session:
 
 
 def test_connected_says_where_and_when() -> None:
-    assert json.loads(messages.connected(SESSION, T0)) == {
+    assert json.loads(protocol_v1.connected(SESSION, T0)) == {
         "type": "CONNECTED",
         "sessionId": SESSION,
         "timestamp": T0,
@@ -44,7 +47,7 @@ def test_connected_says_where_and_when() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "type_"), [(messages.state_update, "STATE_UPDATE"), (messages.state_sync, "STATE_SYNC")]
+    ("build", "type_"), [(protocol_v1.state_update, "STATE_UPDATE"), (protocol_v1.state_sync, "STATE_SYNC")]
 )
 def test_a_state_is_carried_as_it_is(build: Any, type_: str) -> None:
     state = to_json(chess())
@@ -60,11 +63,13 @@ def test_a_state_is_carried_as_it_is(build: Any, type_: str) -> None:
 
 def test_an_update_is_its_prefix_the_state_and_a_brace() -> None:
     state = to_json(chess())
-    assert messages.update_prefix(SESSION, T0) + state + b"}" == messages.state_update(SESSION, T0, state)
+    assert protocol_v1.update_prefix(SESSION, T0) + state + b"}" == protocol_v1.state_update(
+        SESSION, T0, state
+    )
 
 
 def test_a_deletion_names_the_epoch_that_ended() -> None:
-    assert json.loads(messages.session_deleted(SESSION, T0, EPOCH)) == {
+    assert json.loads(protocol_v1.session_deleted(SESSION, T0, EPOCH)) == {
         "type": "SESSION_DELETED",
         "sessionId": SESSION,
         "timestamp": T0,
@@ -74,7 +79,7 @@ def test_a_deletion_names_the_epoch_that_ended() -> None:
 
 
 def test_an_error_has_a_code_and_a_message() -> None:
-    assert json.loads(messages.error("SESSION_NOT_FOUND", 'no "x"')) == {
+    assert json.loads(protocol_v1.error("SESSION_NOT_FOUND", 'no "x"')) == {
         "type": "ERROR",
         "code": "SESSION_NOT_FOUND",
         "message": 'no "x"',
@@ -84,22 +89,22 @@ def test_an_error_has_a_code_and_a_message() -> None:
 @relaxed
 @given(values)
 def test_a_pong_echoes_any_id_that_can_be_read(mark: Any) -> None:
-    ping = messages.loads(json.dumps({"type": "PING", "id": mark, "more": 1}).encode())
-    pong = json.loads(messages.pong(T0, ping))
+    ping = strict_json.loads(json.dumps({"type": "PING", "id": mark, "more": 1}).encode())
+    pong = json.loads(protocol_v1.pong(T0, ping))
     assert pong == {"type": "PONG", "timestamp": T0, "id": mark}
     assert json.dumps(pong["id"]) == json.dumps(mark)  # 1 is not 1.0, nor true
 
 
 def test_a_pong_has_an_id_only_if_the_ping_had_one() -> None:
-    assert json.loads(messages.pong(T0, {"type": "PING"})) == {"type": "PONG", "timestamp": T0}
-    assert json.loads(messages.pong(T0, {"type": "PING", "id": None}))["id"] is None
+    assert json.loads(protocol_v1.pong(T0, {"type": "PING"})) == {"type": "PONG", "timestamp": T0}
+    assert json.loads(protocol_v1.pong(T0, {"type": "PING", "id": None}))["id"] is None
 
 
 @pytest.mark.parametrize(
     "type_", ["CONNECTED", "STATE_UPDATE", "STATE_SYNC", "SESSION_DELETED", "PONG", "ERROR"]
 )
 def test_what_the_server_sends_nobody_else_may(type_: str) -> None:
-    assert type_ in messages.SERVER_TYPES
+    assert type_ in protocol_v1.SERVER_TYPES
 
 
 # --- beginnings ----------------------------------------------------------------------------------
@@ -109,8 +114,8 @@ def test_the_head_of_a_state_is_read_from_its_first_bytes() -> None:
     session = chess()
     state = to_json(session)
     head = Head(SESSION, (EPOCH, 2), "AbC_-012", T0 + 60_000)
-    assert messages.read_head(state) == head
-    assert messages.read_head(state[: messages.BEGINNING_BYTES]) == head
+    assert heads.read_head(state) == head
+    assert heads.read_head(state[: heads.BEGINNING_BYTES]) == head
     assert head.tag == session.tag == f'"{EPOCH}-2-{session.commit}"'
 
 
@@ -118,20 +123,20 @@ def test_the_longest_beginning_fits_into_what_is_read_of_it() -> None:
     most = 10**15 - 1
     state = to_json(replace(chess(), version=most))
     state = state.replace(f'"deadline_ms":{T0 + 60_000},'.encode(), f'"deadline_ms":{most},'.encode())
-    head = messages.read_head(state[: messages.BEGINNING_BYTES])
+    head = heads.read_head(state[: heads.BEGINNING_BYTES])
     assert head == Head(SESSION, (EPOCH, most), "AbC_-012", most)
 
 
 def test_a_state_without_a_deadline_has_a_head_without_one() -> None:
     session = engine.pause(chess(), T0 + 10).session
-    head = messages.read_head(to_json(replace(session, commit="AbC_-012")))
+    head = heads.read_head(to_json(replace(session, commit="AbC_-012")))
     assert head is not None
     assert head.deadline_ms is None
 
 
 def test_a_commit_compares_the_state_up_to_and_with_its_commit() -> None:
     session = chess()
-    beginning = messages.beginning(session)
+    beginning = heads.beginning(session)
     assert to_json(session).startswith(beginning)
     assert beginning.endswith(b'"commit":"AbC_-012"')
     for other in (
@@ -147,7 +152,7 @@ def test_a_commit_compares_the_state_up_to_and_with_its_commit() -> None:
     "raw", [b"", b"{}", b"junk", b'{"session_id":"x","epoch":"y"}', to_json(chess())[:90]]
 )
 def test_what_does_not_begin_like_a_state_has_no_head(raw: bytes) -> None:
-    assert messages.read_head(raw) is None
+    assert heads.read_head(raw) is None
 
 
 def test_two_states_are_the_same_only_if_epoch_version_and_commit_are() -> None:
@@ -168,21 +173,21 @@ def test_a_later_creation_is_later_whatever_its_version() -> None:
 
 def test_our_own_update_is_routed_and_ordered_by_its_beginning() -> None:
     state = to_json(chess())
-    payload = messages.state_update(SESSION, T0, state)
-    assert messages.update_id(payload) == SESSION
-    update = messages.read_published(payload, T0 + 99)
+    payload = protocol_v1.state_update(SESSION, T0, state)
+    assert payloads.update_id(payload) == SESSION
+    update = payloads.read_published(payload, T0 + 99)
     assert isinstance(update, Update)
     assert (update.session_id, update.message, update.state) == (SESSION, payload, state)
-    assert update.head == messages.read_head(state)
+    assert update.head == heads.read_head(state)
     # The rest is checked, and nothing built of it: what no client could read is junk.
     for broken in (payload[:-200] + b"\xff" * 200, payload[:-1], payload + b"}"):
-        assert messages.read_published(broken, T0) is None
+        assert payloads.read_published(broken, T0) is None
 
 
 def test_our_own_deletion_is_relayed_as_it_is() -> None:
-    payload = messages.session_deleted(SESSION, T0, EPOCH)
-    assert messages.update_id(payload) is None
-    assert messages.read_published(payload, T0 + 99) == Deletion(SESSION, payload, EPOCH)
+    payload = protocol_v1.session_deleted(SESSION, T0, EPOCH)
+    assert payloads.update_id(payload) is None
+    assert payloads.read_published(payload, T0 + 99) == Deletion(SESSION, payload, EPOCH)
 
 
 def foreign(**fields: Any) -> bytes:
@@ -201,8 +206,8 @@ def foreign(**fields: Any) -> bytes:
 @pytest.mark.parametrize("is_string", [False, True])
 def test_a_foreign_state_becomes_an_update_without_an_order(state: dict[str, Any], is_string: bool) -> None:
     payload = foreign(state=json.dumps(state) if is_string else state, more="ignored")
-    assert messages.update_id(payload) is None
-    update = messages.read_published(payload, T0)
+    assert payloads.update_id(payload) is None
+    update = payloads.read_published(payload, T0)
     assert isinstance(update, Update)
     assert (update.session_id, update.head) == (SESSION, None)
     assert json.loads(update.state) == state
@@ -215,7 +220,7 @@ def test_a_foreign_state_becomes_an_update_without_an_order(state: dict[str, Any
 
 
 def test_a_foreign_state_is_ordered_if_it_carries_epoch_and_version() -> None:
-    update = messages.read_published(foreign(state={"version": 8, "epoch": EPOCH, "deadline_ms": T0}), 5)
+    update = payloads.read_published(foreign(state={"version": 8, "epoch": EPOCH, "deadline_ms": T0}), 5)
     assert isinstance(update, Update)
     assert update.head is not None
     assert (update.head.position, update.head.deadline_ms) == ((EPOCH, 8), T0)
@@ -224,7 +229,7 @@ def test_a_foreign_state_is_ordered_if_it_carries_epoch_and_version() -> None:
 def test_the_state_of_a_foreign_update_is_found_whatever_the_time_is() -> None:
     """Its place in the message is known by counting, and a clock may be young."""
     for now_ms in (0, 999_999_999_999, T0):
-        update = messages.read_published(foreign(state={"a": 1}), now_ms)
+        update = payloads.read_published(foreign(state={"a": 1}), now_ms)
         assert isinstance(update, Update)
         assert json.loads(update.message)["state"] == {"a": 1}
     assert update.state == b'{"a":1}'
@@ -241,12 +246,12 @@ def test_the_state_of_a_foreign_update_is_found_whatever_the_time_is() -> None:
     ],
 )
 def test_a_foreign_deletion_is_understood(fields: dict[str, Any], epoch: str | None) -> None:
-    assert messages.read_published(foreign(**fields), T0) == Deletion(SESSION, None, epoch)
+    assert payloads.read_published(foreign(**fields), T0) == Deletion(SESSION, None, epoch)
 
 
 def test_a_foreign_id_may_be_in_capitals() -> None:
     payload = json.dumps({"sessionId": SESSION.upper(), "deleted": True}).encode()
-    assert messages.read_published(payload, T0) == Deletion(SESSION, None, None)
+    assert payloads.read_published(payload, T0) == Deletion(SESSION, None, None)
 
 
 JUNK = [
@@ -281,7 +286,7 @@ JUNK = [
 
 @pytest.mark.parametrize("payload", JUNK, ids=lambda payload: repr(payload[:60]))
 def test_junk_is_told_from_what_can_be_understood(payload: bytes) -> None:
-    assert messages.read_published(payload, T0) is None
+    assert payloads.read_published(payload, T0) is None
 
 
 @relaxed
@@ -294,8 +299,8 @@ def test_junk_is_told_from_what_can_be_understood(payload: bytes) -> None:
     | st.dictionaries(texts, values).map(lambda state: foreign(state=state))
 )
 def test_whatever_is_published_is_an_update_a_deletion_or_junk(payload: bytes) -> None:
-    messages.update_id(payload)
-    published = messages.read_published(payload, T0)
+    payloads.update_id(payload)
+    published = payloads.read_published(payload, T0)
     if isinstance(published, Update):
         assert json.loads(published.message)["state"] == json.loads(published.state)
     else:
@@ -318,14 +323,14 @@ def test_whatever_is_published_is_an_update_a_deletion_or_junk(payload: bytes) -
     ids=lambda payload: repr(payload[:30]),
 )
 def test_an_object_with_a_type_is_relayed_as_it_is(payload: bytes) -> None:
-    assert messages.read_relayed(payload) == payload
+    assert payloads.read_relayed(payload) == payload
 
 
 def test_of_a_wrapped_message_the_inner_object_is_relayed() -> None:
     payload = json.dumps(
         {"sessionId": SESSION, "message": {"type": "NOTE", "text": "größe", "n": 1.5}}
     ).encode()
-    relayed = messages.read_relayed(payload)
+    relayed = payloads.read_relayed(payload)
     assert relayed is not None
     assert json.loads(relayed) == {"type": "NOTE", "text": "größe", "n": 1.5}
 
@@ -363,7 +368,7 @@ def test_of_a_wrapped_message_the_inner_object_is_relayed() -> None:
     ids=lambda payload: repr(payload[:70]),
 )
 def test_whatever_else_comes_for_the_clients_is_junk(payload: bytes) -> None:
-    assert messages.read_relayed(payload) is None
+    assert payloads.read_relayed(payload) is None
 
 
 hostile = st.sampled_from(["\ud800", "\n", "x"])
@@ -381,7 +386,7 @@ hostile = st.sampled_from(["\ud800", "\n", "x"])
     | st.binary(max_size=20).map(lambda inner: b'{"type":"NOTE","x":"' + inner + b'"}')
 )
 def test_whatever_is_relayed_is_an_object_with_a_type_in_utf8(payload: bytes) -> None:
-    relayed = messages.read_relayed(payload)
+    relayed = payloads.read_relayed(payload)
     if relayed is not None:
         message = json.loads(relayed.decode())
         assert isinstance(message["type"], str)
@@ -402,7 +407,7 @@ def replay(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
 def test_the_event_of_a_creation_holds_the_whole_state() -> None:
     session = pending(60_000, 60_000)
     step = engine.Step(session, (engine.Transition(session, "created", T0),))
-    (event,) = map(json.loads, messages.events(None, step.transitions))
+    (event,) = map(json.loads, history.events(None, step.transitions))
     assert event.pop("changes") == to_dict(session)
     assert event == {"version": 1, "type": "created", "at": "2024-01-01T00:00:00.000Z"}
 
@@ -419,7 +424,7 @@ def test_each_event_turns_the_state_before_it_into_the_state_after_it() -> None:
     ]:
         step = rule(session, at_ms)
         state = to_dict(session)
-        events = [json.loads(event) for event in messages.events(session, step.transitions)]
+        events = [json.loads(event) for event in history.events(session, step.transitions)]
         for event, transition in zip(events, step.transitions, strict=True):
             state = replay(state, event)
             assert state == to_dict(transition.session)
@@ -430,7 +435,7 @@ def test_each_event_turns_the_state_before_it_into_the_state_after_it() -> None:
 def test_an_event_holds_only_what_moved() -> None:
     before = chess()
     step = engine.switch(before, T0 + 2000)
-    (event,) = map(json.loads, messages.events(before, step.transitions))
+    (event,) = map(json.loads, history.events(before, step.transitions))
     assert event["changes"].keys() <= {
         *("version", "commit", "deadline_ms", "active_participant_id", "clock", "cycle_started_at"),
         *("updated_at", "participants"),
@@ -450,9 +455,9 @@ def test_an_event_holds_only_what_moved() -> None:
 def test_an_event_says_who_asked_and_in_which_request_if_somebody_did() -> None:
     before = chess()
     transitions = engine.pause(before, T0).transitions
-    (asked,) = map(json.loads, messages.events(before, transitions, "arbiter", "r-1"))
+    (asked,) = map(json.loads, history.events(before, transitions, "arbiter", "r-1"))
     assert (asked["actor"], asked["request_id"]) == ("arbiter", "r-1")
-    (unasked,) = map(json.loads, messages.events(before, transitions))
+    (unasked,) = map(json.loads, history.events(before, transitions))
     assert unasked.keys() == {"version", "type", "at", "changes"}
 
 
@@ -463,7 +468,7 @@ def test_an_event_says_who_asked_and_in_which_request_if_somebody_did() -> None:
 @given(values)
 def test_json_is_read_as_the_standard_library_reads_it(value: Any) -> None:
     for raw in (json.dumps(value).encode(), json.dumps(value, ensure_ascii=False, indent=1).encode()):
-        assert messages.loads(raw) == value
+        assert strict_json.loads(raw) == value
 
 
 @pytest.mark.parametrize(
@@ -507,7 +512,7 @@ def test_json_is_read_as_the_standard_library_reads_it(value: Any) -> None:
 )
 def test_what_is_not_json_is_refused(raw: bytes) -> None:
     with pytest.raises(MalformedJson, match=r"^Not valid JSON: ."):
-        messages.loads(raw)
+        strict_json.loads(raw)
 
 
 @pytest.mark.parametrize(
@@ -528,25 +533,25 @@ def test_what_is_not_json_is_refused(raw: bytes) -> None:
     ids=lambda each: repr(each)[:30],
 )
 def test_what_is_odd_but_json_is_read(raw: bytes, value: Any) -> None:
-    assert messages.loads(raw) == value
+    assert strict_json.loads(raw) == value
 
 
 def test_a_hundred_levels_are_read_and_one_more_is_not() -> None:
     def nested(levels: int) -> bytes:
         return b"[" * levels + b"]" * levels
 
-    assert messages.loads(nested(messages.MAX_DEPTH)) is not None
+    assert strict_json.loads(nested(strict_json.MAX_DEPTH)) is not None
     with pytest.raises(MalformedJson):
-        messages.loads(nested(messages.MAX_DEPTH + 1))
+        strict_json.loads(nested(strict_json.MAX_DEPTH + 1))
     # What is let in can be read back by the library that reads what is stored.
-    assert ujson.loads(nested(messages.MAX_DEPTH)) is not None
+    assert ujson.loads(nested(strict_json.MAX_DEPTH)) is not None
 
 
 @relaxed
 @given(st.binary(max_size=200) | st.text(max_size=50).map(str.encode))
 def test_no_bytes_raise_anything_but_malformed_json(raw: bytes) -> None:
     try:
-        value = messages.loads(raw)
+        value = strict_json.loads(raw)
     except MalformedJson:
         return
-    assert messages.loads(dumps(value)) == value
+    assert strict_json.loads(dumps(value)) == value

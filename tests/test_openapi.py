@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 
 from handlers.api import ACTIONS
-from lockstep import engine, errors, openapi, state, validation
+from lockstep import errors
 from lockstep.config import Settings
 from lockstep.errors import LockstepError, ValidationError
-from lockstep.state import Mode
-from lockstep.validation import COMMANDS, Complaints
+from lockstep.requests import bodies, kinds, openapi, schemas
+from lockstep.requests.bodies import COMMANDS
+from lockstep.requests.kinds import Complaints
+from lockstep.requests.parameters import (
+    MAX_PAGE,
+    idempotency,
+    whole_number,
+)
+from lockstep.rules import engine, state_json
+from lockstep.rules.state import Mode
 from server import Server
 from tests.sessions_under_test import EPOCH, T0
 from tests.test_rest import SOME_ID, body_of, serving
@@ -86,10 +94,8 @@ def test_a_state_is_what_the_document_says() -> None:
     required, known = set(SCHEMAS["State"]["required"]), set(SCHEMAS["State"]["properties"])
     seat = SCHEMAS["Participant"]
     for mode in Mode:
-        session = engine.create(
-            validation.spec(body_of(mode.value) | {"max_time_ms": 5000}), EPOCH, T0
-        ).session
-        shown = state.to_dict(session)
+        session = engine.create(bodies.spec(body_of(mode.value) | {"max_time_ms": 5000}), EPOCH, T0).session
+        shown = state_json.to_dict(session)
         assert required <= set(shown) <= known
         for each in shown["participants"]:
             assert set(seat["required"]) <= set(each) <= set(seat["properties"])
@@ -111,7 +117,7 @@ def variants(schema: dict[str, Any]) -> list[tuple[Any, bool]]:
         found.append(("x" * (schema["maxLength"] + 1), False))
     if "enum" in schema:
         found += [(each, True) for each in schema["enum"]] + [("nonsense", False)]
-    if schema.get("pattern") == openapi.UUID:
+    if schema.get("pattern") == schemas.UUID_PATTERN:
         found += [(SOME_ID, True), (SOME_ID.upper(), True), (SOME_ID[:-1], False), (7, False)]
     return found
 
@@ -127,7 +133,7 @@ def is_taken(read: Any) -> bool:
 def command_read(name: str, body: dict[str, Any]) -> Any:
     def read() -> None:
         complaints = Complaints()
-        validation.command(name, body, complaints)
+        bodies.command(name, body, complaints)
         complaints.raise_if_any()
 
     return read
@@ -139,12 +145,12 @@ def test_the_limits_of_a_creation_are_those_of_validation(mode: Mode) -> None:
     for name, field in schema["properties"].items():
         for value, is_good in variants(field):
             body = body_of(mode.value) | {name: value}
-            assert is_taken(lambda body=body: validation.spec(body)) is is_good, (name, value)
+            assert is_taken(lambda body=body: bodies.spec(body)) is is_good, (name, value)
     for name in schema["required"]:
         body = body_of(mode.value)
         del body[name]
-        assert not is_taken(lambda body=body: validation.spec(body)), name
-    assert not is_taken(lambda: validation.spec(body_of(mode.value) | {"unknown": 1}))
+        assert not is_taken(lambda body=body: bodies.spec(body)), name
+    assert not is_taken(lambda: bodies.spec(body_of(mode.value) | {"unknown": 1}))
     assert schema["additionalProperties"] is False
 
 
@@ -154,17 +160,17 @@ def test_the_limits_of_a_participant_are_those_of_validation(mode: Mode) -> None
     good = body_of(mode.value)["participants"][:1] or [{"participant_id": SOME_ID}]
 
     def reads(seat: dict[str, Any]) -> bool:
-        return is_taken(lambda: validation.spec(body_of(mode.value) | {"participants": [seat]}))
+        return is_taken(lambda: bodies.spec(body_of(mode.value) | {"participants": [seat]}))
 
     for name, field in seats["items"]["properties"].items():
         for value, is_good in variants(field):
             assert reads(good[0] | {name: value}) is is_good, (name, value)
     for name in seats["items"].get("required", []):
         assert not reads({key: value for key, value in good[0].items() if key != name}), name
-    assert is_taken(lambda: validation.spec(body_of(mode.value, seats["maxItems"])))
-    assert not is_taken(lambda: validation.spec(body_of(mode.value, seats["maxItems"] + 1)))
+    assert is_taken(lambda: bodies.spec(body_of(mode.value, seats["maxItems"])))
+    assert not is_taken(lambda: bodies.spec(body_of(mode.value, seats["maxItems"] + 1)))
     least = seats.get("minItems", 0)
-    assert is_taken(lambda: validation.spec(body_of(mode.value) | {"participants": []})) is (least == 0)
+    assert is_taken(lambda: bodies.spec(body_of(mode.value) | {"participants": []})) is (least == 0)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -183,8 +189,8 @@ def test_the_limits_of_a_command_are_those_of_validation(name: str) -> None:
 @pytest.mark.parametrize(
     ("parameter", "read"),
     [
-        ("Limit", validation.whole_number(1, validation.MAX_PAGE)),
-        ("Since", validation.whole_number(0, validation.MAX_INT)),
+        ("Limit", whole_number(1, MAX_PAGE)),
+        ("Since", whole_number(0, kinds.MAX_INT)),
     ],
 )
 def test_the_limits_of_a_number_in_the_query_are_those_of_validation(parameter: str, read: Any) -> None:
@@ -202,6 +208,6 @@ def test_the_limits_of_an_idempotency_key_are_those_of_validation() -> None:
     parameters = DOCUMENT["components"]["parameters"]
     for value, is_good in variants(parameters["IdempotencyKey"]["schema"]):
         if value.isascii():
-            assert is_taken(lambda value=value: validation.idempotency(value, None)) is is_good
+            assert is_taken(lambda value=value: idempotency(value, None)) is is_good
     for value, is_good in variants(parameters["IdempotencyTtl"]["schema"]):
-        assert is_taken(lambda value=value: validation.idempotency("key", str(value))) is is_good
+        assert is_taken(lambda value=value: idempotency("key", str(value))) is is_good

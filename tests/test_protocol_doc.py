@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
-from lockstep import engine, errors, messages, validation
+from lockstep import errors
 from lockstep.errors import ValidationError
+from lockstep.requests import bodies
+from lockstep.rules import engine
+from lockstep.rules.state import CLOCK_KINDS, Mode, Session
+from lockstep.rules.state_json import top_level
 from lockstep.sessions import with_ids
-from lockstep.state import CLOCK_KINDS, Mode, Session, top_level
+from lockstep.wire import protocol_v1
 from tests.processes import ROOT, Answer, ServerProcess
 from tests.sessions_under_test import EPOCH, T0, pending
 from tests.ws_client import Closed, WsClient
@@ -144,7 +148,7 @@ def test_every_example_is_part_of_the_story() -> None:
 
 def test_every_message_has_an_example() -> None:
     from_server = {block.json["type"] for block in BLOCKS if block.role == "server"}
-    assert from_server >= messages.SERVER_TYPES
+    assert from_server >= protocol_v1.SERVER_TYPES
     from_client = [block.json for block in BLOCKS if block.role == "client"]
     assert {"PING", "RECONNECT"} <= {each["type"] for each in from_client if isinstance(each, dict)}
     codes = {block.json["code"] for block in BLOCKS if block.role == "server" and "code" in block.json}
@@ -374,7 +378,7 @@ def required(mode: Mode) -> set[str]:
 
 
 def created(mode: Mode, fields: set[str]) -> Session:
-    spec = with_ids(validation.spec(body_of(mode, fields)))
+    spec = with_ids(bodies.spec(body_of(mode, fields)))
     return engine.create(spec, EPOCH, T0).session
 
 
@@ -392,8 +396,8 @@ def story(mode: Mode, fields: set[str]) -> list[tuple[int | None, int | None]]:
 
 
 def test_every_field_of_a_creation_has_its_row() -> None:
-    seats = {f"participants.N.{name}" for name in validation.PARTICIPANT.fields}
-    assert creation_table().keys() == {*validation.CREATE.fields, *seats, ADJUST}
+    seats = {f"participants.N.{name}" for name in bodies.PARTICIPANT.fields}
+    assert creation_table().keys() == {*bodies.CREATE.fields, *seats, ADJUST}
     assert set(CREATION_MODES) == set(Mode)
 
 
@@ -426,30 +430,30 @@ def test_a_clock_runs_by_a_field_where_the_table_says_so(mode: Mode, field: str)
 @pytest.mark.parametrize("mode", list(Mode))
 def test_what_a_timeout_may_do_is_told_with_the_default_in_front(mode: Mode) -> None:
     first, *others = creation_table()["on_timeout"][mode].split(", ")
-    assert first == f"**{validation.ALLOWED_ON_TIMEOUT[mode][0]}**"
-    assert others == list(validation.ALLOWED_ON_TIMEOUT[mode][1:])
+    assert first == f"**{bodies.ALLOWED_ON_TIMEOUT[mode][0]}**"
+    assert others == list(bodies.ALLOWED_ON_TIMEOUT[mode][1:])
 
 
 def test_the_limits_of_a_creation_are_those_that_are_told() -> None:
     limits = creation_limits()
-    kinds = dict(validation.CREATE.fields)
-    kinds |= {f"participants.N.{name}": kind for name, kind in validation.PARTICIPANT.fields.items()}
+    kinds = dict(bodies.CREATE.fields)
+    kinds |= {f"participants.N.{name}": kind for name, kind in bodies.PARTICIPANT.fields.items()}
     for field, kind in kinds.items():
         match kind:
-            case validation.Integer():
+            case kinds.Integer():
                 assert limits[field][:2] == [kind.minimum, kind.maximum], field
-            case validation.Text():
+            case kinds.Text():
                 assert limits[field] == [1, kind.max_length], field
-            case validation.List():
+            case kinds.List():
                 assert limits[field] == [1, kind.max_length, 0, kind.max_length], field
-            case validation.Metadata():
-                assert limits[field] == [validation.MAX_METADATA_BYTES], field
+            case kinds.Metadata():
+                assert limits[field] == [kinds.MAX_METADATA_BYTES], field
             case _:
                 assert limits[field] == [], field
-    delta = validation.COMMANDS["adjust"].fields["delta_ms"]
-    assert isinstance(delta, validation.Integer)
+    delta = bodies.COMMANDS["adjust"].fields["delta_ms"]
+    assert isinstance(delta, kinds.Integer)
     assert limits[ADJUST] == [delta.minimum, delta.maximum, 0]
-    assert {mode: validation.MIN_PARTICIPANTS[mode] for mode in Mode} == {
+    assert {mode: bodies.MIN_PARTICIPANTS[mode] for mode in Mode} == {
         mode: 1 if creation_table()["participants"][mode] == "required" else 0 for mode in Mode
     }
 

@@ -22,10 +22,10 @@ from tornado.web import RequestHandler
 
 from broker.memory import MemoryBroker
 from handlers.api import ApiHandler, Front
-from lockstep import engine
 from lockstep.config import Settings
 from lockstep.contract import Commit, Outcome
 from lockstep.errors import BrokerUnavailable
+from lockstep.rules import engine
 from server import Server
 from tests.load import eventually
 from tests.processes import Answer, ServerProcess, request

@@ -20,10 +20,11 @@ from redis.client import PubSub
 from broker.link import REFUSED, Argument, Link
 from broker.redis import RedisBroker
 from broker.script import Script
-from lockstep import engine, messages
 from lockstep.contract import Charge, Commit, Once, Outcome
 from lockstep.errors import BrokerUnavailable
-from lockstep.state import Mode
+from lockstep.rules import engine
+from lockstep.rules.state import Mode
+from lockstep.wire import heads
 from tests.processes import wait_until
 from tests.redis_server import RedisServer
 from tests.test_broker import applied, commit_of, created, creation, fell_due, new_id, started
@@ -319,7 +320,7 @@ async def deleting(trial: Trial) -> Call:
 
 async def deleting_with_a_key(trial: Trial) -> Call:
     session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
-    return lambda: trial.broker.delete(session.session_id, messages.beginning(session), once())
+    return lambda: trial.broker.delete(session.session_id, heads.beginning(session), once())
 
 
 async def deleting_none_with_a_key(trial: Trial) -> Call:

@@ -14,9 +14,8 @@ from msgspec.structs import replace
 
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
-from lockstep import engine, messages, sessions, state, validation
+from lockstep import sessions
 from lockstep.contract import Broker, Commit, Outcome
-from lockstep.engine import Step
 from lockstep.errors import (
     BrokerUnavailable,
     Conflict,
@@ -28,8 +27,13 @@ from lockstep.errors import (
     SessionNotFound,
     StateCorrupt,
 )
+from lockstep.requests import bodies
+from lockstep.rules import engine, state_json
+from lockstep.rules.engine import Step
+from lockstep.rules.state import Session, Status
+from lockstep.rules.state_json import iso
 from lockstep.sessions import LOADED_AT_ONCE, MAX_LISTED_BYTES, Lifetimes, Origin, Sessions
-from lockstep.state import Session, Status, iso
+from lockstep.wire import heads
 from tests.redis_server import RedisServer
 from tests.test_broker import Ears, YieldingBroker, commit_of, new_id, next_epoch
 
@@ -60,7 +64,7 @@ class CountingBroker(MemoryBroker):
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         states = await MemoryBroker.load(self, session_ids)
-        return [state and state[: messages.BEGINNING_BYTES] for state in states]
+        return [state and state[: heads.BEGINNING_BYTES] for state in states]
 
 
 @asynccontextmanager
@@ -79,7 +83,7 @@ def spec(mode: str = "per_participant", seats: int = 2, **fields: Any) -> engine
         "sync_mode": mode,
         "participants": [{"participant_id": new_id(), "total_time_ms": 60_000} for _ in range(seats)],
     }
-    return validation.spec(body | fields)
+    return bodies.spec(body | fields)
 
 
 async def running(service: Sessions, mode: str = "per_participant", **fields: Any) -> Session:
@@ -159,7 +163,7 @@ async def test_of_ten_creations_at_once_one_wins() -> None:
         won = [each.session for each in outcomes if isinstance(each, Step)]
         assert len(won) == 1
         assert sum(isinstance(each, SessionExists) for each in outcomes) == 9
-        assert await sessions_.read(body.session_id) == state.to_json(won[0])
+        assert await sessions_.read(body.session_id) == state_json.to_json(won[0])
 
 
 async def test_a_second_create_leaves_the_first_untouched() -> None:
@@ -167,7 +171,7 @@ async def test_a_second_create_leaves_the_first_untouched() -> None:
         before = await running(sessions_)
         with pytest.raises(SessionExists, match=before.session_id):
             await sessions_.create(spec(session_id=before.session_id))
-        assert await sessions_.read(before.session_id) == state.to_json(before)
+        assert await sessions_.read(before.session_id) == state_json.to_json(before)
 
 
 async def test_a_later_creation_of_an_id_has_a_greater_epoch() -> None:
@@ -237,7 +241,7 @@ async def test_a_read_of_a_session_that_is_not_due_commits_nothing() -> None:
     async with service(broker := OfferedBroker()) as sessions_:
         session = await running(sessions_)
         offered = len(broker.offered)
-        assert await sessions_.read(session.session_id) == state.to_json(session)
+        assert await sessions_.read(session.session_id) == state_json.to_json(session)
         assert (await sessions_.settle(session.session_id)).transitions == ()
         assert len(broker.offered) == offered
 
@@ -252,7 +256,7 @@ async def test_a_refusal_still_commits_what_fell_due() -> None:
         )
         raw = (await broker.load([session.session_id]))[0]
         assert raw is not None
-        stored = state.from_json(raw)
+        stored = state_json.from_json(raw)
         assert (stored.version, stored.status) == (3, Status.EXPIRED)
 
 
@@ -396,7 +400,7 @@ async def test_after_two_seconds_of_losing_the_session_is_busy() -> None:
         assert (busy.value.status, busy.value.code) == (503, "SESSION_BUSY")
         assert busy.value.retry_after_s
         broker.losing = False
-        assert await sessions_.read(before.session_id) == state.to_json(before)
+        assert await sessions_.read(before.session_id) == state_json.to_json(before)
         assert (await sessions_.apply(before.session_id, engine.switch)).session.version == 3
 
 
@@ -456,12 +460,12 @@ async def test_a_conflict_carries_the_current_state() -> None:
         session = await running(sessions_)
         with pytest.raises(Conflict) as conflict:
             await sessions_.apply(session.session_id, engine.expecting(engine.switch, version=1))
-        assert conflict.value.details == {"state": json.loads(state.to_json(session))}
+        assert conflict.value.details == {"state": json.loads(state_json.to_json(session))}
         with pytest.raises(PreconditionFailed) as failed:
             await sessions_.apply(
                 session.session_id, engine.expecting(engine.switch, tags=frozenset({'"other-1"'}))
             )
-        assert failed.value.details == {"state": json.loads(state.to_json(session))}
+        assert failed.value.details == {"state": json.loads(state_json.to_json(session))}
 
 
 async def test_a_conflict_carries_the_state_with_what_fell_due() -> None:
@@ -542,7 +546,7 @@ async def test_a_state_that_cannot_be_read_can_be_deleted_and_created_anew() -> 
         session_id = await spoiled(broker, "garbage")
         await sessions_.delete(session_id)
         session = (await sessions_.create(spec(session_id=session_id))).session
-        assert await sessions_.read(session_id) == state.to_json(session)
+        assert await sessions_.read(session_id) == state_json.to_json(session)
 
 
 @pytest.mark.parametrize(
@@ -729,7 +733,7 @@ async def test_the_list_tells_states_as_stored() -> None:
         session = await began(broker, ago_ms=90_000)
         broker.offered.clear()
         listed, place = await sessions_.list(Status.RUNNING, 10, (0, ""))
-        assert listed == [state.to_json(session)]
+        assert listed == [state_json.to_json(session)]
         assert place is None
         assert broker.offered == []
 
@@ -787,7 +791,7 @@ async def test_a_flagged_session_is_kept_two_days_from_its_last_command() -> Non
     async with service(broker := OfferedBroker()) as sessions_:
         session = await began(broker, ago_ms=90_000)
         await sessions_.settle(session.session_id)
-        assert messages.read_head(broker.offered[-1].state)
+        assert heads.read_head(broker.offered[-1].state)
         await sessions_.apply(
             session.session_id,
             lambda session, now_ms: engine.adjust(

@@ -10,11 +10,11 @@ import pytest
 
 from broker.occupancy import LIFE_SIGN_S
 from broker.redis import RedisBroker
-from lockstep import engine
 from lockstep.contract import Charge
 from lockstep.metrics import Metrics
+from lockstep.requests.bodies import spec as read_spec
+from lockstep.rules import engine
 from lockstep.sessions import Lifetimes, Sessions
-from lockstep.validation import spec as read_spec
 from tests.load import chess, data, rest
 from tests.processes import ServerProcess
 from tests.shifted_redis import ShiftedRedis

@@ -21,8 +21,8 @@ from handlers.heartbeat import Heartbeat
 from handlers.reading import TURN_S, ReadingTurns
 from lockstep.config import Settings
 from lockstep.contract import Kind
-from lockstep.frames import encode_text_frame
 from lockstep.metrics import Metrics
+from lockstep.wire.frames import encode_text_frame
 from server import Server
 from tests.processes import ServerProcess, wait_until
 from tests.ws_client import PING, PONG, TEXT, Closed, WsClient, encode

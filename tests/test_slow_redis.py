@@ -7,8 +7,8 @@ from uuid import uuid4
 
 from broker.redis import RedisBroker
 from lockstep.contract import Batch, Kind
-from lockstep.deadlines import Deadlines
-from lockstep.hub import Hub
+from lockstep.live.deadlines import Deadlines
+from lockstep.live.hub import Hub
 from lockstep.sessions import Lifetimes, Sessions
 from tests.redis_server import Proxy, RedisServer
 

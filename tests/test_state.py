@@ -7,8 +7,8 @@ import pytest
 import ujson
 from msgspec.structs import replace
 
-from lockstep import engine, state
-from lockstep.state import Mode, OnTimeout, Session
+from lockstep.rules import engine, state, state_json
+from lockstep.rules.state import Mode, OnTimeout, Session
 from tests.sessions_under_test import DAY, EPOCH, SESSION, T0, A, B, pending, running
 
 ALWAYS = {
@@ -54,7 +54,7 @@ def a_session_of(mode: Mode, **fields: Any) -> Session:
 
 def read(session: Session) -> dict[str, Any]:
     """As anybody's parser reads it."""
-    data: dict[str, Any] = json.loads(state.to_json(session))
+    data: dict[str, Any] = json.loads(state_json.to_json(session))
     return data
 
 
@@ -63,7 +63,7 @@ def read(session: Session) -> dict[str, Any]:
 
 def test_a_state_begins_with_what_identifies_it_and_its_deadline() -> None:
     session = replace(running(60_000, 60_000), commit="aB3_-xyz")
-    assert state.to_json(session).startswith(
+    assert state_json.to_json(session).startswith(
         f'{{"session_id":"{SESSION}","epoch":"{EPOCH}","version":2,"commit":"aB3_-xyz",'
         f'"deadline_ms":{T0 + 60_000},"'.encode()
     )
@@ -71,7 +71,7 @@ def test_a_state_begins_with_what_identifies_it_and_its_deadline() -> None:
 
 def test_a_state_without_a_deadline_begins_with_null() -> None:
     session = replace(pending(60_000), commit="aB3_-xyz")
-    assert state.to_json(session).startswith(
+    assert state_json.to_json(session).startswith(
         f'{{"session_id":"{SESSION}","epoch":"{EPOCH}","version":1,"commit":"aB3_-xyz","deadline_ms":null,"'.encode()
     )
 
@@ -85,7 +85,7 @@ def test_the_first_five_keys_are_the_same_in_every_mode(mode: Mode) -> None:
 
 def test_a_state_is_compact_whatever_is_in_it() -> None:
     session = replace(running(60_000, 60_000), metadata={})
-    raw = state.to_json(session)
+    raw = state_json.to_json(session)
     assert raw == json.dumps(json.loads(raw), separators=(",", ":")).encode()
 
 
@@ -256,17 +256,17 @@ def test_numbers_are_integers_and_truths_are_booleans() -> None:
     ],
 )
 def test_an_instant_is_written_to_the_millisecond_and_read_back(instant_ms: int, text: str) -> None:
-    assert state.iso(instant_ms) == text
-    assert state.from_iso(text) == instant_ms
+    assert state_json.iso(instant_ms) == text
+    assert state_json.from_iso(text) == instant_ms
 
 
 def test_every_millisecond_of_a_second_is_read_back() -> None:
-    assert all(state.from_iso(state.iso(T0 + ms)) == T0 + ms for ms in range(1_000))
+    assert all(state_json.from_iso(state_json.iso(T0 + ms)) == T0 + ms for ms in range(1_000))
 
 
 def test_no_instant_is_null() -> None:
-    assert state.iso(None) is None
-    assert state.from_iso(None) is None
+    assert state_json.iso(None) is None
+    assert state_json.from_iso(None) is None
 
 
 def test_a_state_tells_when_it_was_created_started_changed_and_ended() -> None:
@@ -293,7 +293,7 @@ def test_a_state_read_back_is_the_state_written(mode: Mode) -> None:
     started = engine.start(session, T0 + 1).session
     paused = engine.pause(engine.switch(started, T0 + 3).session, T0 + 7).session
     for each in (session, started, paused, engine.complete(paused, T0 + 9).session):
-        assert state.from_json(state.to_json(each)) == each
+        assert state_json.from_json(state_json.to_json(each)) == each
 
 
 def test_a_flag_is_read_back() -> None:
@@ -304,8 +304,8 @@ def test_a_flag_is_read_back() -> None:
     ):
         flagged = engine.settle(session, T0 + 1_000).session
         assert flagged.has_run_out
-        assert state.from_json(state.to_json(flagged)) == flagged
-        assert state.from_json(state.to_json(flagged)).deadline_ms is None
+        assert state_json.from_json(state_json.to_json(flagged)) == flagged
+        assert state_json.from_json(state_json.to_json(flagged)).deadline_ms is None
 
 
 METADATA = [
@@ -323,16 +323,16 @@ METADATA = [
 @pytest.mark.parametrize("metadata", METADATA, ids=str)
 def test_metadata_is_carried_as_it_was_given(metadata: dict[str, Any]) -> None:
     session = pending(60_000, metadata=metadata)
-    raw = state.to_json(session)
+    raw = state_json.to_json(session)
     assert repr(json.loads(raw)["metadata"]) == repr(metadata)
-    assert state.from_json(raw) == session
-    assert state.to_json(state.from_json(raw)) == raw
+    assert state_json.from_json(raw) == session
+    assert state_json.to_json(state_json.from_json(raw)) == raw
 
 
 def test_metadata_cannot_stand_in_for_a_field() -> None:
     session = pending(60_000, metadata={"version": 99, "status": "running", "deadline_ms": 1})
     assert (read(session)["version"], read(session)["status"]) == (1, "pending")
-    assert state.from_json(state.to_json(session)) == session
+    assert state_json.from_json(state_json.to_json(session)) == session
 
 
 @pytest.mark.parametrize(
@@ -344,24 +344,24 @@ def test_metadata_cannot_stand_in_for_a_field() -> None:
         b"[]",
         b"{}",
         b'"text"',
-        state.to_json(pending(60_000)).replace(b'"per_participant"', b'"per_planet"'),
-        state.to_json(pending(60_000)).replace(b'"pending"', b'"asleep"'),
-        state.to_json(pending(60_000)).replace(
+        state_json.to_json(pending(60_000)).replace(b'"per_participant"', b'"per_planet"'),
+        state_json.to_json(pending(60_000)).replace(b'"pending"', b'"asleep"'),
+        state_json.to_json(pending(60_000)).replace(
             b'"created_at":"2024-01-01T00:00:00.000Z"', b'"created_at":null'
         ),
-        state.to_json(pending(60_000)).replace(b'"version"', b'"revision"'),
-        state.to_json(pending(60_000)).replace(b'"version":1', b'"version":"1"'),
-        state.to_json(pending(60_000)).replace(b'"metadata":{}', b'"metadata":' + b"[" * 100_000),
-        state.to_json(pending(60_000)).replace(b"T00:00:00.000Z", b"T99:00:00.000Z"),
-        state.to_json(pending(60_000)).replace(b"per_participant", b"\xff"),
-        state.to_json(pending(None, mode=Mode.GLOBAL, total_time_ms=1)).replace(
+        state_json.to_json(pending(60_000)).replace(b'"version"', b'"revision"'),
+        state_json.to_json(pending(60_000)).replace(b'"version":1', b'"version":"1"'),
+        state_json.to_json(pending(60_000)).replace(b'"metadata":{}', b'"metadata":' + b"[" * 100_000),
+        state_json.to_json(pending(60_000)).replace(b"T00:00:00.000Z", b"T99:00:00.000Z"),
+        state_json.to_json(pending(60_000)).replace(b"per_participant", b"\xff"),
+        state_json.to_json(pending(None, mode=Mode.GLOBAL, total_time_ms=1)).replace(
             b'"remaining_ms"', b'"left_ms"'
         ),
     ],
 )
 def test_what_is_not_a_state_is_not_read_as_one(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        state.from_json(raw)
+        state_json.from_json(raw)
 
 
 def test_the_tag_is_epoch_and_version_in_quotes() -> None:
@@ -370,4 +370,4 @@ def test_the_tag_is_epoch_and_version_in_quotes() -> None:
 
 def test_the_dict_and_the_json_are_the_same() -> None:
     session = running(60_000, 60_000)
-    assert ujson.loads(state.to_json(session)) == state.to_dict(session)
+    assert ujson.loads(state_json.to_json(session)) == state_json.to_dict(session)

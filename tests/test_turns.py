@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lockstep.turns import Turns
+from lockstep.session_locks import Turns
 
 S, OTHER = "s", "other"
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from lockstep import messages, validation
-from lockstep.engine import Spec
 from lockstep.errors import ValidationError
+from lockstep.requests import bodies, parameters
+from lockstep.requests.kinds import Complaints
+from lockstep.rules.engine import Spec
+from lockstep.rules.state import Mode, OnTimeout, Status
 from lockstep.sessions import with_ids
-from lockstep.state import Mode, OnTimeout, Status
-from lockstep.validation import Complaints
+from lockstep.wire import heads
 
 DAY_MS = 86_400_000
 MODES = [mode.value for mode in Mode]
@@ -29,13 +30,13 @@ def body(mode: str = "per_participant", seats: int = 2, **fields: Any) -> dict[s
 
 
 def spec(**fields: Any) -> Spec:
-    return validation.spec(body(**fields))
+    return bodies.spec(body(**fields))
 
 
 def complaints(given: Any) -> dict[str, str]:
     """The code of each violation by its field."""
     with pytest.raises(ValidationError) as error:
-        validation.spec(given)
+        bodies.spec(given)
     assert error.value.message == "Request validation failed"
     details = error.value.details
     assert all(set(each) == {"field", "message", "code"} for each in details)
@@ -45,7 +46,7 @@ def complaints(given: Any) -> dict[str, str]:
 
 def command_complaints(name: str, given: Any) -> list[str]:
     found = Complaints()
-    validation.command(name, given, found)
+    bodies.command(name, given, found)
     return [violation.field for violation in found.found]
 
 
@@ -140,7 +141,7 @@ def test_nobody_need_take_part_where_the_clock_is_the_sessions(mode: str, fields
     assert spec(mode=mode, **fields).participants == ()
     given = body(mode)
     del given["participants"]
-    assert validation.spec(given).participants == ()
+    assert bodies.spec(given).participants == ()
 
 
 @pytest.mark.parametrize("mode", ["per_participant", "per_cycle", "per_group"])
@@ -192,7 +193,7 @@ def test_a_participant_needs_no_id_of_the_callers() -> None:
     ids = [each.participant_id for each in with_ids(given).participants]
     assert ids[1] == ID.lower()
     assert len(set(ids)) == 3
-    assert all(messages.UUID.fullmatch(each) for each in ids)
+    assert all(heads.UUID.fullmatch(each) for each in ids)
 
 
 def test_the_bank_of_a_group_is_one() -> None:
@@ -360,7 +361,7 @@ FIELDS = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_command_takes_its_fields_and_no_others(name: str) -> None:
     found = Complaints()
-    read = validation.command(name, FIELDS[name], found)
+    read = bodies.command(name, FIELDS[name], found)
     assert found.found == []
     assert set(read) == set(FIELDS[name])
     assert command_complaints(name, FIELDS[name] | {"now": 1}) == ["now"]
@@ -407,7 +408,7 @@ def test_an_expected_version_is_one_or_more(version: Any) -> None:
 @pytest.mark.parametrize("type_", ["CHAT", "x", "state_update", "STATE_UPDATE "])
 def test_a_message_has_a_type_of_its_own(type_: str) -> None:
     complaints = Complaints()
-    validation.message({"type": type_, "anything": None}, complaints)
+    bodies.message({"type": type_, "anything": None}, complaints)
     assert complaints.found == []
 
 
@@ -431,19 +432,19 @@ def test_a_message_has_a_type_of_its_own(type_: str) -> None:
 )
 def test_a_message_without_one_or_with_the_servers_own_is_refused(given: Any) -> None:
     complaints = Complaints()
-    validation.message(given, complaints)
+    bodies.message(given, complaints)
     assert len(complaints.found) == 1
 
 
 def queried(**given: list[str]) -> Any:
     found = Complaints()
     fields = {
-        "since": validation.whole_number(0, 100),
-        "status": validation.status,
-        "epoch": validation.epoch,
-        "cursor": validation.cursor,
+        "since": parameters.whole_number(0, 100),
+        "status": parameters.status,
+        "epoch": parameters.epoch,
+        "cursor": parameters.cursor,
     }
-    read = validation.query(given, fields, found)
+    read = parameters.query(given, fields, found)
     return sorted(violation.field for violation in found.found) or read
 
 
@@ -480,6 +481,6 @@ def test_an_argument_given_twice_is_refused() -> None:
 
 
 def test_the_tags_of_a_header_are_a_list() -> None:
-    assert validation.tags(None) is None
-    assert validation.tags('"a-1"') == {'"a-1"'}
-    assert validation.tags(' "a-1" ,W/"b-2",*') == {'"a-1"', 'W/"b-2"', "*"}
+    assert parameters.tags(None) is None
+    assert parameters.tags('"a-1"') == {'"a-1"'}
+    assert parameters.tags(' "a-1" ,W/"b-2",*') == {'"a-1"', 'W/"b-2"', "*"}

@@ -25,7 +25,7 @@ local function beginning_of(key, length)
   error(beginning.err, 0)
 end
 
--- The epoch of this session's state, by its beginning; nil where that is none: as lockstep/messages.py finds it.
+-- The epoch of this session's state, by its beginning; nil where that is none: as lockstep/wire/heads.py finds it.
 local function epoch_of(id, beginning)
   local pattern = '^{"session_id":"([%x-]+)","epoch":"(' .. string.rep('[0-9a-z]', 13) .. ')",'
   local its_id, epoch = string.match(beginning, pattern)

@@ -5,8 +5,8 @@ from typing import Any
 
 from lockstep.contract import Batch, Kind, Peer
 from lockstep.errors import NORMAL_CLOSURE
-from lockstep.frames import encode_text_frame
-from lockstep.messages import Head
+from lockstep.wire.frames import encode_text_frame
+from lockstep.wire.heads import Head
 
 # So many peers are served between two looks at the clock.
 PEERS_PER_LOOK = 32

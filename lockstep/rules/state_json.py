@@ -1,145 +1,23 @@
-"""What a session is, and its one JSON form (the same on REST, WebSocket and in the store)."""
+"""The one JSON form of a session: the same on REST, WebSocket and in the store."""
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 import ujson
-from msgspec import Raw, Struct, field
+from msgspec import Raw, Struct
 
-
-class Mode(StrEnum):
-    """Which clock runs, and what a switch does to it."""
-
-    PER_PARTICIPANT = "per_participant"
-    PER_CYCLE = "per_cycle"
-    PER_GROUP = "per_group"
-    GLOBAL = "global"
-    COUNT_UP = "count_up"
-
-
-class Status(StrEnum):
-    """Where a session is in its life; the last three are terminal."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    PAUSED = "paused"
-    EXPIRED = "expired"
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
-
-
-class OnTimeout(StrEnum):
-    """What happens when the running clock reaches its end."""
-
-    FLAG = "flag"
-    ADVANCE = "advance"
-    EXPIRE = "expire"
-
-
-TERMINAL = frozenset({Status.EXPIRED, Status.COMPLETED, Status.CANCELLED})
-BANK_MODES = frozenset({Mode.PER_PARTICIPANT, Mode.PER_GROUP})
-CLOCK_KINDS = {
-    Mode.PER_PARTICIPANT: "participant",
-    Mode.PER_GROUP: "group",
-    Mode.PER_CYCLE: "cycle",
-    Mode.GLOBAL: "session",
-    Mode.COUNT_UP: "elapsed",
-}
-
-
-class Participant(Struct, frozen=True):
-    """One seat. In per_group `remaining_ms` is the group's bank, the same for every member."""
-
-    participant_id: str
-    participant_index: int
-    budget_ms: int | None = None
-    remaining_ms: int | None = None
-    used_ms: int = 0
-    cycle_count: int = 0
-    has_expired: bool = False
-    group_id: str | None = None
-
-
-class Session(Struct, frozen=True):
-    """A session as of `cycle_started_at_ms`; what runs since then is arithmetic.
-
-    `active` is a place in `participants`. `clock_ms` is what remains (or, in count_up, has elapsed)
-    of the clock that the participants share; where the clock is a bank it is None, and the bank
-    stands with the participant. Instants are epoch milliseconds of the broker's clock.
-    """
-
-    session_id: str
-    epoch: str
-    version: int
-    mode: Mode
-    status: Status
-    on_timeout: OnTimeout
-    participants: tuple[Participant, ...]
-    created_at_ms: int
-    updated_at_ms: int
-    commit: str = ""
-    active: int | None = None
-    total_time_ms: int | None = None
-    time_per_cycle_ms: int | None = None
-    increment_ms: int = 0
-    max_time_ms: int | None = None
-    clock_ms: int | None = None
-    lap_count: int = 0
-    lap_elapsed_ms: int = 0
-    is_flagged: bool = False
-    cycle_started_at_ms: int | None = None
-    started_at_ms: int | None = None
-    completed_at_ms: int | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def active_participant(self) -> Participant | None:
-        return None if self.active is None else self.participants[self.active]
-
-    @property
-    def running_clock_ms(self) -> int:
-        """What the clock shows at `cycle_started_at`: remaining, in count_up elapsed."""
-        if self.clock_ms is not None:
-            return self.clock_ms
-        # Before the start the bank on show is the one that will run first.
-        holder = self.active_participant or min(self.participants, key=lambda p: p.participant_index)
-        assert holder.remaining_ms is not None
-        return holder.remaining_ms
-
-    @property
-    def has_run_out(self) -> bool:
-        """True once the expiry of the clock now running has been told, so that it is told once."""
-        if self.mode is Mode.GLOBAL:
-            return self.is_flagged
-        active = self.active_participant
-        return active is not None and active.has_expired
-
-    @property
-    def deadline_ms(self) -> int | None:
-        """The instant at which the running clock runs out; None when nothing runs towards one."""
-        if self.cycle_started_at_ms is None or self.has_run_out:
-            return None
-        if self.mode is Mode.COUNT_UP:
-            if self.max_time_ms is None:
-                return None
-            return self.cycle_started_at_ms + self.max_time_ms - self.running_clock_ms
-        return self.cycle_started_at_ms + self.running_clock_ms
-
-    @property
-    def tag(self) -> str:
-        return entity_tag(self.epoch, self.version, self.commit)
-
-    def is_one_of(self, tags: frozenset[str]) -> bool:
-        """Is it what one of these tags of an If-Match names? The shorter form, without commit, will do."""
-        return not tags.isdisjoint(("*", self.tag, f'"{self.epoch}-{self.version}"'))
-
-
-def entity_tag(epoch: str, version: int, commit: str) -> str:
-    """What ETag carries: equal for two states if and only if they are the same."""
-    return f'"{epoch}-{version}-{commit}"'
+from lockstep.rules.state import (
+    BANK_MODES,
+    CLOCK_KINDS,
+    TERMINAL,
+    Mode,
+    OnTimeout,
+    Participant,
+    Session,
+    Status,
+)
 
 
 @lru_cache(1024)  # a state has seven of them, and most are those of the state before

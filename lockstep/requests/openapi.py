@@ -3,36 +3,31 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lockstep import __version__, errors, validation
+from lockstep import __version__, errors
 from lockstep.access import COMMAND_SCOPES, Scope
 from lockstep.errors import LockstepError
-from lockstep.idempotency import MIN_KEPT_S
-from lockstep.messages import MAX_RELAYED_BYTES, SERVER_TYPES
-from lockstep.state import CLOCK_KINDS, Mode, OnTimeout, Status
-from lockstep.validation import (
-    ALLOWED_ON_TIMEOUT,
-    COMMANDS,
-    CREATE,
-    MIN_PARTICIPANTS,
-    NEEDED,
-    NEEDED_OF_EACH,
-    PARTICIPANT,
-    Choice,
-    Integer,
-    Kind,
-    List,
-    Metadata,
-    Record,
-    Text,
-    Uuid,
+from lockstep.requests import kinds, parameters
+from lockstep.requests.bodies import COMMANDS
+from lockstep.requests.kinds import Choice
+from lockstep.requests.parameters import MIN_KEPT_S
+from lockstep.requests.schemas import (
+    ANSWERED_UUID,
+    COUNT,
+    INTEGER,
+    SCOPE,
+    STRING,
+    UUID_PATTERN,
+    Schema,
+    anchored,
+    list_of,
+    object_of,
+    ref_to,
+    schema_of,
+    schemas,
 )
+from lockstep.rules.state import Status
 
-Schema = dict[str, Any]
-
-UUID = "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$"
-SCOPE: Schema = {"enum": [scope.name.lower() for scope in Scope]}
 DONE_ONCE = ("IdempotencyKey", "IdempotencyTtl")
-
 # What any answer of a route that reaches the broker may be instead.
 ANYWHERE: tuple[type[LockstepError], ...] = (errors.PayloadTooLarge, errors.HeadTooLarge, LockstepError)
 OF_THE_STORE = (
@@ -56,7 +51,6 @@ OF_A_COMMAND = (
     errors.UnsupportedMediaType,
     errors.SessionBusy,
 )
-
 SUMMARIES = {
     "start": "Begin the first turn",
     "switch": "End the turn and begin the next",
@@ -82,7 +76,7 @@ def document() -> dict[str, Any]:
         "security": [{}],
         "paths": _paths(),
         "components": {
-            "schemas": _schemas(),
+            "schemas": schemas(),
             "parameters": _parameters(),
             "headers": _headers(),
             "securitySchemes": {
@@ -99,75 +93,13 @@ def document() -> dict[str, Any]:
     }
 
 
-# --- what is asked -------------------------------------------------------------------------------
-
-
-def schema_of(kind: Kind) -> Schema:
-    """What `kind` takes, as JSON Schema; what that cannot say stands in the description."""
-    match kind:
-        case Integer(minimum, maximum, zero):
-            schema: Schema = {"type": "integer", "minimum": minimum, "maximum": maximum}
-            return schema if zero else schema | {"not": {"const": 0}}
-        case Uuid():
-            return {"type": "string", "pattern": UUID}
-        case Text(max_length):
-            return {"type": "string", "minLength": 1, "maxLength": max_length}
-        case Choice(of):
-            return {"type": "string", "enum": [each.value for each in of]}
-        case Metadata():
-            most = f"At most {validation.MAX_METADATA_BYTES} bytes as JSON"
-            return {"type": "object", "description": most}
-        case List(of, max_length):
-            return {"type": "array", "items": schema_of(of), "maxItems": max_length}
-        case Record(fields, required):
-            return _record({name: schema_of(each) for name, each in fields.items()}, required)
-    raise TypeError(f"no schema for {kind}")
-
-
-def _record(properties: dict[str, Schema], required: Iterable[str]) -> Schema:
-    """An object without other fields, where null stands for an absent one."""
-    required = list(required)
-    read = {name: each if name in required else _or_null(each) for name, each in properties.items()}
-    schema = {"type": "object", "properties": read, "additionalProperties": False}
-    return schema | {"required": required} if required else schema
-
-
-def _or_null(schema: Schema) -> Schema:
-    if "enum" in schema:
-        schema = schema | {"enum": [*schema["enum"], None]}
-    return (
-        schema | {"type": [schema["type"], "null"]}
-        if "type" in schema
-        else {"anyOf": [schema, {"type": "null"}]}
-    )
-
-
-def _creation(mode: Mode) -> Schema:
-    """A request to create a session of this mode."""
-    properties = {name: schema_of(kind) for name, kind in CREATE.fields.items()}
-    properties["sync_mode"] = {"type": "string", "enum": [mode.value]}
-    properties["on_timeout"] |= {
-        "enum": [each.value for each in ALLOWED_ON_TIMEOUT[mode]],
-        "default": ALLOWED_ON_TIMEOUT[mode][0].value,
-    }
-    seat = {name: schema_of(kind) for name, kind in PARTICIPANT.fields.items()}
-    seats = properties["participants"]
-    seats["items"] = _record(seat, [*PARTICIPANT.required, *NEEDED_OF_EACH.get(mode, ())])
-    seats["description"] = "No participant_id twice" + (
-        "; total_time_ms is the same within a group" if mode is Mode.PER_GROUP else ""
-    )
-    required = [*CREATE.required, *NEEDED.get(mode, ())]
-    if MIN_PARTICIPANTS[mode]:
-        seats["minItems"] = MIN_PARTICIPANTS[mode]
-        required.append("participants")
-    return _record(properties, required)
-
-
 def _parameters() -> dict[str, Schema]:
-    whole = {"type": "integer", "minimum": 0, "maximum": validation.MAX_INT}
+    whole = {"type": "integer", "minimum": 0, "maximum": kinds.MAX_INT}
     tags = {"type": "string", "examples": ['"0lquvc000k3f9-3-Zk8w_q1B"']}
     return {
-        "Id": _parameter("path", "id", {"type": "string", "pattern": UUID}, "The session", required=True),
+        "Id": _parameter(
+            "path", "id", {"type": "string", "pattern": UUID_PATTERN}, "The session", required=True
+        ),
         "Status": _parameter("query", "status", schema_of(Choice(Status)), "Only sessions of this status"),
         "Limit": _parameter(
             "query",
@@ -175,22 +107,22 @@ def _parameters() -> dict[str, Schema]:
             {
                 "type": "integer",
                 "minimum": 1,
-                "maximum": validation.MAX_PAGE,
-                "default": validation.DEFAULT_PAGE,
+                "maximum": parameters.MAX_PAGE,
+                "default": parameters.DEFAULT_PAGE,
             },
             "So many at most",
         ),
         "Cursor": _parameter(
             "query",
             "cursor",
-            {"type": "string", "pattern": _anchored(validation.CURSOR.pattern)},
+            {"type": "string", "pattern": anchored(parameters.CURSOR.pattern)},
             "The next_cursor of the page before",
         ),
         "Since": _parameter("query", "since", whole, "Only what came after this version"),
         "Epoch": _parameter(
             "query",
             "epoch",
-            {"type": "string", "pattern": _anchored(validation.EPOCH.pattern)},
+            {"type": "string", "pattern": anchored(parameters.EPOCH.pattern)},
             "Which creation of the session is meant",
         ),
         "IfMatch": _parameter(
@@ -206,7 +138,7 @@ def _parameters() -> dict[str, Schema]:
             {
                 "type": "string",
                 "minLength": 1,
-                "maxLength": validation.MAX_KEY_LENGTH,
+                "maxLength": parameters.MAX_KEY_LENGTH,
                 "pattern": "^[!-~]([ -~]*[!-~])?$",
             },
             "The request is done once, however often it is sent with this key",
@@ -217,8 +149,8 @@ def _parameters() -> dict[str, Schema]:
             {
                 "type": "integer",
                 "minimum": 1,
-                "maximum": validation.MAX_KEPT_S,
-                "default": validation.MAX_KEPT_S,
+                "maximum": parameters.MAX_KEPT_S,
+                "default": parameters.MAX_KEPT_S,
             },
             f"For so many seconds, and {MIN_KEPT_S} at least, if it has a key",
         ),
@@ -228,116 +160,6 @@ def _parameters() -> dict[str, Schema]:
 def _parameter(where: str, name: str, schema: Schema, says: str, *, required: bool = False) -> Schema:
     parameter = {"name": name, "in": where, "description": says, "schema": schema}
     return parameter | {"required": True} if required else parameter
-
-
-def _anchored(pattern: str) -> str:
-    return f"^{pattern}$"
-
-
-# --- what is answered ----------------------------------------------------------------------------
-
-INTEGER: Schema = {"type": "integer"}
-STRING: Schema = {"type": "string"}
-BOOLEAN: Schema = {"type": "boolean"}
-COUNT: Schema = {"type": "integer", "minimum": 0}
-COUNT_OR_NULL: Schema = {"type": ["integer", "null"], "minimum": 0}
-ANSWERED_UUID: Schema = {"type": "string", "format": "uuid"}
-UUID_OR_NULL: Schema = {"type": ["string", "null"], "format": "uuid"}
-INSTANT: Schema = {"type": "string", "format": "date-time"}
-INSTANT_OR_NULL: Schema = {"type": ["string", "null"], "format": "date-time"}
-
-
-def _object(properties: dict[str, Schema], optional: Iterable[str] = ()) -> Schema:
-    required = [name for name in properties if name not in set(optional)]
-    return {"type": "object", "properties": properties, "required": required}
-
-
-def _schemas() -> dict[str, Schema]:
-    seat = {
-        "participant_id": ANSWERED_UUID,
-        "participant_index": COUNT,
-        "budget_ms": COUNT_OR_NULL,
-        "total_time_ms": COUNT_OR_NULL,
-        "time_remaining_ms": COUNT_OR_NULL,
-        "time_used_ms": COUNT,
-        "cycle_count": COUNT,
-        "is_active": BOOLEAN,
-        "has_expired": BOOLEAN,
-        "group_id": STRING,
-    }
-    clock = {
-        "kind": {"type": "string", "enum": sorted(set(CLOCK_KINDS.values()))},
-        "remaining_ms": COUNT,
-        "elapsed_ms": COUNT,
-    }
-    state = {
-        "session_id": ANSWERED_UUID,
-        "epoch": {"type": "string", "pattern": _anchored(validation.EPOCH.pattern)},
-        "version": {"type": "integer", "minimum": 1},
-        "commit": {"type": "string", "minLength": 8, "maxLength": 8},
-        "deadline_ms": COUNT_OR_NULL,
-        "sync_mode": schema_of(Choice(Mode)),
-        "status": schema_of(Choice(Status)),
-        "participants": _list_of("Participant"),
-        "active_participant_id": UUID_OR_NULL,
-        "total_time_ms": COUNT_OR_NULL,
-        "time_per_cycle_ms": COUNT_OR_NULL,
-        "increment_ms": COUNT,
-        "clock": {"anyOf": [_ref("schemas", "Clock"), {"type": "null"}]},
-        "on_timeout": schema_of(Choice(OnTimeout)),
-        "cycle_started_at": INSTANT_OR_NULL,
-        "session_started_at": INSTANT_OR_NULL,
-        "session_completed_at": INSTANT_OR_NULL,
-        "created_at": INSTANT,
-        "updated_at": INSTANT,
-        "metadata": {"type": "object"},
-        "max_time_ms": COUNT,
-        "lap_count": COUNT,
-        "lap_elapsed_ms": COUNT,
-        "is_flagged": BOOLEAN,
-    }
-    switched = {
-        name: state[name]
-        for name in (
-            "session_id",
-            "active_participant_id",
-            "cycle_started_at",
-            "participants",
-            "status",
-            "version",
-        )
-    }
-    event = {
-        "version": {"type": "integer", "minimum": 1},
-        "type": STRING,
-        "at": INSTANT,
-        "actor": STRING,
-        "request_id": STRING,
-        "lap_ms": COUNT,
-        "changes": {"type": "object"},
-    }
-    own = {"type": "string", "minLength": 1, "not": {"enum": sorted(SERVER_TYPES)}}
-    creations = {f"Create_{mode.value}": _creation(mode) for mode in Mode}
-    return {
-        "Participant": _object(seat, ["group_id"]),
-        "Clock": _object(clock, ["remaining_ms", "elapsed_ms"]),
-        "State": _object(state, ["max_time_ms", "lap_count", "lap_elapsed_ms", "is_flagged"]),
-        "Switched": _object(
-            switched | {"expired_participant_id": ANSWERED_UUID, "lap_ms": COUNT},
-            ["expired_participant_id", "lap_ms"],
-        ),
-        "Event": _object(event, ["actor", "request_id", "lap_ms"]),
-        "Create": {"oneOf": [_ref("schemas", name) for name in creations]},
-        **creations,
-        **{f"Command_{name}": schema_of(record) for name, record in COMMANDS.items()},
-        "Message": {
-            "type": "object",
-            "properties": {"type": own},
-            "required": ["type"],
-            "description": f"At most {MAX_RELAYED_BYTES} bytes; clients get them as they are",
-        },
-        "Violation": _object({"field": STRING, "message": STRING, "code": STRING}),
-    }
 
 
 def _headers() -> dict[str, Schema]:
@@ -357,14 +179,14 @@ def _headers() -> dict[str, Schema]:
 
 
 def _answer(says: str, schema: Schema | None = None, **headers: str) -> Schema:
-    named = {"X-Request-ID": _ref("headers", "RequestId")}
-    named |= {name.replace("_", "-"): _ref("headers", ref) for name, ref in headers.items()}
+    named = {"X-Request-ID": ref_to("headers", "RequestId")}
+    named |= {name.replace("_", "-"): ref_to("headers", ref) for name, ref in headers.items()}
     answer: Schema = {"description": says, "headers": named}
     return answer if schema is None else answer | {"content": {"application/json": {"schema": schema}}}
 
 
 def _data(schema: Schema) -> Schema:
-    return _object({"data": schema})
+    return object_of({"data": schema})
 
 
 def _refusals(kinds: Iterable[type[LockstepError]], *, is_limited: bool) -> dict[str, Schema]:
@@ -394,29 +216,18 @@ def _refusals(kinds: Iterable[type[LockstepError]], *, is_limited: bool) -> dict
 def _error(codes: set[str]) -> Schema:
     details: Schema = {"type": "object"}
     if errors.ValidationError.code in codes:
-        details = {"anyOf": [details, _list_of("Violation")]}
+        details = {"anyOf": [details, list_of("Violation")]}
     for kind in (errors.Unauthorized, errors.Forbidden):
         if codes == {kind.code}:
             # The least scope that will do is told where that is the reason.
-            details = _object({"reason": {"enum": list(kind.reasons)}, "scope": SCOPE}, ["scope"])
+            details = object_of({"reason": {"enum": list(kind.reasons)}, "scope": SCOPE}, ["scope"])
     error = {
         "code": {"type": "string", "enum": sorted(codes)},
         "message": STRING,
         "details": details,
         "retry_after_seconds": COUNT,
     }
-    return _object({"error": _object(error, ["details", "retry_after_seconds"])})
-
-
-def _list_of(name: str) -> Schema:
-    return {"type": "array", "items": _ref("schemas", name)}
-
-
-def _ref(kind: str, name: str) -> Schema:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
-# --- routes --------------------------------------------------------------------------------------
+    return object_of({"error": object_of(error, ["details", "retry_after_seconds"])})
 
 
 def _operation(
@@ -440,15 +251,15 @@ def _operation(
     if scope is not None:
         operation["security"] = [{}, {"token": [scope.name.lower()]}]
     if parameters:
-        operation["parameters"] = [_ref("parameters", each) for each in parameters]
+        operation["parameters"] = [ref_to("parameters", each) for each in parameters]
     if body is not None:
-        content = {"application/json": {"schema": _ref("schemas", body)}}
+        content = {"application/json": {"schema": ref_to("schemas", body)}}
         operation["requestBody"] = {"required": needs_body, "content": content}
     return operation
 
 
 def _paths() -> dict[str, Schema]:
-    state = _data(_ref("schemas", "State"))
+    state = _data(ref_to("schemas", "State"))
     paths: dict[str, Schema] = {
         "/v1/sessions": {
             "post": _operation(
@@ -486,8 +297,8 @@ def _paths() -> dict[str, Schema]:
                     "200": _answer(
                         "A page",
                         _data(
-                            _object(
-                                {"sessions": _list_of("State"), "next_cursor": {"type": ["string", "null"]}}
+                            object_of(
+                                {"sessions": list_of("State"), "next_cursor": {"type": ["string", "null"]}}
                             )
                         ),
                     )
@@ -526,7 +337,7 @@ def _paths() -> dict[str, Schema]:
         },
     }
     for name in COMMANDS:
-        answer = _data(_ref("schemas", "Switched")) if name == "switch" else state
+        answer = _data(ref_to("schemas", "Switched")) if name == "switch" else state
         paths[f"/v1/sessions/{{id}}/{name}"] = {
             "post": _operation(
                 name,
@@ -546,7 +357,7 @@ def _paths() -> dict[str, Schema]:
             {
                 "202": _answer(
                     "It is under way",
-                    _data(_object({"session_id": ANSWERED_UUID})),
+                    _data(object_of({"session_id": ANSWERED_UUID})),
                     Idempotent_Replayed="Replayed",
                 )
             },
@@ -573,11 +384,11 @@ def _paths() -> dict[str, Schema]:
                 "200": _answer(
                     "A page of the history",
                     _data(
-                        _object(
+                        object_of(
                             {
                                 "epoch": STRING,
                                 "next_since": {"type": ["integer", "null"]},
-                                "events": _list_of("Event"),
+                                "events": list_of("Event"),
                             }
                         )
                     ),
@@ -595,7 +406,9 @@ def _paths() -> dict[str, Schema]:
         )
     }
     time = {"timestamp_ms": INTEGER, "server_version": STRING, "drift_tolerance_ms": INTEGER}
-    paths["/v1/time"] = {"get": _operation("time", "What time it is", {"200": _answer("Now", _object(time))})}
+    paths["/v1/time"] = {
+        "get": _operation("time", "What time it is", {"200": _answer("Now", object_of(time))})
+    }
     return paths | _operators_paths()
 
 
@@ -605,16 +418,16 @@ def _operators_paths() -> dict[str, Schema]:
     def status(*values: str) -> Schema:
         return {"type": "string", "enum": list(values)}
 
-    not_ready = _object({"status": status("not_ready"), "reasons": {"type": "array", "items": STRING}})
+    not_ready = object_of({"status": status("not_ready"), "reasons": {"type": "array", "items": STRING}})
     text = {"text/plain": {"schema": STRING}}
     upgrade = (errors.UpgradeRequired, errors.Forbidden, errors.ShuttingDown, errors.MalformedJson)
-    session = _parameter("query", "sessionId", {"type": "string", "pattern": UUID}, "The session")
+    session = _parameter("query", "sessionId", {"type": "string", "pattern": UUID_PATTERN}, "The session")
     return {
         "/health": {
             "get": _operation(
                 "health",
                 "Is it alive",
-                {"200": _answer("Yes", _object({"status": status("ok")}))},
+                {"200": _answer("Yes", object_of({"status": status("ok")}))},
                 is_limited=False,
             )
         },
@@ -623,7 +436,7 @@ def _operators_paths() -> dict[str, Schema]:
                 "ready",
                 "May it have traffic",
                 {
-                    "200": _answer("Yes", _object({"status": status("ready")})),
+                    "200": _answer("Yes", object_of({"status": status("ready")})),
                     "503": _answer("Not now", not_ready),
                 },
                 is_limited=False,

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lockstep.errors import Conflict, InvalidStateTransition, PreconditionFailed, ValidationError, Violation
-from lockstep.modes import (
+from lockstep.rules.modes import (
     MAX_TIME_MS,
     begin_turn,
     charge,
@@ -21,7 +21,7 @@ from lockstep.modes import (
     next_with_time,
     seated,
 )
-from lockstep.state import BANK_MODES, Mode, OnTimeout, Participant, Session, Status
+from lockstep.rules.state import BANK_MODES, Mode, OnTimeout, Participant, Session, Status
 
 Rule = Callable[[Session, int], "Step"]
 

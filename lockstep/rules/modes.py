@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from lockstep.state import BANK_MODES, Mode, Participant, Session
+from lockstep.rules.state import BANK_MODES, Mode, Participant, Session
 
 MAX_TIME_MS = 86_400_000
 

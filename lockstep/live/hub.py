@@ -7,16 +7,16 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from lockstep import messages
 from lockstep.contract import Broker, Kind, Peer
-from lockstep.deadlines import Deadlines
 from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound
-from lockstep.frames import encode_text_frame
-from lockstep.messages import Deletion, Update
+from lockstep.live.deadlines import Deadlines
+from lockstep.live.room import Deliver, Room, one_by_one
 from lockstep.metrics import Metrics
-from lockstep.room import Deliver, Room, one_by_one
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
+from lockstep.wire import heads, payloads, protocol_v1
+from lockstep.wire.frames import encode_text_frame
+from lockstep.wire.payloads import Deletion, Update
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Hub:
         room.enter(peer)
         self._metrics.told("CONNECTED")
         room.owes_sync |= not heard
-        peer.send(encode_text_frame(messages.connected(session_id, self._broker.shown_ms())))
+        peer.send(encode_text_frame(protocol_v1.connected(session_id, self._broker.shown_ms())))
 
     def leave(self, session_id: str, peer: Peer) -> None:
         room = self._rooms.get(session_id)
@@ -136,13 +136,13 @@ class Hub:
             state = room.sent_state
         if room is not None and (peer not in room.peers or room.is_ended):
             return
-        head = messages.read_head(state)
+        head = heads.read_head(state)
         if room is not None and room.sent is not None and room.sent_state is not None:
             is_older = head is None or head.position < room.sent.position
             state = room.sent_state if is_older else state
         if room is not None:
             room.catch_up(peer)
-        sync = messages.state_sync(session_id, self._broker.shown_ms(), state)
+        sync = protocol_v1.state_sync(session_id, self._broker.shown_ms(), state)
         peer.send(encode_text_frame(sync), Kind.SYNC)
         self._metrics.told("STATE_SYNC")
 
@@ -204,10 +204,10 @@ class Hub:
     # --- what the broker brings ------------------------------------------------------------------
 
     def on_published(self, payload: bytes) -> None:
-        session_id = messages.update_id(payload)
+        session_id = payloads.update_id(payload)
         if session_id is not None and session_id not in self._rooms:
             return
-        published = messages.read_published(payload, self._broker.now_ms())
+        published = payloads.read_published(payload, self._broker.now_ms())
         if published is None:
             self._discard("session-updates", payload)
         elif isinstance(published, Update):
@@ -219,7 +219,7 @@ class Hub:
         room = self._rooms.get(session_id)
         if room is None:
             return
-        message = messages.read_relayed(payload)
+        message = payloads.read_relayed(payload)
         if message is None:
             self._discard(f"ws:{session_id}", payload)
             return
@@ -261,7 +261,7 @@ class Hub:
         self._drop_room(session_id)
         self._attend(room)
         self._metrics.told("SESSION_DELETED", len(room.peers))
-        room.end(message or messages.session_deleted(session_id, self._broker.now_ms(), epoch))
+        room.end(message or protocol_v1.session_deleted(session_id, self._broker.now_ms(), epoch))
 
     def _drop_room(self, session_id: str) -> None:
         del self._rooms[session_id]
@@ -301,7 +301,7 @@ class Hub:
                     continue
                 for session_id, raw in zip(session_ids, beginnings, strict=True):
                     room = self._rooms.get(session_id)
-                    head = raw and messages.read_head(raw)
+                    head = raw and heads.read_head(raw)
                     if room is not None and room.known is None and head:
                         room.known = head
                         self._deadlines.arm(session_id, head.deadline_ms)
@@ -340,7 +340,7 @@ class Hub:
             room = self._to_repair(session_id, moved[session_id])
             if room is None:
                 continue
-            head = messages.read_head(raw) if raw is not None else None
+            head = heads.read_head(raw) if raw is not None else None
             if head is None:
                 self._replace(session_id, room, raw)
             elif room.owes_sync or not head.is_of(room.sent):
@@ -367,7 +367,7 @@ class Hub:
     def _replace(self, session_id: str, room: Room, state: bytes | None) -> None:
         """Give the room what is stored, if that is not what it has."""
         owed, room.owes_sync = room.owes_sync, False
-        head = messages.read_head(state) if state is not None else None
+        head = heads.read_head(state) if state is not None else None
         if state is None:
             if room.known is not None:
                 self._end_room(session_id, room, None, room.known.position[0])
@@ -379,7 +379,7 @@ class Hub:
         elif owed or not head.is_of(room.sent):
             self._deadlines.arm(session_id, head.deadline_ms)
             self._attend(room)
-            sync = messages.state_sync(session_id, self._broker.shown_ms(), state)
+            sync = protocol_v1.state_sync(session_id, self._broker.shown_ms(), state)
             room.put_state(sync, Kind.SYNC, head, state)
             self._metrics.resyncs.inc()
             self._metrics.told("STATE_SYNC", len(room.peers))
@@ -398,7 +398,7 @@ class Hub:
             room = self._rooms.get(session_id)
             if room is None or room.moved != moved[session_id]:
                 continue
-            head = messages.read_head(raw) if raw else None
+            head = heads.read_head(raw) if raw else None
             is_same = room.known is None if head is None else head.is_of(room.known)
             if not is_same:
                 log.warning(

@@ -18,7 +18,7 @@ from handlers.tokens import Keys
 from lockstep import __version__
 from lockstep.access import Scope
 from lockstep.config import Settings, SettingsError, masked, nearest, read_settings, usage
-from lockstep.messages import UUID
+from lockstep.wire.heads import UUID
 
 # What a process opens besides its clients: listeners, Redis, the loop, files.
 OWN_DESCRIPTORS = 64

@@ -1,0 +1,1 @@
+"""What a request may say, and the documents made of it. Pure."""

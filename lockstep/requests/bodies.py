@@ -1,0 +1,165 @@
+"""What the body of a request may say."""
+
+from typing import Any
+
+from lockstep.requests.kinds import (
+    MAX_INT,
+    Choice,
+    Complaints,
+    Integer,
+    Kind,
+    List,
+    Metadata,
+    Record,
+    Text,
+    Uuid,
+)
+from lockstep.rules.engine import Spec
+from lockstep.rules.modes import MAX_TIME_MS
+from lockstep.rules.state import Mode, OnTimeout, Participant
+from lockstep.wire import heads, protocol_v1
+
+MIN_TIME_MS = 1000
+MAX_INCREMENT_MS = 60_000
+MAX_PARTICIPANTS = 1000
+ALLOWED_ON_TIMEOUT = {
+    # The first is the default.
+    Mode.PER_PARTICIPANT: (OnTimeout.FLAG, OnTimeout.ADVANCE, OnTimeout.EXPIRE),
+    Mode.PER_GROUP: (OnTimeout.FLAG, OnTimeout.ADVANCE, OnTimeout.EXPIRE),
+    Mode.PER_CYCLE: (OnTimeout.ADVANCE, OnTimeout.FLAG, OnTimeout.EXPIRE),
+    Mode.GLOBAL: (OnTimeout.EXPIRE, OnTimeout.FLAG),
+    Mode.COUNT_UP: (OnTimeout.EXPIRE,),
+}
+# What a mode needs of the session, of each participant, and how many of those.
+NEEDED = {Mode.PER_CYCLE: ("time_per_cycle_ms",), Mode.GLOBAL: ("total_time_ms",)}
+NEEDED_OF_EACH = {Mode.PER_PARTICIPANT: ("total_time_ms",), Mode.PER_GROUP: ("total_time_ms", "group_id")}
+MIN_PARTICIPANTS = {mode: 0 if mode in (Mode.GLOBAL, Mode.COUNT_UP) else 1 for mode in Mode}
+TIME = Integer(MIN_TIME_MS, MAX_TIME_MS)
+PARTICIPANT = Record(
+    {
+        "participant_id": Uuid(),
+        "participant_index": Integer(0, MAX_INT),
+        "total_time_ms": TIME,
+        "group_id": Text(128),
+    }
+)
+CREATE = Record(
+    {
+        "session_id": Uuid(),
+        "sync_mode": Choice(Mode),
+        "participants": List(PARTICIPANT, MAX_PARTICIPANTS),
+        "total_time_ms": TIME,
+        "time_per_cycle_ms": TIME,
+        "increment_ms": Integer(0, MAX_INCREMENT_MS),
+        "max_time_ms": TIME,
+        "on_timeout": Choice(OnTimeout),
+        "metadata": Metadata(),
+    },
+    required=["sync_mode"],
+)
+_VERSION: dict[str, Kind] = {"expected_version": Integer(1, MAX_INT)}
+COMMANDS = {
+    "start": Record({"participant_id": Uuid(), **_VERSION}),
+    "switch": Record({"next_participant_id": Uuid(), "expected_participant_id": Uuid(), **_VERSION}),
+    "pause": Record(_VERSION),
+    "resume": Record(_VERSION),
+    "adjust": Record(
+        {"delta_ms": Integer(-MAX_TIME_MS, MAX_TIME_MS, zero=False), "target": Text(128), **_VERSION},
+        required=["delta_ms"],
+    ),
+    "complete": Record(_VERSION),
+    "cancel": Record(_VERSION),
+}
+
+
+def command(name: str, body: Any, complaints: Complaints) -> dict[str, Any]:
+    """The fields of a command's body; a missing body says nothing."""
+    return COMMANDS[name].read({} if body is None else body, "", complaints)
+
+
+def meaning(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a command's fields say, however they were spelled: null is absent, and an id has no case."""
+    said = {name: value for name, value in arguments.items() if value is not None}
+    if "target" in said and heads.UUID.fullmatch(said["target"].lower()):
+        said["target"] = said["target"].lower()
+    return said
+
+
+def spec(body: Any) -> Spec:
+    """A request to create a session. Raises ValidationError with all that is wrong."""
+    complaints = Complaints()
+    read = CREATE.read(body, "", complaints)
+    mode: Mode | None = read["sync_mode"]
+    given = read["participants"] or []
+    _check_distinct(given, complaints)
+    if mode is not None:
+        _check_mode(mode, read, given, complaints)
+    complaints.raise_if_any()
+    assert mode is not None
+    return Spec(
+        session_id=read["session_id"] or "",
+        mode=mode,
+        on_timeout=read["on_timeout"] or ALLOWED_ON_TIMEOUT[mode][0],
+        participants=tuple(
+            Participant(
+                participant_id=each["participant_id"] or "",
+                participant_index=place if each["participant_index"] is None else each["participant_index"],
+                budget_ms=each["total_time_ms"],
+                remaining_ms=each["total_time_ms"],
+                group_id=each["group_id"],
+            )
+            for place, each in enumerate(given)
+        ),
+        total_time_ms=read["total_time_ms"],
+        time_per_cycle_ms=read["time_per_cycle_ms"],
+        increment_ms=read["increment_ms"] or 0,
+        max_time_ms=read["max_time_ms"],
+        metadata=read["metadata"] or None,
+    )
+
+
+def _check_distinct(given: list[dict[str, Any]], complaints: Complaints) -> None:
+    seen = set()
+    for place, each in enumerate(given):
+        participant_id = each["participant_id"]
+        if participant_id is not None and participant_id in seen:
+            complaints.add(f"participants.{place}.participant_id", "is given twice", "duplicate")
+        seen.add(participant_id)
+
+
+def _check_mode(
+    mode: Mode, read: dict[str, Any], given: list[dict[str, Any]], complaints: Complaints
+) -> None:
+    """What this mode needs beyond the shape of the request."""
+    complained = {violation.field for violation in complaints.found}
+
+    def need(path: str, value: Any) -> None:
+        if value is None and path not in complained:
+            complaints.add(path, f"is required in {mode.value}", "required")
+
+    for name in NEEDED.get(mode, ()):
+        need(name, read[name])
+    if len(given) < MIN_PARTICIPANTS[mode] and "participants" not in complained:
+        complaints.add("participants", f"must have 1 to {MAX_PARTICIPANTS} items in {mode.value}", "length")
+    banks: dict[str, int] = {}
+    for place, each in enumerate(given):
+        path = f"participants.{place}"
+        for name in NEEDED_OF_EACH.get(mode, ()):
+            need(f"{path}.{name}", each[name])
+        group, bank = each["group_id"], each["total_time_ms"]
+        if mode is Mode.PER_GROUP and None not in (group, bank) and banks.setdefault(group, bank) != bank:
+            complaints.add(f"{path}.total_time_ms", "must be the same in the whole group", "group")
+    on_timeout = read["on_timeout"]
+    if on_timeout is not None and on_timeout not in ALLOWED_ON_TIMEOUT[mode]:
+        allowed = ", ".join(ALLOWED_ON_TIMEOUT[mode])
+        complaints.add("on_timeout", f"must be one of {allowed} in {mode.value}", "choice")
+
+
+def message(body: Any, complaints: Complaints) -> None:
+    """A message for a session's clients: an object with a type that is not the server's own."""
+    if not isinstance(body, dict):
+        complaints.add("body", "must be an object", "type")
+    elif not isinstance(body.get("type"), str) or not body["type"]:
+        complaints.add("type", "must be a string that is not empty", "required")
+    elif body["type"] in protocol_v1.SERVER_TYPES:
+        complaints.add("type", f"{body['type']} is the server's own", "reserved")

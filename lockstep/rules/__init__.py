@@ -1,0 +1,1 @@
+"""The rules of time, and what a session is. Pure: no clock, no chance, no loop."""
