@@ -31,7 +31,7 @@ from tornado.web import Application
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
 from handlers.origins import Hosts, Origins, refused_host, refused_origin
 from handlers.patience import Patience
-from handlers.reading import ReadingTurns
+from handlers.read_scheduler import ReadScheduler
 from handlers.tokens import Tokens
 from lockstep.access import OPEN
 from lockstep.errors import (
@@ -105,9 +105,9 @@ class Front(HTTPServerConnectionDelegate):
         self._origins = origins
         self._hosts = hosts
         self._patience = Patience(keep_alive_s)
-        self._requests = ReadingTurns()
-        self._arrivals = ReadingTurns()
-        self.bodies = ReadingTurns()
+        self._requests = ReadScheduler()
+        self._arrivals = ReadScheduler()
+        self.bodies = ReadScheduler()
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         assert isinstance(request_conn, HTTP1Connection)
@@ -172,7 +172,7 @@ class _Incoming(HTTPMessageDelegate):
     """A request, from its first byte to its last."""
 
     def __init__(
-        self, front: Front, server_conn: object, connection: HTTP1Connection, turns: ReadingTurns
+        self, front: Front, server_conn: object, connection: HTTP1Connection, turns: ReadScheduler
     ) -> None:
         self.connection = connection
         self.has_head = self.is_whole = False
@@ -185,7 +185,7 @@ class _Incoming(HTTPMessageDelegate):
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
         self.has_head = True
-        if self._turns.is_now(self):
+        if self._turns.admit_or_queue(self):
             return self._begin(start_line, headers)
         self._turn = asyncio.get_running_loop().create_future()
         return self._wait_and_begin(start_line, headers)
@@ -219,7 +219,7 @@ class _Incoming(HTTPMessageDelegate):
             return None
         self._unpaced_bytes = 0
         self._turns = self._front.bodies
-        if self._turns.is_now(self):
+        if self._turns.admit_or_queue(self):
             return None
         self._turn = asyncio.get_running_loop().create_future()
         return self._turn

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from handlers.backlog import Backlog
 from handlers.heartbeat import Heartbeat
-from handlers.reading import ReadingTurns
+from handlers.read_scheduler import ReadScheduler
 from lockstep.contract import Batch, Kind
 from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW
 from lockstep.metrics import Metrics
@@ -45,7 +45,7 @@ class Service(Protocol):
     """What all connections of a process share, and who answers their messages."""
 
     heartbeat: Heartbeat
-    reading: ReadingTurns
+    read_scheduler: ReadScheduler
     max_message_bytes: int
     metrics: Metrics
     message_rate: int
@@ -242,7 +242,7 @@ class Connection:
         self._loop.add_reader(self._socket.fileno(), self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._service.reading.is_now(self):
+        if self._service.read_scheduler.admit_or_queue(self):
             self._read()
         else:
             # Nor is the socket looked at: a thousand that can be read would be found again at every turn.

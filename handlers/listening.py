@@ -16,7 +16,7 @@ from tornado.iostream import IOStream, UnsatisfiableReadError
 
 from handlers.answers import error_body
 from handlers.api import Front
-from handlers.reading import ReadingTurns
+from handlers.read_scheduler import ReadScheduler
 from lockstep.errors import HeadTooLarge
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class ClientStream(IOStream):
     A body in chunks of a byte costs as much for each as others for a packet.
     """
 
-    def __init__(self, connection: socket.socket, turns: ReadingTurns) -> None:
+    def __init__(self, connection: socket.socket, turns: ReadScheduler) -> None:
         super().__init__(connection, read_chunk_size=CHUNK_BYTES)
         self._turns = turns
         self._turn: asyncio.Future[None] | None = None
@@ -60,7 +60,7 @@ class ClientStream(IOStream):
         self._chunks += 1
         if self._chunks > MAX_CHUNKS:
             self.close()
-        if self._chunks % CHUNKS_PER_TURN or self._turns.is_now(self):
+        if self._chunks % CHUNKS_PER_TURN or self._turns.admit_or_queue(self):
             return super().read_until(delimiter, max_bytes)
         self._turn = asyncio.get_running_loop().create_future()
         return asyncio.ensure_future(self._read_later(self._turn, delimiter, max_bytes))

@@ -14,7 +14,7 @@ from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import refused_origin
 from handlers.patience import STALLED_TIMEOUT_S
-from handlers.reading import ReadingTurns
+from handlers.read_scheduler import ReadScheduler
 from handlers.tokens import SUBPROTOCOL, Tokens
 from lockstep.access import Scope
 from lockstep.contract import Broker
@@ -78,7 +78,7 @@ class Clients:
         self.message_rate = message_rate
         self._places = places
         self.heartbeat = heartbeat
-        self.reading = ReadingTurns()
+        self.read_scheduler = ReadScheduler()
         self.max_message_bytes = max_message_bytes
         self._hub = hub
         self._broker = broker

@@ -15,7 +15,7 @@ from tornado.web import Application
 
 from handlers.connection import CLOSE_TIMEOUT_S, Connection
 from handlers.heartbeat import Heartbeat
-from handlers.reading import ReadingTurns
+from handlers.read_scheduler import ReadScheduler
 from handlers.socket import SocketHandler
 from lockstep.wire.frames import BINARY, TEXT, encode_frame
 
@@ -28,7 +28,7 @@ class Echo:
 
     def __init__(self, max_message_bytes: int) -> None:
         self.heartbeat = Heartbeat(interval_s=30.0, timeout_s=20.0)
-        self.reading = ReadingTurns()
+        self.read_scheduler = ReadScheduler()
         self.max_message_bytes = max_message_bytes
         self.metrics = Mock()  # nobody counts here
         self.message_rate = 0

@@ -23,7 +23,7 @@ from handlers import patience
 from handlers import socket as socket_handler
 from handlers.connection import Connection
 from handlers.listening import RESERVED_DESCRIPTORS
-from handlers.reading import READS_PER_TURN
+from handlers.read_scheduler import READS_PER_SLICE
 from handlers.socket import EARLY_BYTES, SocketHandler
 from lockstep.config import Settings
 from server import Server
@@ -175,7 +175,7 @@ class Crowded:
     def __init__(self) -> None:
         self.line: list[Connection] = []
 
-    def is_now(self, reader: Connection) -> bool:
+    def admit_or_queue(self, reader: Connection) -> bool:
         self.line.append(reader)
         return False
 
@@ -183,7 +183,7 @@ class Crowded:
 async def test_who_waits_to_be_read_waits_once_and_is_not_looked_at() -> None:
     """A thousand sockets that can be read would otherwise be found again in every turn of the loop."""
     echo = Echo(1000)
-    echo.reading = crowded = Crowded()  # type: ignore[assignment]
+    echo.read_scheduler = crowded = Crowded()  # type: ignore[assignment]
     ours, theirs = socket.socketpair()
     for each in (ours, theirs):
         each.setblocking(False)
@@ -637,7 +637,7 @@ async def test_of_a_crowd_of_requests_a_turn_of_the_loop_begins_only_some() -> N
             writer.close()
         assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
         # Those that come while a turn is served, and those that have waited.
-        assert max(begun_in.values()) <= 2 * READS_PER_TURN
+        assert max(begun_in.values()) <= 2 * READS_PER_SLICE
     finally:
         await server.stop()
 

@@ -18,7 +18,7 @@ from tornado.netutil import bind_sockets
 from handlers import connection as connection_module
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
-from handlers.reading import TURN_S, ReadingTurns
+from handlers.read_scheduler import SLICE_S, ReadScheduler
 from lockstep.config import Settings
 from lockstep.contract import Kind
 from lockstep.metrics import Metrics
@@ -233,7 +233,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.heartbeat = Heartbeat(5.0, 4.0)
-        self.reading = ReadingTurns()
+        self.read_scheduler = ReadScheduler()
         self.max_message_bytes = 16_384
         self.metrics = Metrics()
         self.message_rate = 0
@@ -629,8 +629,8 @@ class Talker:
 
 
 async def test_what_a_turn_has_no_time_for_is_read_in_the_next_ones_in_order() -> None:
-    reading, read, loop = ReadingTurns(), list[int](), asyncio.get_running_loop()
-    talkers = [Talker(number, read, TURN_S / 3) for number in range(30)]
+    scheduler, read, loop = ReadScheduler(), list[int](), asyncio.get_running_loop()
+    talkers = [Talker(number, read, SLICE_S / 3) for number in range(30)]
     read_by_turn: list[int] = []
 
     def others_turn() -> None:
@@ -639,7 +639,7 @@ async def test_what_a_turn_has_no_time_for_is_read_in_the_next_ones_in_order() -
             loop.call_soon(others_turn)
 
     for talker in talkers:
-        if reading.is_now(talker):
+        if scheduler.admit_or_queue(talker):
             talker.read_on()
     loop.call_soon(others_turn)
     while len(read) < len(talkers):
@@ -650,16 +650,16 @@ async def test_what_a_turn_has_no_time_for_is_read_in_the_next_ones_in_order() -
 
 
 async def test_who_comes_while_others_wait_is_read_after_them() -> None:
-    reading, read = ReadingTurns(), list[int]()
-    first, second, third = (Talker(number, read, 2 * TURN_S) for number in range(3))
-    assert reading.is_now(first)
+    scheduler, read = ReadScheduler(), list[int]()
+    first, second, third = (Talker(number, read, 2 * SLICE_S) for number in range(3))
+    assert scheduler.admit_or_queue(first)
     first.read_on()
-    assert not reading.is_now(second)
+    assert not scheduler.admit_or_queue(second)
     await asyncio.sleep(0)
     assert read == [0, 1]
-    assert not reading.is_now(third), "the turn has been used up"
+    assert not scheduler.admit_or_queue(third), "the turn has been used up"
     while len(read) < 3:
         await asyncio.sleep(0)
     assert read == [0, 1, 2]
     await asyncio.sleep(0)
-    assert reading.is_now(first), "nobody is in line any more"
+    assert scheduler.admit_or_queue(first), "nobody is in line any more"
