@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
-from tests.ws_client import abort_all
+# Without it a bare assert in there says nothing of the values it compared.
+pytest.register_assert_rewrite("tests.support")
+
+from tests.processes import ServerProcess  # noqa: E402
+from tests.redis_server import RedisServer  # noqa: E402
+from tests.support.api import Api  # noqa: E402
+from tests.ws_client import abort_all  # noqa: E402
 
 TEST_TIMEOUT_S = 150
 
@@ -49,3 +53,16 @@ def server_process() -> Iterator[ServerProcess]:
     server = ServerProcess("--log-level=warning")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rest_process() -> Iterator[ServerProcess]:
+    """A server on the embedded broker, shared by the tests that leave sessions behind in it."""
+    server = ServerProcess("--log-level=info")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def api(rest_process: ServerProcess) -> Api:
+    return Api(rest_process.url)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fuzzing import examples
 from tests.processes import ServerProcess
-from tests.test_rest import SOME_ID
+from tests.support.api import SOME_ID
 from tests.test_websocket import create, watch_url, watching
 from tests.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
 

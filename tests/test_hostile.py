@@ -32,8 +32,8 @@ from tests.echo_server import Echo
 from tests.load import eventually
 from tests.processes import ROOT, ServerProcess, parse_answer
 from tests.redis_server import RedisServer
+from tests.support.api import SOME_ID, serving
 from tests.test_limits import running
-from tests.test_rest import SOME_ID, serving
 from tests.test_websocket import command, create, watching
 from tests.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
 

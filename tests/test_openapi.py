@@ -22,7 +22,7 @@ from lockstep.rules import engine, state_json
 from lockstep.rules.state import Mode
 from server import Server
 from tests.sessions_under_test import EPOCH, T0
-from tests.test_rest import SOME_ID, body_of, serving
+from tests.support.api import SOME_ID, body_of, serving
 
 DOCUMENT: dict[str, Any] = openapi.document()
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
