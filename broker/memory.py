@@ -11,14 +11,17 @@ from itertools import islice
 
 from broker.clock import SlewedOffset
 from lockstep.contract import (
+    KEPT_EVENTS,
+    MAX_AHEAD_MS,
+    MAX_BEHIND_MS,
     AlreadyDone,
     Broker,
     Charge,
     Commit,
     EpochTooLow,
     History,
+    IdempotencyRecord,
     Listener,
-    Once,
     Outcome,
 )
 from lockstep.inside import Inside
@@ -27,9 +30,6 @@ from lockstep.wire import heads, protocol_v1
 
 log = logging.getLogger(__name__)
 
-KEPT_EVENTS = 1000
-MAX_AHEAD_MS = 20
-MAX_BEHIND_MS = 2000
 # A wall clock that was corrected is followed by 1 ms a second.
 SLEW_RATE = 1 / 1000
 FAR_OFF_MS = 600_000
@@ -140,7 +140,7 @@ class MemoryBroker(Broker):
         stored = kept.state if kept else b""
         if stored.startswith(commit.beginning):
             return Outcome.APPLIED
-        if self._is_done(commit.once):
+        if self._is_done(commit.record):
             return Outcome.APPLIED
         if not stored.startswith(commit.expected) if commit.expected else stored:
             return Outcome.CONFLICT
@@ -165,7 +165,7 @@ class MemoryBroker(Broker):
             self._deadlines.drop(commit.session_id)
         else:
             self._deadlines.put(commit.session_id, commit.deadline_ms)
-        self._remember(commit.once)
+        self._remember(commit.record)
         self._published(protocol_v1.state_update(commit.session_id, commit.now_ms, commit.state))
         return Outcome.APPLIED
 
@@ -182,8 +182,10 @@ class MemoryBroker(Broker):
             commit.on_counted(count, left_ms)
         return is_allowed
 
-    async def delete(self, session_id: str, expected: bytes | None = None, once: Once | None = None) -> bool:
-        if self._is_done(once):
+    async def delete(
+        self, session_id: str, expected: bytes | None = None, record: IdempotencyRecord | None = None
+    ) -> bool:
+        if self._is_done(record):
             return False
         kept = self._alive(session_id)
         epoch = heads.epoch_of(session_id, kept.state) if kept else ""
@@ -192,17 +194,17 @@ class MemoryBroker(Broker):
         is_it = kept is not None and expected != b"" and kept.state.startswith(expected)
         if epoch and not is_it and epoch == heads.epoch_of(session_id, expected):
             return False  # it has moved
-        self._remember(once)
+        self._remember(record)
         if kept and (is_it or not epoch):  # what is no state goes without a word
             self._end(session_id, kept)
         return is_it and epoch != ""
 
-    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
-        self._is_done(once)
+    async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
+        self._is_done(record)
         kept = self._alive(session_id)
         if kept is None:
             return False
-        self._remember(once, heads.epoch_of(session_id, kept.state))
+        self._remember(record, heads.epoch_of(session_id, kept.state))
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
@@ -272,20 +274,20 @@ class MemoryBroker(Broker):
             raise EpochTooLow(self._last_epoch)
         self._last_epoch = epoch
 
-    def _is_done(self, once: Once | None) -> bool:
+    def _is_done(self, record: IdempotencyRecord | None) -> bool:
         """Was this very request done before? Raises AlreadyDone where another one of its key was."""
         self._forget()
-        kept = None if once is None else self._done.get(once.key)
-        if once is None or kept is None:
+        kept = None if record is None else self._done.get(record.key)
+        if record is None or kept is None:
             return False
-        if kept != once.record:
+        if kept != record.content:
             raise AlreadyDone(kept)
         return True
 
-    def _remember(self, once: Once | None, epoch: str | None = None) -> None:
-        if once is not None:
-            self._done[once.key] = once.record if epoch is None else once.of_epoch(epoch)
-            self._forgettable.put(once.key, self.now_ms() + once.kept_ms)
+    def _remember(self, record: IdempotencyRecord | None, epoch: str | None = None) -> None:
+        if record is not None:
+            self._done[record.key] = record.content if epoch is None else record.with_epoch(epoch)
+            self._forgettable.put(record.key, self.now_ms() + record.kept_ms)
 
     def _forget(self) -> None:
         for _, key in self._forgettable.until(self.now_ms(), 10):

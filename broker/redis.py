@@ -19,14 +19,15 @@ from broker.script import Script, checked
 from broker.sentinel import Address
 from broker.subscriber import Routing, Subscriber
 from lockstep.contract import (
+    KEPT_EVENTS,
     AlreadyDone,
     Broker,
     Charge,
     Commit,
     EpochTooLow,
     History,
+    IdempotencyRecord,
     Listener,
-    Once,
     Outcome,
 )
 from lockstep.errors import BrokerUnavailable
@@ -36,7 +37,6 @@ from lockstep.wire import heads
 
 log = logging.getLogger(__name__)
 
-KEPT_EVENTS = 1000
 # A lapsed session is announced by whoever sweeps first; its key outlives that a little.
 LAPSE_GRACE_MS = 60_000
 PROBE_INTERVAL_S = 1.0
@@ -333,7 +333,7 @@ class RedisBroker(Broker):
                 [
                     *self._keys(commit.session_id),
                     f"{self._prefix}epoch",
-                    *self._done_keys(commit.once),
+                    *self._done_keys(commit.record),
                     *self._window_keys(commit.charge),
                 ],
                 commit.session_id,
@@ -351,7 +351,7 @@ class RedisBroker(Broker):
                 int(has_leftovers),
                 LAPSE_GRACE_MS,
                 KEPT_EVENTS,
-                *_record(commit.once),
+                *_record(commit.record),
                 *((commit.charge.limit, commit.charge.window_ms) if commit.charge else (0, 0)),
                 commit.not_before_ms,
                 *commit.events,
@@ -376,25 +376,29 @@ class RedisBroker(Broker):
             commit.on_counted(*extra)
         return None if outcome == b"unknown" else Outcome(outcome.decode())
 
-    async def delete(self, session_id: str, expected: bytes | None = None, once: Once | None = None) -> bool:
+    async def delete(
+        self, session_id: str, expected: bytes | None = None, record: IdempotencyRecord | None = None
+    ) -> bool:
         if expected is None:
             expected = heads.beginning_of(session_id)
-        return await self._end_session(session_id, "deleted", expected, once)
+        return await self._end_session(session_id, "deleted", expected, record)
 
-    async def _end_session(self, session_id: str, how: str, expected: bytes, once: Once | None) -> bool:
-        keys = [*self._keys(session_id), *self._done_keys(once)]
+    async def _end_session(
+        self, session_id: str, how: str, expected: bytes, record: IdempotencyRecord | None
+    ) -> bool:
+        keys = [*self._keys(session_id), *self._done_keys(record)]
         channel = self._routing.update_channel(session_id)
         reply = await self._once(
-            self._end(self._link, keys, session_id, channel, how, expected, *_record(once), LAPSE_GRACE_MS)
+            self._end(self._link, keys, session_id, channel, how, expected, *_record(record), LAPSE_GRACE_MS)
         )
         if isinstance(reply, bytes):
             raise AlreadyDone(reply)
         return bool(reply)
 
-    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
-        keys = [self._state_key(session_id), *self._done_keys(once)]
+    async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
+        keys = [self._state_key(session_id), *self._done_keys(record)]
         channel = self._routing.message_channel(session_id)
-        reply = await self._once(self._publish(self._link, keys, channel, message, *_record(once)))
+        reply = await self._once(self._publish(self._link, keys, channel, message, *_record(record)))
         if isinstance(reply, bytes):
             raise AlreadyDone(reply)
         return bool(reply)
@@ -485,10 +489,10 @@ class RedisBroker(Broker):
     def _done_key(self, key: str) -> str:
         return f"{self._prefix}idempotency:{key}"
 
-    def _done_keys(self, once: Once | None) -> list[str]:
-        if once is None:
+    def _done_keys(self, record: IdempotencyRecord | None) -> list[str]:
+        if record is None:
             return []
-        names = (once.key,) if once.former_key is None else (once.key, once.former_key)
+        names = (record.key,) if record.former_key is None else (record.key, record.former_key)
         return [self._done_key(name) for name in names]
 
     def _window_keys(self, *charges: Charge | None) -> list[str]:
@@ -527,8 +531,8 @@ class RedisBroker(Broker):
             raise BrokerUnavailable from None
 
 
-def _record(once: Once | None) -> tuple[bytes, int]:
-    return (b"", 0) if once is None else (once.record, once.kept_ms)
+def _record(record: IdempotencyRecord | None) -> tuple[bytes, int]:
+    return (b"", 0) if record is None else (record.content, record.kept_ms)
 
 
 def _text(member: bytes) -> str:

@@ -1,4 +1,7 @@
-"""What the middle asks of its edges: a broker on one side, peers on the other."""
+"""What the middle asks of its edges: a broker on one side, peers on the other.
+
+A broker keeps five narrow promises: Store, Bus, Counters, Agenda and Clock.
+"""
 
 import abc
 from collections.abc import Awaitable, Callable, Sequence
@@ -6,6 +9,14 @@ from enum import Enum
 from typing import Protocol
 
 from msgspec import Struct
+
+# What every broker agrees on.
+KEPT_EVENTS = 1000
+"""A session's history has so many events; older ones are gone."""
+MAX_AHEAD_MS = 20
+"""A commit may be dated so far ahead of the broker's clock, as processes measure it a little differently."""
+MAX_BEHIND_MS = 2000
+"""A commit may be dated so far behind it: what takes longer is decided again."""
 
 
 class Kind(Enum):
@@ -20,11 +31,11 @@ class Kind(Enum):
 
 
 class AlreadyDone(Exception):
-    """A request was done before: nothing was changed. `record` is what was kept of it then."""
+    """A request was done before: nothing was changed. `content` is that of the record that was kept then."""
 
-    def __init__(self, record: bytes) -> None:
+    def __init__(self, content: bytes) -> None:
         super().__init__("the request was done before")
-        self.record = record
+        self.content = content
 
 
 class EpochTooLow(Exception):
@@ -35,20 +46,20 @@ class EpochTooLow(Exception):
         self.last = last
 
 
-class Once(Struct, frozen=True):
-    """A request that shall be done once: under `key` its `record`, a JSON object, is kept for `kept_ms`.
+class IdempotencyRecord(Struct, frozen=True):
+    """Kept of a request that shall be done once: under `key`, for `kept_ms`, its `content`, a JSON object.
 
     A store that processes of another version share keeps it under `former_key`, too, for them to find.
     """
 
     key: str
-    record: bytes
+    content: bytes
     kept_ms: int
     former_key: str | None = None
 
-    def of_epoch(self, epoch: str) -> bytes:
-        """The record, with the epoch of the session that the request was done to."""
-        return b'{"epoch":"' + epoch.encode() + b'",' + self.record[1:]
+    def with_epoch(self, epoch: str) -> bytes:
+        """The content, with the epoch of the session that the request was done to."""
+        return b'{"epoch":"' + epoch.encode() + b'",' + self.content[1:]
 
 
 class Charge(Struct, frozen=True):
@@ -88,7 +99,7 @@ class Peer(Protocol):
 
 
 class Listener(Protocol):
-    """Who hears what the broker brings: the hub. Nothing here waits, and nothing here raises."""
+    """Hears what the broker brings: the hub. Nothing here waits, and nothing here raises."""
 
     def on_published(self, payload: bytes) -> None:
         """A payload of `session-updates`, as it was published."""
@@ -118,10 +129,10 @@ class Commit(Struct, frozen=True):
     last instant: where the store's clock was set back, a change is dated at it, ahead of that clock.
     `due_ms` is the deadline of the last expiry in the change, if any. The session lapses at `lapses_at_ms`,
     or, unless the commit `prolongs`, when it would have lapsed without it, if that is earlier.
-    With `once` its record is stored together with the change, and a change whose key is known is not made.
+    A `record` is stored together with the change, and a change is not made whose record's key is known.
     With `charge` the change is counted in that window together with its being stored, and only then;
-    `on_counted` is told the count, this change included, and the ms until the window's end, also where
-    that is one too many.
+    `on_counted` is called with the count, this change included, and the ms until the window's end, also
+    where that is one too many.
     """
 
     session_id: str
@@ -136,7 +147,7 @@ class Commit(Struct, frozen=True):
     lapses_at_ms: int
     prolongs: bool
     not_before_ms: int = 0
-    once: Once | None = None
+    record: IdempotencyRecord | None = None
     charge: Charge | None = None
     on_counted: Callable[[int, int], None] | None = None
 
@@ -159,39 +170,94 @@ class History(Struct, frozen=True):
         return last_version if last_version < self.version else None
 
 
-class Broker(abc.ABC):
-    """Where sessions are kept, and how processes learn that one has moved.
-
-    ``commit`` is one atomic step: the new state, its events, its deadline and one publication to
-    every process happen together or not at all, so the updates of a session arrive in order.
-    ``delete`` is the same for its end. Delivery is at most once; whenever some may have been lost
-    the listener is told (``on_gap``), once hearing has begun again, and asks for every session it has
-    clients for.
-    A publication is heard by the process that made it as by every other, and never inside the call.
-
-    States are opaque bytes here, recognised by their beginning (see ``messages.read_head``).
-    Every method but ``now_ms`` raises BrokerUnavailable when the store does not answer within two
-    seconds, nor is about to: an answer that is arriving is waited for. Its ``outcome`` is "unknown" where
-    a change may have been applied all the same.
-    """
-
-    @abc.abstractmethod
-    async def start(self, listener: Listener) -> None:
-        """Begin to hear publications, and hand them to the listener."""
-
-    @abc.abstractmethod
-    async def close(self) -> None: ...
+class Clock(Protocol):
+    """One clock for all processes, by which changes are dated."""
 
     @abc.abstractmethod
     def now_ms(self) -> int:
-        """The broker's time, by which changes are dated: one clock for all processes.
+        """The broker's time, in ms since 1970.
 
-        It may go back: by a little when it is measured better, by more if that clock was set back.
+        It may go back: by a little when it is measured better, by more if the store's clock was set back.
         """
 
     def shown_ms(self) -> int:
         """The same for clients to see: it takes corrections of up to 2 s by slewing, without going back."""
         return self.now_ms()
+
+
+class Store(Protocol):
+    """Where sessions are kept.
+
+    ``commit`` is one atomic step: the new state, its events, its deadline, its record and one publication
+    to every process happen together or not at all, so the updates of a session arrive in order. ``delete``
+    is the same for a session's end.
+
+    States are opaque bytes here, recognised by their beginning (see ``wire.heads``). Every method raises
+    BrokerUnavailable when the store neither answers within two seconds nor is about to: an answer that is
+    arriving is waited for. Its ``outcome`` is "unknown" where a change may have been applied all the same.
+    """
+
+    @abc.abstractmethod
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        """The stored states, None where there is none, in the order asked for."""
+
+    @abc.abstractmethod
+    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
+        """The same for the first of them: one, and more as long as all together have no more bytes."""
+
+    @abc.abstractmethod
+    async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
+        """The stored state, and the content of the record kept under each key, None where there is none."""
+
+    @abc.abstractmethod
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        """As ``load``, but only the first bytes of each, enough for ``heads.read_head``."""
+
+    @abc.abstractmethod
+    async def commit(self, commit: Commit) -> Outcome:
+        """Store and publish ``commit`` if what it expects is still what is stored; else change nothing.
+
+        Applied once at most, however often the request reaches the store. Raises AlreadyDone where
+        another commit with a record of the same key was applied before, and EpochTooLow for a creation
+        whose epoch is not above every earlier one.
+        """
+
+    @abc.abstractmethod
+    async def delete(
+        self, session_id: str, expected: bytes | None = None, record: IdempotencyRecord | None = None
+    ) -> bool:
+        """Remove the session and publish that; False, and no publication, if there was none.
+
+        With `expected` only a state that begins so is removed, and none if that is empty; where the stored
+        one is of the same epoch and has moved, nothing is done. Otherwise `record` is kept, also if there
+        was no session. Raises AlreadyDone where another record of the same key is kept.
+        """
+
+    @abc.abstractmethod
+    async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
+        """The events above version `since` of the last KEPT_EVENTS; None if there is no such session.
+
+        They have up to `max_bytes`, a separator of one byte counted with each; the first comes in any case.
+        """
+
+
+class Bus(Protocol):
+    """How processes learn that a session has moved.
+
+    Delivery is at most once, and in order for each session. Whenever publications may have been lost the
+    listener is told (``on_gap``) once hearing has begun again, and asks for every session it has clients
+    for. The process that made a publication hears it like every other, and never inside the call.
+    """
+
+    @abc.abstractmethod
+    async def start(self, listener: Listener) -> None:
+        """Begin to hear publications, and hand them to the listener.
+
+        Returns when the store has answered. Raises ValueError where it cannot be used as it is set up.
+        """
+
+    @abc.abstractmethod
+    async def close(self) -> None: ...
 
     @abc.abstractmethod
     def not_ready(self) -> list[str]:
@@ -206,72 +272,43 @@ class Broker(abc.ABC):
         """The session has no client here any more."""
 
     @abc.abstractmethod
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
-        """The stored states, None where there is none, in the order asked for."""
-
-    @abc.abstractmethod
-    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
-        """The same for the first of them: one, and more as long as all together have no more bytes."""
-
-    @abc.abstractmethod
-    async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
-        """The stored state, and what is kept under each of these keys of a request that is done once."""
-
-    @abc.abstractmethod
-    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
-        """As ``load``, but only the first bytes of each, enough for ``messages.read_head``."""
-
-    @abc.abstractmethod
-    async def commit(self, commit: Commit) -> Outcome:
-        """Store and publish ``commit`` if what it expects is still what is stored; else change nothing.
-
-        Applied once at most, however often the request reaches the store. Raises AlreadyDone where
-        another commit with the same ``once`` was applied before, and EpochTooLow for a creation whose
-        epoch is not above every earlier one.
-        """
-
-    @abc.abstractmethod
-    async def delete(self, session_id: str, expected: bytes | None = None, once: Once | None = None) -> bool:
-        """Remove the session and publish that; False, and no publication, if there was none.
-
-        With `expected` only a state that begins so is removed, and none if that is empty; where the stored
-        one is of the same epoch and has moved, nothing is done. Else the record of `once` is kept, also if
-        there was no session. Raises AlreadyDone where another one with the same ``once`` was done before.
-        """
-
-    @abc.abstractmethod
-    async def publish(self, session_id: str, message: bytes, once: Once | None = None) -> bool:
+    async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
         """Send a message to every client of the session, on whichever process; False if there is no session.
 
-        Raises AlreadyDone where one with the same ``once`` was sent before. What is kept of it is its record
-        with the session's epoch (``Once.of_epoch``).
+        The `record` is kept with the session's epoch (``with_epoch``), in the same atomic step. Raises
+        AlreadyDone where one of the same key is kept already, and BrokerUnavailable as ``Store`` does.
         """
+
+
+class Counters(Protocol):
+    """Counts that all processes share. Both kinds are lost with the store, and then begin at 0."""
 
     @abc.abstractmethod
     def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
-        """Count each in its window, shared by all processes; (count, ms until the window's end) for each.
+        """Count each in its window; (count, ms until the window's end) for each.
 
         None after the first that is over its limit is counted. It may be on its way when this returns,
-        so that what is asked next goes along with it; to be awaited all the same.
+        so that what is asked next goes along with it; it has to be awaited all the same. Raises
+        BrokerUnavailable as ``Store`` does.
         """
 
     @abc.abstractmethod
     async def enter(self, key: str, limit: int) -> bool:
         """Count one more into ``key`` if all processes together have fewer than ``limit``; 0: no limit.
 
-        What a process has that dies is forgotten. While the store is away only this process counts.
+        What a process had that has died is forgotten. While the store is away only this process counts.
         """
 
     @abc.abstractmethod
     def leave(self, key: str, limit: int) -> None:
         """Count one out that was let in under the same ``limit``."""
 
-    @abc.abstractmethod
-    async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
-        """Those of the last 1,000 events that are above version `since`; None if there is no such session.
 
-        Up to `max_bytes` of them, a separator of one byte counted with each, but one where there is one.
-        """
+class Agenda(Protocol):
+    """When what is to happen to which session. Raises BrokerUnavailable as ``Store`` does.
+
+    Each process asks, and several may get the same answer: to act on it twice does no harm.
+    """
 
     @abc.abstractmethod
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
@@ -281,7 +318,7 @@ class Broker(abc.ABC):
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
         """Sessions that fall due within ``ahead_ms`` or are due, as (deadline in ms, id), in that order.
 
-        What is found to be another deadline than the state's own is put right: it stands in nobody's way.
+        An entry that is not the deadline of its state is put right, so that it is in nobody's way.
         """
 
     @abc.abstractmethod
@@ -290,4 +327,11 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     async def lapse(self, limit: int) -> int:
-        """Delete sessions kept long enough, publishing each end; how many there were."""
+        """Delete sessions that were kept long enough, publishing each end; how many there were."""
+
+
+class Broker(Store, Bus, Counters, Agenda, Clock, Protocol):
+    """What keeps all these promises. Each consumer asks only for those that it needs.
+
+    They are protocols, so that a consumer can name several as one type of its own.
+    """

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from lockstep.contract import Once
+from lockstep.contract import IdempotencyRecord
 from lockstep.errors import IdempotencyKeyReused, ReceivedTooLongAgo
 from lockstep.requests.parameters import MIN_KEPT_S
 from lockstep.rules.state_json import dumps
@@ -97,7 +97,7 @@ class Idempotent(Struct, frozen=True):
         epoch: str = "",
         tag: str = "",
         extras: dict[str, Any] | None = None,
-    ) -> Once:
+    ) -> IdempotencyRecord:
         """What is stored together with the change."""
         is_kept = len(answer) <= MAX_KEPT_ANSWER_BYTES
         record = Record(
@@ -112,7 +112,7 @@ class Idempotent(Struct, frozen=True):
             extras=extras or {},
         )
         kept = dumps(record) + b"\n" + (answer if is_kept else b"")
-        return Once(self.key, kept, self.kept_ms, self.former_key)
+        return IdempotencyRecord(self.key, kept, self.kept_ms, self.former_key)
 
     def replay(self, kept: bytes) -> Replay:
         """The answer that was given. Raises IdempotencyKeyReused where the request was another one."""

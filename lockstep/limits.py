@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from msgspec import Struct
 
-from lockstep.contract import Broker, Charge
+from lockstep.contract import Charge, Counters
 from lockstep.errors import BrokerUnavailable, RateLimited
 from lockstep.metrics import Metrics
 
@@ -91,8 +91,8 @@ class FixedWindows:
 class RateLimits:
     """REST's limits: by caller, and of switches by session. Shared by all processes through the store."""
 
-    def __init__(self, broker: Broker, general: Rate, switch: Rate, metrics: Metrics) -> None:
-        self._broker = broker
+    def __init__(self, counters: Counters, general: Rate, switch: Rate, metrics: Metrics) -> None:
+        self._counters = counters
         self._general = general
         self._switch = switch
         self._metrics = metrics
@@ -110,7 +110,7 @@ class RateLimits:
             return None
         charge = Charge(f"general:{client}", self._general.amount, self._general.window_s * 1000)
         self.raise_if_refused(charge)
-        return self._standing(charge, self._broker.spend([charge]))
+        return self._standing(charge, self._counters.spend([charge]))
 
     def switches(self, session_id: str) -> "SwitchLimit | None":
         """What a switch of this session is counted by; None where nothing limits it."""
@@ -238,7 +238,7 @@ class ConnectionLimits:
 
     def __init__(
         self,
-        broker: Broker,
+        counters: Counters,
         per_session: int,
         per_caller: int,
         per_address: int,
@@ -247,7 +247,7 @@ class ConnectionLimits:
         metrics: Metrics,
     ) -> None:
         """`per_caller` is how many of a session's one caller may have."""
-        self._broker = broker
+        self._counters = counters
         self._per_session = per_session
         self._per_caller = per_caller
         self._per_address = per_address
@@ -278,9 +278,9 @@ class ConnectionLimits:
         self._inside += 1
         entered: list[tuple[str, int]] = []
         for key, limit in self._counted(session_id, caller, address):
-            if not await self._broker.enter(key, limit):
+            if not await self._counters.enter(key, limit):
                 for earlier in entered:
-                    self._broker.leave(*earlier)
+                    self._counters.leave(*earlier)
                 self._inside -= 1
                 return self._refused(key.partition(":")[0])
             entered.append((key, limit))
@@ -289,7 +289,7 @@ class ConnectionLimits:
     def leave(self, session_id: str, caller: str, address: str) -> None:
         self._inside -= 1
         for key, limit in self._counted(session_id, caller, address):
-            self._broker.leave(key, limit)
+            self._counters.leave(key, limit)
 
     def _counted(self, session_id: str, caller: str, address: str) -> list[tuple[str, int]]:
         # A caller's own limits come first: what they refuse never took a place from others.

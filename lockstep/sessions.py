@@ -8,11 +8,12 @@ import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from lockstep.contract import AlreadyDone, Broker, Commit, EpochTooLow, History, Outcome
+from lockstep.contract import Agenda, AlreadyDone, Bus, Clock, Commit, EpochTooLow, History, Outcome, Store
 from lockstep.errors import (
     BrokerUnavailable,
     Conflict,
@@ -101,10 +102,14 @@ def answer_state(step: Step) -> bytes:
     return state_json.to_json(step.session)
 
 
+class SessionBroker(Store, Agenda, Bus, Clock, Protocol):
+    """What sessions ask of a broker."""
+
+
 class Sessions:
     """What can be done with sessions. It tells nobody of a change: the broker does."""
 
-    def __init__(self, broker: Broker, lifetimes: Lifetimes, metrics: Metrics | None = None) -> None:
+    def __init__(self, broker: SessionBroker, lifetimes: Lifetimes, metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics()
         self._broker = broker
         self._lifetimes = lifetimes
@@ -253,7 +258,7 @@ class Sessions:
                     is_deleted = await self._broker.delete(session_id, expected, done)
             except AlreadyDone as already:
                 assert once is not None
-                raise once.replay(already.record) from None
+                raise once.replay(already.content) from None
             if is_deleted:
                 log.info("session deleted", extra={"session_id": session_id})
             if is_deleted or tags is None or not expected:
@@ -296,7 +301,7 @@ class Sessions:
                     raise SessionNotFound(session_id)
         except AlreadyDone as already:
             assert once is not None
-            raise once.replay(already.record) from None
+            raise once.replay(already.content) from None
 
     async def read_again(self, record: Record, *, is_answer_kept: bool) -> bytes:
         """The session that a request was done to; settled to now, where that is what it is answered.
@@ -423,7 +428,7 @@ class Sessions:
             # Firing prolongs nothing, so that an abandoned session ends.
             prolongs=bool(decided),
             not_before_ms=before.updated_at_ms if before else 0,
-            once=done,
+            record=done,
             charge=origin.limit.charge if origin.limit is not None and decided else None,
             on_counted=origin.limit.on_counted if origin.limit is not None else None,
         )
@@ -435,7 +440,7 @@ class Sessions:
             return outcome, offered
         except AlreadyDone as already:
             assert once is not None
-            raise once.replay(already.record) from None
+            raise once.replay(already.content) from None
 
     async def _load(self, session_id: str, once: Idempotent | None = None) -> bytes:
         """The stored state. Raises Replay where the request was done before."""

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
-from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, Once, Outcome
+from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, IdempotencyRecord, Outcome
 from lockstep.rules import engine, history, state_json
 from lockstep.rules.engine import Rule, Spec, Step
 from lockstep.rules.state import Mode, OnTimeout, Participant, Session
@@ -672,11 +672,11 @@ async def test_a_message_to_a_session_that_is_not_there_reaches_nobody(broker: B
 FIRST, SECOND = b'{"nth":1}\nanswer', b'{"nth":2}\nanswer'
 
 
-def once_of(record: bytes = FIRST, kept_ms: int = 60_000) -> Once:
-    return Once(uuid4().hex, record, kept_ms)
+def once_of(record: bytes = FIRST, kept_ms: int = 60_000) -> IdempotencyRecord:
+    return IdempotencyRecord(uuid4().hex, record, kept_ms)
 
 
-async def kept(broker: Broker, once: Once) -> bytes | None:
+async def kept(broker: Broker, once: IdempotencyRecord) -> bytes | None:
     _, record = await broker.recall(new_id(), once.key)
     return record
 
@@ -687,16 +687,18 @@ async def test_a_commit_with_a_known_key_is_not_made_and_its_record_is_told(brok
         session = await created(broker, session_id)
         assert (await broker.recall(session_id, once.key))[1] is None
         starting, running = commit_of(broker, session, engine.start(session, broker.now_ms()))
-        assert await broker.commit(structs.replace(starting, once=once)) is Outcome.APPLIED
+        assert await broker.commit(structs.replace(starting, record=once)) is Outcome.APPLIED
         before = await broker.recall(session_id, once.key)
         assert before == [await stored(broker, session_id), FIRST]
-        assert await broker.commit(structs.replace(starting, once=once)) is Outcome.APPLIED, "it is ourselves"
+        assert await broker.commit(structs.replace(starting, record=once)) is Outcome.APPLIED, (
+            "it is ourselves"
+        )
         for stale in (session, running):  # also where it would be a conflict anyway
             rule = engine.start if stale is session else engine.switch
             again, _ = commit_of(broker, stale, rule(stale, broker.now_ms()))
             with pytest.raises(AlreadyDone) as caught:
-                await broker.commit(structs.replace(again, once=structs.replace(once, record=SECOND)))
-            assert caught.value.record == FIRST
+                await broker.commit(structs.replace(again, record=structs.replace(once, content=SECOND)))
+            assert caught.value.content == FIRST
         assert await broker.recall(session_id, once.key) == before
 
 
@@ -705,7 +707,7 @@ async def test_a_commit_that_is_refused_leaves_its_key_unused(broker: Broker) ->
     async with started(broker, session_id):
         await created(broker, session_id)
         second, _ = creation(broker, session_id)
-        assert await broker.commit(structs.replace(second, once=once)) is Outcome.CONFLICT
+        assert await broker.commit(structs.replace(second, record=once)) is Outcome.CONFLICT
         assert await kept(broker, once) is None
 
 
@@ -717,8 +719,8 @@ async def test_a_message_with_a_known_key_is_not_sent_again(broker: Broker) -> N
         assert await broker.publish(session_id, b'{"type":"NOTE"}', once)
         with pytest.raises(AlreadyDone) as caught:
             await broker.publish(session_id, b'{"type":"NOTE"}', once)
-        assert caught.value.record == once.of_epoch(session.epoch)
-        head, answer = caught.value.record.split(b"\n")
+        assert caught.value.content == once.with_epoch(session.epoch)
+        head, answer = caught.value.content.split(b"\n")
         assert (json.loads(head), answer) == ({"epoch": session.epoch, "nth": 1}, b"answer")
         await broker.publish(session_id, b'{"type":"LAST"}')
         await ears.until(lambda ears: len(ears.relayed) >= 2)
@@ -740,8 +742,8 @@ async def test_a_deletion_with_a_known_key_never_touches_a_later_epoch(
         there = await stored(broker, session_id)
         for begins in (None, expected, heads.beginning_of(session_id)):
             with pytest.raises(AlreadyDone) as caught:
-                await broker.delete(session_id, begins, structs.replace(once, record=SECOND))
-            assert caught.value.record == FIRST
+                await broker.delete(session_id, begins, structs.replace(once, content=SECOND))
+            assert caught.value.content == FIRST
         assert await broker.delete(session_id, None, once) is False, "it is ourselves"
         assert await stored(broker, session_id) == there
         assert await broker.delete(session_id) is True

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from broker.redis import LAPSE_GRACE_MS, RedisBroker
-from lockstep.contract import Commit, EpochTooLow, Once, Outcome
+from lockstep.contract import Commit, EpochTooLow, IdempotencyRecord, Outcome
 from lockstep.errors import SessionExists, SessionNotFound
 from lockstep.live.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.live.hub import Hub
@@ -295,7 +295,9 @@ async def test_a_creation_that_was_certainly_not_made_can_be_made_anew(redis_ser
         assert await broker._try_commit(late, is_retry=True) is Outcome.WRONG_TIME
         await created(broker, new_id())
         with pytest.raises(EpochTooLow):
-            await broker._try_commit(replace(commit, once=Once("key", b"{}", 60_000)), is_retry=True)
+            await broker._try_commit(
+                replace(commit, record=IdempotencyRecord("key", b"{}", 60_000)), is_retry=True
+            )
 
 
 @pytest.mark.parametrize("score", ["-70000", "-1", "0", "1.5", "-inf", "inf", None])

@@ -20,7 +20,7 @@ from redis.client import PubSub
 from broker.link import REFUSED, Argument, Link
 from broker.redis import RedisBroker
 from broker.script import Script
-from lockstep.contract import Charge, Commit, Once, Outcome
+from lockstep.contract import Charge, Commit, IdempotencyRecord, Outcome
 from lockstep.errors import BrokerUnavailable
 from lockstep.rules import engine
 from lockstep.rules.state import Mode
@@ -176,11 +176,11 @@ async def change_of(trial: Trial, **how: Any) -> Commit:
     return commit
 
 
-def once() -> Once:
-    return Once(uuid4().hex, b"record", 60_000)
+def once() -> IdempotencyRecord:
+    return IdempotencyRecord(uuid4().hex, b"record", 60_000)
 
 
-def once_of_two_names() -> Once:
+def once_of_two_names() -> IdempotencyRecord:
     return structs.replace(once(), former_key=uuid4().hex)
 
 
@@ -198,7 +198,7 @@ async def creating(trial: Trial) -> Call:
 
 
 async def creating_with_a_key(trial: Trial) -> Call:
-    return committing(trial, structs.replace(creation(trial.broker, new_id())[0], once=once()))
+    return committing(trial, structs.replace(creation(trial.broker, new_id())[0], record=once()))
 
 
 async def creating_where_a_history_was_left(trial: Trial) -> Call:
@@ -220,12 +220,14 @@ async def changing(trial: Trial) -> Call:
 
 
 async def changing_with_a_key(trial: Trial) -> Call:
-    return committing(trial, structs.replace(await change_of(trial), once=once()))
+    return committing(trial, structs.replace(await change_of(trial), record=once()))
 
 
 async def changing_with_a_key_of_two_names_within_a_window(trial: Trial) -> Call:
     charge = Charge("switch:a", 9, 60_000)
-    return committing(trial, structs.replace(await change_of(trial), once=once_of_two_names(), charge=charge))
+    return committing(
+        trial, structs.replace(await change_of(trial), record=once_of_two_names(), charge=charge)
+    )
 
 
 async def changing_within_a_window(trial: Trial) -> Call:
@@ -575,17 +577,17 @@ async def test_what_is_no_number_is_met_before_anything_is_written(
 ) -> None:
     async with trial(redis) as on:
         session = await created(on.broker, new_id())
-        for field in ("now_ms", "due_ms", "deadline_ms", "lapses_at_ms", "first_version", "once"):
+        for field in ("now_ms", "due_ms", "deadline_ms", "lapses_at_ms", "first_version", "record"):
             empty(redis)
             commit = await change_of(on)
-            given = Once("key", b"record", no_number) if field == "once" else no_number
+            given = IdempotencyRecord("key", b"record", no_number) if field == "record" else no_number
             if (field, no_number) in (("due_ms", ""), ("deadline_ms", "")):
                 continue  # there is none
             commit = structs.replace(commit, **{field: given})
             assert await on.outcome(committing(on, commit)) == "not_applied", field
         empty(redis)
         session = await created(on.broker, new_id())
-        message = Once("key", b"record", no_number)
+        message = IdempotencyRecord("key", b"record", no_number)
         telling = on.broker.publish
         assert await on.outcome(lambda: telling(session.session_id, b"{}", message)) == "not_applied"
         for charge in (Charge("a", no_number, 1_000), Charge("a", 1, no_number)):

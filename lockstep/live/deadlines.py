@@ -5,8 +5,9 @@ import contextlib
 import heapq
 import logging
 import random
+from typing import Protocol
 
-from lockstep.contract import Broker
+from lockstep.contract import Agenda, Clock
 from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound, StateCorrupt
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
@@ -24,6 +25,10 @@ SWEEP_GRACE_MS = 50
 SPARE = 64
 
 
+class DeadlineBroker(Agenda, Clock, Protocol):
+    """What deadlines ask of a broker."""
+
+
 class Deadlines:
     """The timers of this process's watched sessions, and its part in the sweep.
 
@@ -32,7 +37,7 @@ class Deadlines:
     not repeated: the session stays due, and the next sweep of any process finds it.
     """
 
-    def __init__(self, broker: Broker, sessions: Sessions) -> None:
+    def __init__(self, broker: DeadlineBroker, sessions: Sessions) -> None:
         self._broker = broker
         self._sessions = sessions
         self._armed: dict[str, int] = {}

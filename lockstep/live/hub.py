@@ -6,8 +6,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Protocol
 
-from lockstep.contract import Broker, Kind, Peer
+from lockstep.contract import Bus, Clock, Kind, Peer, Store
 from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.room import Deliver, Room, one_by_one
@@ -29,6 +30,10 @@ RETRY_S = 0.1
 TURN_S = 0.004
 
 
+class HubBroker(Bus, Store, Clock, Protocol):
+    """What a hub asks of a broker."""
+
+
 class Hub:
     """The clients connected to this process, by session.
 
@@ -38,7 +43,7 @@ class Hub:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: HubBroker,
         sessions: Sessions,
         deadlines: Deadlines,
         metrics: Metrics | None = None,
