@@ -54,10 +54,8 @@ class RedisBroker(Broker):
     that hears. Neither is ever waited for longer than its timeout.
     """
 
-    def __init__(
-        self, url: str, prefix: str, routing: str, allow_eviction: bool, metrics: Metrics | None = None
-    ) -> None:
-        self._metrics = metrics = metrics or Metrics()
+    def __init__(self, url: str, prefix: str, routing: str, allow_eviction: bool, metrics: Metrics) -> None:
+        self._metrics = metrics
         metrics.watch(metrics.probe_age, self._probe_age_s)
         self._endpoint = endpoint = parse(url)
         self._prefix = prefix

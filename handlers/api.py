@@ -517,7 +517,7 @@ class ApiHandler(HTTPMessageDelegate):
         sent.add_done_callback(self._on_sent)
         self._connection.finish()
         duration_s = time.monotonic() - self._began_s
-        self._front.metrics.answered(
+        self._front.metrics.observe_request(
             self.method if self.method in ACTIONS else "other", self.route, status, duration_s
         )
         log_answer(self.request_id, self.method, self.path, status, duration_s)

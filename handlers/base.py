@@ -76,7 +76,9 @@ class JsonErrors(RequestHandler):
 def log_request(handler: RequestHandler) -> None:
     request = handler.request
     method = request.method if request.method in ("GET", "HEAD", "POST") else "other"
-    handler.settings["metrics"].answered(method, request.path, handler.get_status(), request.request_time())
+    handler.settings["metrics"].observe_request(
+        method, request.path, handler.get_status(), request.request_time()
+    )
     log_answer(
         getattr(handler, "_request_id", None),
         request.method or "",

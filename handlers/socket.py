@@ -111,12 +111,12 @@ class Clients:
             if not isinstance(message, dict) or not isinstance(message.get("type"), str):
                 raise MalformedJson("A message is a JSON object with a type")
         except MalformedJson as error:
-            self.metrics.heard(None)
+            self.metrics.count_received(None)
             self._refuse(connection, "INVALID_MESSAGE", error.message)
             return
-        self.metrics.heard(message["type"])
+        self.metrics.count_received(message["type"])
         if message["type"] == "PING":
-            self.metrics.told("PONG")
+            self.metrics.count_sent("PONG")
             connection.send(encode_text_frame(protocol_v1.pong(self._broker.shown_ms(), message)))
         elif message["type"] == "RECONNECT":
             # What the client says next waits, so that answers come in the order of the questions.
@@ -126,7 +126,7 @@ class Clients:
             self._refuse(connection, "UNKNOWN_TYPE", f"Unknown message type {message['type'][:50]!r}")
 
     def on_end(self, connection: Connection) -> None:
-        self.metrics.closed(connection.close_code)
+        self.metrics.count_closed(connection.close_code)
         self.on_left(connection)
         if connection.session_id is not None:
             self._hub.leave(connection.session_id, connection)
@@ -145,7 +145,7 @@ class Clients:
         try:
             await self._hub.sync(connection.session_id, connection)
         except LockstepError as error:
-            self.metrics.told("ERROR")
+            self.metrics.count_sent("ERROR")
             connection.send(encode_text_frame(protocol_v1.error(error.code, error.message)))
         except Exception:
             log.exception("a RECONNECT could not be answered", extra={"session_id": connection.session_id})
@@ -154,7 +154,7 @@ class Clients:
 
     def _refuse(self, connection: Connection, code: str, message: str) -> None:
         """Say so, and close on a client that goes on like this."""
-        self.metrics.told("ERROR")
+        self.metrics.count_sent("ERROR")
         connection.send(encode_text_frame(protocol_v1.error(code, message)))
         now_s = asyncio.get_running_loop().time()
         if connection.refused_at_s is None:

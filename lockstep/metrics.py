@@ -22,8 +22,9 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LAG_INTERVAL_S = 0.25
 _QUICK_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1006, 1007, 1008, 1009, 1011, *range(4000, 4010)})
-disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the text, for what nobody looks at
-_ASKED = frozenset({"PING", "RECONNECT"})
+_UNDERSTOOD = frozenset({"PING", "RECONNECT"})
+# The _created series would double the text, and nobody looks at them.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class _DroppedLines(Collector):
@@ -34,7 +35,10 @@ class _DroppedLines(Collector):
 
 
 class Metrics:
-    """One registry per process. Counting is cheap enough for every message; nothing here waits or raises."""
+    """The figures of one process, in a registry of their own.
+
+    Counting is cheap enough for every message; nothing here waits or raises.
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -93,19 +97,19 @@ class Metrics:
         self._known_messages: dict[tuple[str, str], Counter] = {}
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
-        """The gauge shows what `value` says when somebody looks."""
+        """Let the gauge show what `value` returns at the time of each scrape."""
         gauge.set_function(value)
 
-    def closed(self, code: int | None) -> None:
+    def count_closed(self, code: int | None) -> None:
         known = code in _CLOSE_CODES or (code is not None and 4500 <= code < 4510)
         self._closed.labels(str(code) if known else "none" if code is None else "other").inc()
 
-    def heard(self, type_: str | None) -> None:
-        """A client's message; None where it was not understood."""
-        known = "invalid" if type_ is None else type_ if type_ in _ASKED else "unknown"
+    def count_received(self, type_: str | None) -> None:
+        """Count a client's message; None stands for one that was not understood."""
+        known = "invalid" if type_ is None else type_ if type_ in _UNDERSTOOD else "unknown"
         self._count("in", known, 1)
 
-    def told(self, type_: str, clients: int = 1) -> None:
+    def count_sent(self, type_: str, clients: int = 1) -> None:
         self._count("out", type_, clients)
 
     def _count(self, direction: str, type_: str, clients: int) -> None:
@@ -115,8 +119,8 @@ class Metrics:
             child = self._known_messages[key] = self._messages.labels(*key)
         child.inc(clients)
 
-    def answered(self, method: str, route: str, code: int, duration_s: float) -> None:
-        """A request; `route` is a pattern, never a path."""
+    def observe_request(self, method: str, route: str, code: int, duration_s: float) -> None:
+        """Count a request; `route` is a pattern, never a path, so that labels stay few."""
         key = (method, route, code)
         child = self._known_requests.get(key)
         if child is None:
@@ -124,7 +128,7 @@ class Metrics:
         child.observe(duration_s)
 
     async def measure_lag(self) -> None:
-        """For ever: how much later than asked for does the loop come back?"""
+        """Measure, for ever, how much later than asked for the loop comes back."""
         loop = asyncio.get_running_loop()
         while True:
             due_s = loop.time() + LAG_INTERVAL_S

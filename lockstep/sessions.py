@@ -109,8 +109,8 @@ class SessionBroker(Store, Agenda, Bus, Clock, Protocol):
 class Sessions:
     """What can be done with sessions. It tells nobody of a change: the broker does."""
 
-    def __init__(self, broker: SessionBroker, lifetimes: Lifetimes, metrics: Metrics | None = None) -> None:
-        self._metrics = metrics or Metrics()
+    def __init__(self, broker: SessionBroker, lifetimes: Lifetimes, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._broker = broker
         self._lifetimes = lifetimes
         self._turns = Turns()

@@ -20,6 +20,7 @@ from msgspec import structs
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, IdempotencyRecord, Outcome
+from lockstep.metrics import Metrics
 from lockstep.rules import engine, history, state_json
 from lockstep.rules.engine import Rule, Spec, Step
 from lockstep.rules.state import Mode, OnTimeout, Participant, Session
@@ -52,7 +53,9 @@ def broker(request: pytest.FixtureRequest) -> Broker:
         return {"memory": MemoryBroker, "memory_yielding": YieldingBroker}[request.param]()
     redis: RedisServer = request.getfixturevalue("redis_server")
     routing = "targeted" if request.param.endswith("targeted") else "all"
-    return RedisBroker(redis.url, prefix=f"{uuid4()}-", routing=routing, allow_eviction=False)
+    return RedisBroker(
+        redis.url, prefix=f"{uuid4()}-", routing=routing, allow_eviction=False, metrics=Metrics()
+    )
 
 
 @dataclass

@@ -14,6 +14,7 @@ from broker.memory import MemoryBroker
 from lockstep.contract import Outcome
 from lockstep.errors import BrokerUnavailable, SessionNotFound
 from lockstep.live.deadlines import Deadlines
+from lockstep.metrics import Metrics
 from lockstep.rules import engine, state_json
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import iso
@@ -87,7 +88,7 @@ async def process(count: int = 1) -> AsyncIterator[tuple[MemoryBroker, Sessions,
     """As many `Deadlines` as processes would have, on one broker; none of them sweeps yet."""
     broker, ears = MemoryBroker(), Ears()
     await broker.start(ears)
-    sessions = [Sessions(broker, Lifetimes()) for _ in range(count)]
+    sessions = [Sessions(broker, Lifetimes(), Metrics()) for _ in range(count)]
     deadlines = [Deadlines(broker, each) for each in sessions]
     yield broker, sessions[0], ears, deadlines
     for each in deadlines:

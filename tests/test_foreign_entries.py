@@ -13,6 +13,7 @@ from lockstep.contract import Commit, EpochTooLow, IdempotencyRecord, Outcome
 from lockstep.errors import SessionExists, SessionNotFound
 from lockstep.live.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.live.hub import Hub
+from lockstep.metrics import Metrics
 from lockstep.rules import engine, state_json
 from lockstep.rules.engine import Step
 from lockstep.rules.state import Session
@@ -29,7 +30,7 @@ from tests.test_sessions import spec
 @asynccontextmanager
 async def broker_on(redis: RedisServer) -> AsyncIterator[tuple[RedisBroker, Ears, str]]:
     prefix = f"{uuid.uuid4()}-"
-    broker, ears = RedisBroker(redis.url, prefix, "all", allow_eviction=False), Ears()
+    broker, ears = RedisBroker(redis.url, prefix, "all", allow_eviction=False, metrics=Metrics()), Ears()
     await broker.start(ears)
     try:
         yield broker, ears, prefix
@@ -80,7 +81,7 @@ async def test_deadlines_that_are_no_states_own_are_put_right_and_starve_nobody(
             client.set(f"{prefix}session:another's", state_json.to_json(far[2]))
             for session in spoiled:
                 client.setrange(f"{prefix}session:{session.session_id}", 250, b"\x00" * 50)
-        deadlines = Deadlines(broker, Sessions(broker, Lifetimes()))
+        deadlines = Deadlines(broker, Sessions(broker, Lifetimes(), Metrics()))
         deadlines.start()
         try:
             session = await runs_out(broker, in_ms=-1_000)
@@ -110,7 +111,7 @@ async def test_lapses_that_are_no_states_own_end_no_session_and_starve_nobody(
             client.zadd(key, {"never": "-inf", "for ever": "inf"})
             client.zadd(key, {kept[0].session_id: 2})
             client.rpush(f"{prefix}session:{foreign}", "item")
-        deadlines = Deadlines(broker, Sessions(broker, Lifetimes()))
+        deadlines = Deadlines(broker, Sessions(broker, Lifetimes(), Metrics()))
         deadlines.start()
         try:
             lapsed = await created(broker, new_id(), lapses_in_ms=1)
@@ -158,8 +159,9 @@ async def test_a_key_of_another_type_keeps_no_other_session_from_being_repaired(
     async with broker_on(redis_server) as (broker, _, prefix):
         with redis_server.client as client:
             client.hset(f"{prefix}session:{foreign}", "somebody", "else")
-        sessions = Sessions(broker, Lifetimes())
-        hub = Hub(broker, sessions, Deadlines(broker, sessions))  # which hears nothing: only what it reads
+        sessions = Sessions(broker, Lifetimes(), Metrics())
+        # It hears nothing: only what it reads.
+        hub = Hub(broker, sessions, Deadlines(broker, sessions), Metrics())
         try:
             session, beside = await created(broker, new_id()), FakePeer()
             await hub.join(foreign, FakePeer())
@@ -178,7 +180,7 @@ async def test_where_a_key_of_another_type_is_there_is_no_session_and_none_is_ma
     redis_server: RedisServer, foreign: str
 ) -> None:
     async with broker_on(redis_server) as (broker, _, prefix):
-        key, sessions = f"{prefix}session:{foreign}", Sessions(broker, Lifetimes())
+        key, sessions = f"{prefix}session:{foreign}", Sessions(broker, Lifetimes(), Metrics())
         with redis_server.client as client:
             client.hset(key, "somebody", "else")
             for ask in (
@@ -242,7 +244,7 @@ async def test_what_is_no_epoch_keeps_nobody_from_creating(
     redis_server: RedisServer, last: str | bytes
 ) -> None:
     async with broker_on(redis_server) as (broker, _, prefix):
-        sessions = Sessions(broker, Lifetimes())
+        sessions = Sessions(broker, Lifetimes(), Metrics())
         with redis_server.client as client:
             client.set(f"{prefix}epoch", last)
             for _ in range(2):
@@ -256,7 +258,7 @@ async def test_an_epoch_of_a_far_time_keeps_nobody_from_creating(
     redis_server: RedisServer, last: str
 ) -> None:
     async with broker_on(redis_server) as (broker, _, prefix):
-        sessions = Sessions(broker, Lifetimes())
+        sessions = Sessions(broker, Lifetimes(), Metrics())
         with redis_server.client as client:
             client.set(f"{prefix}epoch", last)
         # As after a clock that was set back: each is above the last one, and many at once are made, too.

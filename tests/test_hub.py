@@ -15,6 +15,7 @@ from lockstep.errors import BrokerUnavailable, SessionNotFound
 from lockstep.live import hub as hub_module
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
+from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1
 from lockstep.wire.frames import encode_text_frame
@@ -145,6 +146,7 @@ class World:
             cast(Broker, self.broker),
             cast(Sessions, FakeSessions(self.broker)),
             cast(Deadlines, self.deadlines),
+            Metrics(),
         )
 
     async def join(self, session_id: str = S, peer: FakePeer | None = None) -> FakePeer:

@@ -104,9 +104,9 @@ async def test_a_client_that_leaves_while_it_is_let_in_leaves_no_trace(
         ttl_s = 600 if how == "reset" else 0.5
         client = await WsClient.connect(f"{url}?sessionId={uuid4()}&token={token(ttl_s)}")
         await gate.reached()
-        closed = server.metrics.closed
+        closed = server.metrics.count_closed
         ended = asyncio.Event()
-        monkeypatch.setattr(server.metrics, "closed", lambda code: (closed(code), ended.set()))
+        monkeypatch.setattr(server.metrics, "count_closed", lambda code: (closed(code), ended.set()))
         if how == "reset":
             client.abort()
         elif how == "token expires":

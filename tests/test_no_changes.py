@@ -12,6 +12,7 @@ import ujson
 
 from broker import link
 from broker.redis import RedisBroker
+from lockstep.metrics import Metrics
 from tests.load import chess, data, eventually, rest
 from tests.processes import ServerProcess, wait_until
 from tests.redis_server import Proxy, RedisServer
@@ -175,7 +176,7 @@ async def test_a_process_that_started_on_a_replica_goes_to_the_master_that_its_n
 
     try:
         async with Proxy(redis.port) as name:
-            broker = RedisBroker(name.url, prefix="", routing="all", allow_eviction=False)
+            broker = RedisBroker(name.url, prefix="", routing="all", allow_eviction=False, metrics=Metrics())
             async with hearing(broker):
                 name.target_port = master.port
                 await eventually(no_sign, 10, "it stayed with the replica")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from broker.redis import RedisBroker
+from lockstep.metrics import Metrics
 from tests.load import eventually
 from tests.redis_server import Proxy, RedisServer
 
@@ -36,7 +37,7 @@ def redis() -> Iterator[RedisServer]:
 
 @contextlib.asynccontextmanager
 async def processes(url: str, number: int = 3) -> AsyncIterator[list[RedisBroker]]:
-    brokers = [RedisBroker(url, "", "all", allow_eviction=False) for _ in range(number)]
+    brokers = [RedisBroker(url, "", "all", allow_eviction=False, metrics=Metrics()) for _ in range(number)]
     for broker in brokers:
         await broker.start(Nobody())
     try:

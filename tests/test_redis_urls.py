@@ -15,6 +15,7 @@ from broker import examine
 from broker.endpoint import parse
 from broker.redis import RedisBroker
 from lockstep.config import Settings, masked
+from lockstep.metrics import Metrics
 from tests.load import chess
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer, Sentinels, free_port
@@ -30,7 +31,9 @@ class Deaf:
 
 
 async def reaches(url: str) -> bool:
-    there = RedisBroker(url, prefix=f"{uuid.uuid4()}-", routing="all", allow_eviction=False)
+    there = RedisBroker(
+        url, prefix=f"{uuid.uuid4()}-", routing="all", allow_eviction=False, metrics=Metrics()
+    )
     try:
         async with asyncio.timeout(10):
             await there.start(Deaf())
@@ -243,7 +246,7 @@ async def test_a_password_that_is_changed_is_in_the_log_and_not_a_timeout(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     own = RedisServer()
-    there = RedisBroker(own.url, prefix="", routing="all", allow_eviction=False)
+    there = RedisBroker(own.url, prefix="", routing="all", allow_eviction=False, metrics=Metrics())
     try:
         await there.start(Deaf())
         with own.client as client:
@@ -262,7 +265,7 @@ async def test_too_many_clients_are_in_the_log_and_not_a_timeout(caplog: pytest.
     own = RedisServer("--maxclients", "1")
     with own.client as client:
         client.ping()  # and stays
-        there = RedisBroker(own.url, prefix="", routing="all", allow_eviction=False)
+        there = RedisBroker(own.url, prefix="", routing="all", allow_eviction=False, metrics=Metrics())
         starting = asyncio.create_task(there.start(Deaf()))
         try:
             async with asyncio.timeout(20):
@@ -368,14 +371,14 @@ async def test_a_user_of_a_prefix_with_glob_characters_needs_no_more_than_is_sai
         with own.client as client:
             client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "+@all", *lines)
         url = f"redis://app:secret@127.0.0.1:{own.port}/0"
-        there = RedisBroker(url, prefix="app[1]:", routing="all", allow_eviction=False)
+        there = RedisBroker(url, prefix="app[1]:", routing="all", allow_eviction=False, metrics=Metrics())
         async with asyncio.timeout(10):
             await there.start(Deaf())
         assert there.not_ready() == []
         await there.close()
         with own.client as client:
             client.execute_command("ACL", "SETUSER", "app", "resetchannels", "&other:*")
-        there = RedisBroker(url, prefix="app[1]:", routing="all", allow_eviction=False)
+        there = RedisBroker(url, prefix="app[1]:", routing="all", allow_eviction=False, metrics=Metrics())
         with pytest.raises(ValueError, match=r"give it .*&app\\\[1\]:ws:\*"):
             await there.start(Deaf())
         await there.close()

@@ -12,6 +12,7 @@ from broker.doctor import examine
 from broker.redis import RedisBroker
 from lockstep.config import Settings
 from lockstep.contract import Charge
+from lockstep.metrics import Metrics
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer
 from tests.test_broker import created, new_id, started
@@ -41,7 +42,7 @@ def give(redis: RedisServer, *rules: str) -> None:
 
 def broker_of(redis: RedisServer, prefix: str = "", routing: str = "all") -> RedisBroker:
     url = redis.url.replace("redis://", "redis://lockstep:pw@")
-    return RedisBroker(url, prefix=prefix, routing=routing, allow_eviction=False)
+    return RedisBroker(url, prefix=prefix, routing=routing, allow_eviction=False, metrics=Metrics())
 
 
 async def complaint(broker: RedisBroker) -> str:

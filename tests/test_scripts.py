@@ -22,6 +22,7 @@ from broker.redis import RedisBroker
 from broker.script import Script
 from lockstep.contract import Charge, Commit, IdempotencyRecord, Outcome
 from lockstep.errors import BrokerUnavailable
+from lockstep.metrics import Metrics
 from lockstep.rules import engine
 from lockstep.rules.state import Mode
 from lockstep.wire import heads
@@ -157,7 +158,7 @@ def own_redis() -> Iterator[RedisServer]:
 @asynccontextmanager
 async def trial(redis: RedisServer, url: str = "") -> AsyncIterator[Trial]:
     empty(redis)
-    broker = RedisBroker(url or redis.url, prefix="", routing="all", allow_eviction=False)
+    broker = RedisBroker(url or redis.url, prefix="", routing="all", allow_eviction=False, metrics=Metrics())
     async with started(broker):
         with redis.client as client, client.pubsub() as ears:
             ears.subscribe("session-updates")

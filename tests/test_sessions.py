@@ -27,6 +27,7 @@ from lockstep.errors import (
     SessionNotFound,
     StateCorrupt,
 )
+from lockstep.metrics import Metrics
 from lockstep.requests import bodies
 from lockstep.rules import engine, state_json
 from lockstep.rules.engine import Step
@@ -73,7 +74,7 @@ async def service(
 ) -> AsyncIterator[Sessions]:
     broker = broker or YieldingBroker()
     await broker.start(Ears())
-    yield Sessions(broker, lifetimes or Lifetimes())
+    yield Sessions(broker, lifetimes or Lifetimes(), Metrics())
     await broker.close()
 
 
@@ -127,7 +128,7 @@ async def told(service: Sessions, session_id: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("processes", [1, 5])
 async def test_fifty_switches_at_once_are_fifty_versions(processes: int) -> None:
     async with service(broker := YieldingBroker()) as first:
-        services = [first, *(Sessions(broker, Lifetimes()) for _ in range(processes - 1))]
+        services = [first, *(Sessions(broker, Lifetimes(), Metrics()) for _ in range(processes - 1))]
         before = await running(first, seats=3)
         steps = await asyncio.gather(
             *(services[turn % processes].apply(before.session_id, engine.switch) for turn in range(50))
@@ -142,7 +143,7 @@ async def test_fifty_switches_at_once_are_fifty_versions(processes: int) -> None
 
 async def test_what_an_answer_said_is_what_the_history_says() -> None:
     async with service(broker := YieldingBroker()) as first:
-        second = Sessions(broker, Lifetimes())
+        second = Sessions(broker, Lifetimes(), Metrics())
         before = await running(first)
         steps = await asyncio.gather(
             *(each.apply(before.session_id, engine.switch) for each in (first, second) * 10)
@@ -373,7 +374,7 @@ async def test_a_conflict_is_decided_again_on_the_new_state_at_a_fresh_instant()
 
     async with service(broker := Overtaken()) as sessions_:
         before = await running(sessions_)
-        broker.overtaken_by = Sessions(broker, Lifetimes())
+        broker.overtaken_by = Sessions(broker, Lifetimes(), Metrics())
         step = await sessions_.apply(before.session_id, rule)
         assert step.session.version == 4
         (first_version, first_ms), (second_version, second_ms) = seen
@@ -567,7 +568,7 @@ async def test_a_state_that_cannot_be_read_can_be_deleted_and_created_anew() -> 
 async def test_whatever_is_stored_of_a_session_is_gone_when_it_is_deleted(
     kind: str, raw: str, redis_server: RedisServer
 ) -> None:
-    redis = RedisBroker(redis_server.url, f"{uuid4()}-", "all", allow_eviction=False)
+    redis = RedisBroker(redis_server.url, f"{uuid4()}-", "all", allow_eviction=False, metrics=Metrics())
     async with service(broker := redis if kind == "redis" else YieldingBroker()) as sessions_:
         session_id = await spoiled(broker, raw)
         await sessions_.delete(session_id)

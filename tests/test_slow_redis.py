@@ -9,6 +9,7 @@ from broker.redis import RedisBroker
 from lockstep.contract import Batch, Kind
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
+from lockstep.metrics import Metrics
 from lockstep.sessions import Lifetimes, Sessions
 from tests.redis_server import Proxy, RedisServer
 
@@ -45,9 +46,9 @@ def large_state(session_id: str) -> bytes:
 async def test_large_rooms_are_repaired_over_a_slow_link_and_commands_go_on_meanwhile() -> None:
     redis, prefix = RedisServer(), f"{uuid4()}-"
     async with Proxy(redis.port) as proxy:
-        broker = RedisBroker(proxy.url, prefix, "all", allow_eviction=False)
-        sessions = Sessions(broker, Lifetimes())
-        hub = Hub(broker, sessions, Deadlines(broker, sessions))
+        broker = RedisBroker(proxy.url, prefix, "all", allow_eviction=False, metrics=Metrics())
+        sessions = Sessions(broker, Lifetimes(), Metrics())
+        hub = Hub(broker, sessions, Deadlines(broker, sessions), Metrics())
         await broker.start(hub)
         try:
             peers = [Counting() for _ in range(ROOMS)]

@@ -46,11 +46,11 @@ class Hub:
         broker: HubBroker,
         sessions: Sessions,
         deadlines: Deadlines,
-        metrics: Metrics | None = None,
+        metrics: Metrics,
         deliver: Deliver = one_by_one,
     ) -> None:
         self._deliver_to = deliver
-        self._metrics = metrics = metrics or Metrics()
+        self._metrics = metrics
         metrics.watch(metrics.rooms, lambda: len(self._rooms))
         metrics.watch(metrics.connections, lambda: sum(len(room.peers) for room in self._rooms.values()))
         self._broker = broker
@@ -113,7 +113,7 @@ class Hub:
             if self._reader is None:
                 self._reader = self._tasks.spawn(self._read_new_rooms())
         room.enter(peer)
-        self._metrics.told("CONNECTED")
+        self._metrics.count_sent("CONNECTED")
         room.owes_sync |= not heard
         peer.send(encode_text_frame(protocol_v1.connected(session_id, self._broker.shown_ms())))
 
@@ -149,7 +149,7 @@ class Hub:
             room.catch_up(peer)
         sync = protocol_v1.state_sync(session_id, self._broker.shown_ms(), state)
         peer.send(encode_text_frame(sync), Kind.SYNC)
-        self._metrics.told("STATE_SYNC")
+        self._metrics.count_sent("STATE_SYNC")
 
     async def _read(self, session_id: str) -> bytes:
         """The state; however many ask, one read of a session is under way.
@@ -230,7 +230,7 @@ class Hub:
             return
         self._attend(room)
         room.put(message)
-        self._metrics.told("RELAYED", len(room.peers))
+        self._metrics.count_sent("RELAYED", len(room.peers))
 
     def on_gap(self) -> None:
         self._metrics.gaps.inc()
@@ -251,7 +251,7 @@ class Hub:
         self._attend(room)
         room.put_state(update.message, Kind.STATE, update.head, update.state)
         room.committed_ms.append(update.timestamp_ms)
-        self._metrics.told("STATE_UPDATE", len(room.peers))
+        self._metrics.count_sent("STATE_UPDATE", len(room.peers))
 
     def _delete(self, deletion: Deletion) -> None:
         room = self._rooms.get(deletion.session_id)
@@ -265,7 +265,7 @@ class Hub:
     def _end_room(self, session_id: str, room: Room, message: bytes | None, epoch: str) -> None:
         self._drop_room(session_id)
         self._attend(room)
-        self._metrics.told("SESSION_DELETED", len(room.peers))
+        self._metrics.count_sent("SESSION_DELETED", len(room.peers))
         room.end(message or protocol_v1.session_deleted(session_id, self._broker.now_ms(), epoch))
 
     def _drop_room(self, session_id: str) -> None:
@@ -387,7 +387,7 @@ class Hub:
             sync = protocol_v1.state_sync(session_id, self._broker.shown_ms(), state)
             room.put_state(sync, Kind.SYNC, head, state)
             self._metrics.resyncs.inc()
-            self._metrics.told("STATE_SYNC", len(room.peers))
+            self._metrics.count_sent("STATE_SYNC", len(room.peers))
 
     def _check_pause_s(self) -> float:
         slices = max(1, -(-len(self._rooms) // REPAIR_SLICE))
