@@ -24,8 +24,8 @@ from lockstep.contract import (
     Listener,
     Outcome,
 )
-from lockstep.inside import Inside
 from lockstep.limits import FixedWindows
+from lockstep.occupancy import Occupancy
 from lockstep.wire import heads, protocol_v1
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class MemoryBroker(Broker):
         self._done: dict[str, bytes] = {}  # what is kept of requests that are done once
         self._forgettable = _SortedSet()
         self._windows = FixedWindows()
-        self._inside = Inside()
+        self._occupancy = Occupancy()
         self._lapses = _SortedSet()
         self._deadlines = _SortedSet()
         self._listener: Listener | None = None
@@ -218,10 +218,10 @@ class MemoryBroker(Broker):
         return counts
 
     async def enter(self, key: str, limit: int) -> bool:
-        return self._inside.enter(key, limit)
+        return self._occupancy.enter(key, limit)
 
     def leave(self, key: str, limit: int) -> None:
-        self._inside.leave(key, limit)
+        self._occupancy.leave(key, limit)
 
     async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
         kept = self._alive(session_id)

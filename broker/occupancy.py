@@ -10,7 +10,7 @@ import hiredis
 from broker.link import Link, LinkDown, Wire
 from broker.script import Script, checked
 from lockstep.errors import BrokerUnavailable
-from lockstep.inside import Inside
+from lockstep.occupancy import Occupancy as LocalOccupancy
 
 # The counts of a process that nobody asks about again after its death are kept for so long.
 KEPT_S = 86_400
@@ -33,7 +33,7 @@ class Occupancy:
         self._process = process
         self._enter = Script("enter")
         # Those who wait for an answer are inside already; Redis may or may not have counted them.
-        self._inside = Inside()
+        self._inside = LocalOccupancy()
         self._waiting: Counter[str] = Counter()
         # By how much the count that Redis has is to be changed.
         self._changes: Counter[str] = Counter()

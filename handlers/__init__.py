@@ -27,8 +27,9 @@ from handlers.sessions import (
 )
 from handlers.socket import Clients, SocketHandler
 from handlers.tokens import Tokens
+from lockstep.addresses import Addresses
 from lockstep.contract import Broker
-from lockstep.limits import Addresses, ConnectionLimits, RateLimits
+from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
 from lockstep.requests import openapi

@@ -34,6 +34,7 @@ from handlers.patience import Patience
 from handlers.read_scheduler import ReadScheduler
 from handlers.tokens import Tokens
 from lockstep.access import OPEN
+from lockstep.addresses import Addresses
 from lockstep.errors import (
     Forbidden,
     LockstepError,
@@ -46,7 +47,7 @@ from lockstep.errors import (
     ValidationError,
     Violation,
 )
-from lockstep.limits import Addresses, RateLimits, Standing
+from lockstep.limits import RateLimits, RateLimitStatus
 from lockstep.metrics import Metrics
 from lockstep.rules.state_json import dumps
 from lockstep.wire import strict_json
@@ -275,8 +276,8 @@ class ApiHandler(HTTPMessageDelegate):
         self._reply_headers = _Headers()
         self._is_answered = False
         self._task: asyncio.Task[None] | None = None
-        self.charge: Awaitable[Standing] | None = None
-        self._standing: Standing | None = None
+        self.charge: Awaitable[RateLimitStatus] | None = None
+        self._standing: RateLimitStatus | None = None
         self.access = OPEN
         # By name: a bound method would be a cycle, which only the collector takes apart.
         self._action = ACTIONS.get(method, "")
@@ -386,7 +387,7 @@ class ApiHandler(HTTPMessageDelegate):
         if charge is not None:
             self.tell_standing(await charge)
 
-    def tell_standing(self, standing: Standing) -> None:
+    def tell_standing(self, standing: RateLimitStatus) -> None:
         """Say in the answer where the caller stands; of several limits, in the one that is nearest."""
         if self._standing is None or standing.remaining < self._standing.remaining:
             self._standing = standing

@@ -184,11 +184,13 @@ class CommandHandler(SessionsApi):
         rule = engine.expecting(_rule(command, arguments), version=version, tags=tags)
         rule = self.access.rule_of(rule)
         answer = _Once(_switched if command == "switch" else answer_state)
-        limit = self.rates.switches(session_id) if command == "switch" and self.rates is not None else None
+        limit = (
+            self.rates.switch_limit(session_id) if command == "switch" and self.rates is not None else None
+        )
         origin = self.origin(f"/v1/sessions/{session_id}/{command}", said, limit)
         step = await self.sessions.apply(session_id, rule, origin, answer)
-        if limit is not None and limit.standing is not None:
-            self.tell_standing(limit.standing)
+        if limit is not None and limit.status is not None:
+            self.tell_standing(limit.status)
         self.set_header("ETag", step.session.tag)
         self.reply(answer(step))
 

@@ -17,6 +17,7 @@ from handlers.patience import STALLED_TIMEOUT_S
 from handlers.read_scheduler import ReadScheduler
 from handlers.tokens import SUBPROTOCOL, Tokens
 from lockstep.access import Scope
+from lockstep.addresses import Addresses
 from lockstep.contract import Broker
 from lockstep.errors import (
     ADDRESS_FULL,
@@ -35,7 +36,7 @@ from lockstep.errors import (
     Unauthorized,
     UpgradeRequired,
 )
-from lockstep.limits import Addresses, ConnectionLimits
+from lockstep.limits import ConnectionLimits
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
@@ -88,7 +89,7 @@ class Clients:
         """Let a client into its room, if there is a place for it."""
         assert connection.session_id is not None
         try:
-            refusal = self._places.refuses_another() or await self._places.enter(
+            refusal = self._places.count_and_check() or await self._places.enter(
                 connection.session_id, connection.caller, connection.address
             )
             if refusal is not None:

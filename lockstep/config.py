@@ -10,8 +10,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from lockstep.addresses import Addresses
 from lockstep.hosts import canonical_origin, split_host
-from lockstep.limits import MAX_RATE, Addresses, Rate
+from lockstep.limits import MAX_RATE, Rate
 from lockstep.sessions import Lifetimes
 
 # More than these is a slip, and some of it Redis could not work with.

@@ -80,7 +80,7 @@ def traces(server: Server) -> dict[str, Any]:
         "joining": server.hub._joining,
         "unread rooms": server.hub._unread,
         "heartbeats": [each for slot in server.heartbeat._slots for each in slot],
-        "places": server.broker._inside.counts,
+        "places": server.broker._occupancy.counts,
         "armed deadlines": server.deadlines._armed,
     }
     return {name: what for name, what in kept.items() if what}

@@ -13,9 +13,10 @@ import pytest
 from tornado.netutil import bind_sockets
 
 from broker.link import BACK_SOON_S
+from lockstep.addresses import Addresses
 from lockstep.config import Settings
 from lockstep.contract import Charge
-from lockstep.limits import MAX_REMEMBERED, Addresses, FixedWindows, Rate
+from lockstep.limits import MAX_REMEMBERED, FixedWindows, Rate
 from server import Server
 from tests.load import chess, eventually
 from tests.processes import Answer, ServerProcess, read_answer, request

@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 
 from deploy.stack import SPARE_S, Stack, origins_map, program
+from lockstep.addresses import Addresses
 from lockstep.config import Settings, read_settings
-from lockstep.limits import Addresses
 from tests.processes import Answer, parse_answer, request
 from tests.test_stack import free_ports
 

@@ -1,14 +1,14 @@
-"""How many of something are here at once: what this process itself has let in."""
+"""How many of something are here at once, as this process counts by itself."""
 
 
-class Inside:
-    """Counts by key; what nobody is in any more is forgotten."""
+class Occupancy:
+    """Counts by key; a key that comes down to 0 is forgotten."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
 
     def enter(self, key: str, limit: int) -> bool:
-        """One more, unless that would be over the limit; 0: no limit, and nothing to count."""
+        """Count one more, unless that would be over the limit; 0: no limit, and nothing is counted."""
         if not limit:
             return True
         count = self.counts.get(key, 0)
