@@ -146,7 +146,7 @@ class Server:
                 # Again and again: by a connection that was open before somebody may still have come.
                 leaving = self.hub.peers
             for peer in leaving:
-                peer.close(GOING_AWAY, "Server shutting down")
+                peer.close(GOING_AWAY)
             await asyncio.sleep(0.01)
 
 

@@ -16,7 +16,7 @@ from handlers.backlog import Backlog
 from handlers.heartbeat import Heartbeat
 from handlers.read_scheduler import ReadScheduler
 from lockstep.contract import Batch, Kind
-from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW
+from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
 from lockstep.metrics import Metrics
 from lockstep.wire.frames import (
     BINARY,
@@ -206,7 +206,7 @@ class Connection:
         if self._backlog.waiting_bytes > MAX_UNSENT_BYTES:
             self._backlog.drop_waiting()
             self._service.metrics.slow_closes.inc()
-            self.close(TOO_SLOW, "Too slow")
+            self.close(TOO_SLOW)
 
     def _on_writable(self) -> None:
         assert self._backlog is not None
@@ -292,7 +292,7 @@ class Connection:
                     break
         except FrameError as error:
             self._is_deaf = True
-            self.close(error.close_code, error.reason)
+            self.close(error.close)
         self._frames = None
         if self._is_deaf or (self._reader is not None and self._reader.is_idle):
             self._reader = None
@@ -313,7 +313,7 @@ class Connection:
         if self._service.message_rate and opcode != CLOSE and self._is_talkative():
             self._service.metrics.limited.labels("message_rate").inc()
             self._is_deaf = True
-            self.close(TOO_MANY_MESSAGES, "Too many messages")
+            self.close(TOO_MANY_MESSAGES)
         elif opcode in (TEXT, BINARY):
             if not self._is_closing:
                 self._answer(payload, opcode == BINARY)
@@ -326,14 +326,14 @@ class Connection:
             self._is_deaf = True
             code, _ = decode_close(payload)
             self.close_code = code
-            self.close(code)
+            self._close(code)
 
     def _answer(self, payload: bytes, is_binary: bool) -> None:
         try:
             self._service.on_message(self, payload, is_binary)
         except Exception:
             log.exception("a message could not be handled", extra={"session_id": self.session_id})
-            self.close(INTERNAL_ERROR, "Internal server error")
+            self.close(INTERNAL_ERROR)
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -350,10 +350,13 @@ class Connection:
     def expect_pong(self) -> None:
         """A peer that has vanished answers no closing handshake either."""
         if self._owes_pong:
-            self.close_code = ABNORMAL_CLOSURE
+            self.close_code = ABNORMAL_CLOSURE.code
             self._abort()
 
-    def close(self, code: int | None = None, reason: str = "") -> None:
+    def close(self, how: Close) -> None:
+        self._close(how.code, how.reason)
+
+    def _close(self, code: int | None, reason: str = "") -> None:
         if self._is_closing:
             return
         self._is_closing = True
@@ -366,13 +369,13 @@ class Connection:
         else:
             self._write(frame)
         if not self._is_over:
-            timeout_s = TOO_SLOW_TIMEOUT_S if code == TOO_SLOW else CLOSE_TIMEOUT_S
+            timeout_s = TOO_SLOW_TIMEOUT_S if code == TOO_SLOW.code else CLOSE_TIMEOUT_S
             self._abort_timer = self._loop.call_later(timeout_s, self._abort)
             self._end_if_done()
 
-    def close_in(self, delay_s: float, code: int, reason: str) -> None:
-        """Close then, if the connection lasts so long."""
-        self._expiry_timer = self._loop.call_later(max(0.0, delay_s), self.close, code, reason)
+    def close_in(self, delay_s: float, how: Close) -> None:
+        """Close after this delay, if the connection lasts so long."""
+        self._expiry_timer = self._loop.call_later(max(0.0, delay_s), self.close, how)
 
     def _end_if_done(self) -> None:
         """The connection ends when both have closed and all is sent."""

@@ -20,15 +20,16 @@ from lockstep.access import Scope
 from lockstep.addresses import Addresses
 from lockstep.contract import Broker
 from lockstep.errors import (
-    ADDRESS_FULL,
-    CALLER_FULL,
+    CLOSE_BY_LIMIT,
     INTERNAL_ERROR,
-    POLICY_VIOLATION,
-    SERVER_FULL,
-    SESSION_FULL,
+    INVALID_SESSION_ID,
+    MISSING_SESSION_ID,
+    TOKEN_EXPIRED,
     TOKEN_FORBIDDEN,
     TOKEN_REFUSED,
-    TOO_MANY_NEW,
+    TOO_MANY_INVALID,
+    TOO_MUCH_TOO_EARLY,
+    Close,
     Forbidden,
     LockstepError,
     MalformedJson,
@@ -48,15 +49,6 @@ log = logging.getLogger(__name__)
 MAX_REFUSED = 10
 REFUSED_WITHIN_S = 10.0
 EARLY_BYTES = 4096
-
-
-_FULL = {
-    "session": (SESSION_FULL, "Too many clients of this session"),
-    "process": (SERVER_FULL, "Too many clients"),
-    "caller": (CALLER_FULL, "Too many connections of yours to this session"),
-    "address": (ADDRESS_FULL, "Too many clients from this address"),
-    "connection_rate": (TOO_MANY_NEW, "Too many new clients"),
-}
 
 
 class Clients:
@@ -93,7 +85,7 @@ class Clients:
                 connection.session_id, connection.caller, connection.address
             )
             if refusal is not None:
-                connection.close(*_FULL[refusal])
+                connection.close(CLOSE_BY_LIMIT[refusal])
                 return
             connection.has_place = True
             if connection.is_over:
@@ -102,7 +94,7 @@ class Clients:
             await self._hub.join(connection.session_id, connection)
         except Exception:
             log.exception("a WebSocket could not be set up", extra={"session_id": connection.session_id})
-            connection.close(INTERNAL_ERROR, "Internal server error")
+            connection.close(INTERNAL_ERROR)
 
     def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
         try:
@@ -150,7 +142,7 @@ class Clients:
             connection.send(encode_text_frame(protocol_v1.error(error.code, error.message)))
         except Exception:
             log.exception("a RECONNECT could not be answered", extra={"session_id": connection.session_id})
-            connection.close(INTERNAL_ERROR, "Internal server error")
+            connection.close(INTERNAL_ERROR)
         connection.resume()
 
     def _refuse(self, connection: Connection, code: str, message: str) -> None:
@@ -163,7 +155,7 @@ class Clients:
         refused_at_s = connection.refused_at_s
         refused_at_s.append(now_s)
         if len(refused_at_s) == MAX_REFUSED and now_s - refused_at_s[0] <= REFUSED_WITHIN_S:
-            connection.close(POLICY_VIOLATION, "Too many invalid messages")
+            connection.close(TOO_MANY_INVALID)
 
 
 class Handshake(WebSocketProtocol13):
@@ -216,7 +208,8 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         except (StreamClosedError, TimeoutError):
             self.on_connection_close()
             return
-        session_id, complaint = self._asked_for()
+        requested = self._requested_session()
+        session_id = requested if isinstance(requested, str) else None
         address = self._addresses.client_of(
             self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
         )
@@ -224,11 +217,11 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         self._clients.metrics.opened.inc()
         if len(early) > EARLY_BYTES:
             early = b""
-            connection.close(POLICY_VIOLATION, "Too much was sent before the handshake was answered")
-        elif session_id is None:
-            connection.close(POLICY_VIOLATION, complaint or "")
+            connection.close(TOO_MUCH_TOO_EARLY)
+        elif isinstance(requested, Close):
+            connection.close(requested)
         else:
-            await self._admit(connection, session_id)
+            await self._admit(connection, requested)
         connection.start(early)
         # The connection does not need the request any more; nor its reference cycles, which wait for this.
         self.on_connection_close()
@@ -239,14 +232,12 @@ class SocketHandler(JsonErrors, WebSocketHandler):
             access = self._tokens.access(self.request.headers, in_query)
             access.require(Scope.VIEW, session_id)
         except Unauthorized as error:
-            connection.close(TOKEN_REFUSED, error.message)
+            connection.close(TOKEN_REFUSED.because(error.message))
         except Forbidden as error:
-            connection.close(TOKEN_FORBIDDEN, error.message)
+            connection.close(TOKEN_FORBIDDEN.because(error.message))
         else:
             if access.expires_at_s is not None:
-                connection.close_in(
-                    access.expires_at_s - time.time(), TOKEN_REFUSED, "This token has expired"
-                )
+                connection.close_in(access.expires_at_s - time.time(), TOKEN_EXPIRED)
             if not access.is_trusted:
                 connection.caller = access.client if access.subject else connection.address
             await self._clients.welcome(connection)
@@ -278,15 +269,15 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock, early
 
-    def _asked_for(self) -> tuple[str | None, str | None]:
-        """The session, or what is wrong with the question."""
+    def _requested_session(self) -> str | Close:
+        """The session's id, or why there is none."""
         values = self.request.query_arguments.get("sessionId", [])
         if not any(values):
-            return None, "Missing sessionId parameter"
+            return MISSING_SESSION_ID
         session_id = values[0].decode("utf-8", "replace").lower()
         if len(values) > 1 or not heads.UUID.fullmatch(session_id):
-            return None, "Invalid sessionId format"
-        return session_id, None
+            return INVALID_SESSION_ID
+        return session_id
 
     def on_message(self, message: str | bytes) -> None:
         raise NotImplementedError("messages arrive at Clients")

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from lockstep.errors import Close
+
 # What every broker agrees on.
 KEPT_EVENTS = 1000
 """A session's history has so many events; older ones are gone."""
@@ -94,7 +96,7 @@ class Peer(Protocol):
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         """Send a frame after everything sent before it."""
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, how: Close) -> None:
         """Close after what has been sent. May be called again, then does nothing."""
 
 

@@ -1,7 +1,7 @@
 """What a client can be told, and nothing else: one class per code of the contract."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -214,21 +214,48 @@ class IdempotencyKeyReused(LockstepError):
         super().__init__("This Idempotency-Key was used for another request: a new request needs a new key")
 
 
-# Close codes (RFC 6455 7.4; 4000-4499: come back, 4500-4999: don't).
-NORMAL_CLOSURE = 1000
-GOING_AWAY = 1001
-PROTOCOL_ERROR = 1002
-ABNORMAL_CLOSURE = 1006  # never sent: there was no close frame
-INVALID_PAYLOAD = 1007
-POLICY_VIOLATION = 1008
-MESSAGE_TOO_BIG = 1009
-INTERNAL_ERROR = 1011
-TOO_SLOW = 4001
-SESSION_FULL = 4002
-SERVER_FULL = 4003
-ADDRESS_FULL = 4004
-TOO_MANY_NEW = 4005
-TOO_MANY_MESSAGES = 4006
-CALLER_FULL = 4007
-TOKEN_REFUSED = 4501
-TOKEN_FORBIDDEN = 4503
+@dataclass(frozen=True, slots=True)
+class Close:
+    """How a connection ends: what its close frame says (RFC 6455 7.4), and whether to come back.
+
+    Of our own codes 4000-4499 say "come back" and 4500-4999 say "don't", but for 4501: with another token.
+    """
+
+    code: int
+    reason: str
+    may_come_back: bool
+
+    def because(self, reason: str) -> "Close":
+        return replace(self, reason=reason)
+
+
+SESSION_DELETED = Close(1000, "Session deleted", may_come_back=False)
+GOING_AWAY = Close(1001, "Server shutting down", may_come_back=True)
+PROTOCOL_ERROR = Close(1002, "Protocol error", may_come_back=False)
+ABNORMAL_CLOSURE = Close(1006, "", may_come_back=True)  # never sent: there was no close frame
+INVALID_PAYLOAD = Close(1007, "Invalid UTF-8", may_come_back=False)
+POLICY_VIOLATION = Close(1008, "Policy violation", may_come_back=False)
+MISSING_SESSION_ID = POLICY_VIOLATION.because("Missing sessionId parameter")
+INVALID_SESSION_ID = POLICY_VIOLATION.because("Invalid sessionId format")
+TOO_MUCH_TOO_EARLY = POLICY_VIOLATION.because("Too much was sent before the handshake was answered")
+TOO_MANY_INVALID = POLICY_VIOLATION.because("Too many invalid messages")
+MESSAGE_TOO_BIG = Close(1009, "Message too big", may_come_back=False)
+INTERNAL_ERROR = Close(1011, "Internal server error", may_come_back=True)
+TOO_SLOW = Close(4001, "Too slow", may_come_back=True)
+SESSION_FULL = Close(4002, "Too many clients of this session", may_come_back=True)
+SERVER_FULL = Close(4003, "Too many clients", may_come_back=True)
+ADDRESS_FULL = Close(4004, "Too many clients from this address", may_come_back=True)
+TOO_MANY_NEW = Close(4005, "Too many new clients", may_come_back=True)
+TOO_MANY_MESSAGES = Close(4006, "Too many messages", may_come_back=True)
+CALLER_FULL = Close(4007, "Too many connections of yours to this session", may_come_back=True)
+TOKEN_REFUSED = Close(4501, "This token is not valid", may_come_back=True)
+TOKEN_EXPIRED = TOKEN_REFUSED.because("This token has expired")
+TOKEN_FORBIDDEN = Close(4503, "This token is for another session", may_come_back=False)
+# By the name of the connection limit that refuses a client.
+CLOSE_BY_LIMIT = {
+    "session": SESSION_FULL,
+    "process": SERVER_FULL,
+    "caller": CALLER_FULL,
+    "address": ADDRESS_FULL,
+    "connection_rate": TOO_MANY_NEW,
+}

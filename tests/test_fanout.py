@@ -12,6 +12,7 @@ from handlers import _fanout, fanout
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from lockstep.contract import Batch, Kind
+from lockstep.errors import SESSION_DELETED
 from lockstep.live.room import one_by_one
 from lockstep.metrics import Metrics
 from lockstep.wire.frames import encode_text_frame
@@ -108,7 +109,7 @@ async def test_what_a_socket_does_not_take_follows_and_the_others_do_not_wait(wa
 async def test_whoever_is_gone_does_no_harm(way: str) -> None:
     async with lines(4) as made:
         made.theirs[1].close()
-        made.connections[2].close(1000, "Session deleted")
+        made.connections[2].close(SESSION_DELETED)
         for number in range(3):
             WAYS[way](made.connections, batch_of(b"%d" % number))
         expected = b"".join(batch_of(b"%d" % number).data for number in range(3))

@@ -50,7 +50,7 @@ def read_all(
             # Between two fragments a control frame may wait for its last byte.
             assert held_bytes(reader) <= limit + LONGEST_HEADER + 125
     except FrameError as breach:
-        return messages, breach.close_code
+        return messages, breach.close.code
     return messages, None
 
 
@@ -200,7 +200,7 @@ def test_only_the_codes_that_may_be_sent_are_taken() -> None:
 def test_a_broken_close_is_answered_with_what_is_wrong(payload: bytes, code: int) -> None:
     with pytest.raises(FrameError) as caught:
         decode_close(payload)
-    assert caught.value.close_code == code
+    assert caught.value.close.code == code
 
 
 def test_a_message_of_the_limit_is_read_and_one_byte_more_is_not() -> None:

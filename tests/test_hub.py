@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from lockstep.contract import Batch, Broker, Kind
-from lockstep.errors import BrokerUnavailable, SessionNotFound
+from lockstep.errors import BrokerUnavailable, Close, SessionNotFound
 from lockstep.live import hub as hub_module
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
@@ -58,8 +58,8 @@ class FakePeer:
         self.frames.append(frame)
         self.got.append(json.loads(frame[2:] if frame[1] < 126 else frame[4:]))
 
-    def close(self, code: int, reason: str) -> None:
-        self.got.append((code, reason))
+    def close(self, how: Close) -> None:
+        self.got.append((how.code, how.reason))
 
     @property
     def heard(self) -> list[Any]:
@@ -278,8 +278,8 @@ async def test_a_peer_may_leave_while_it_is_closed() -> None:
     async with a_world() as world:
 
         class Hasty(FakePeer):
-            def close(self, code: int, reason: str) -> None:
-                super().close(code, reason)
+            def close(self, how: Close) -> None:
+                super().close(how)
                 world.hub.leave(S, self)
 
         peers = [await world.join(peer=Hasty()) for _ in range(3)]

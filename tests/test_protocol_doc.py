@@ -280,15 +280,22 @@ def test_every_field_of_a_state_is_told() -> None:
 
 
 def test_every_close_code_that_is_sent_has_advice() -> None:
-    sent = {
-        value
-        for name, value in vars(errors).items()
-        if name.isupper() and type(value) is int and 1000 <= value < 5000
-    }
+    sent = {value.code for value in vars(errors).values() if isinstance(value, errors.Close)}
     told = {
         int(code) for row in rows_of("Closing and coming back") for code in re.findall(r"\b\d{4}\b", row[0])
     }
     assert sent <= told
+
+
+def test_the_advice_for_each_close_code_is_that_of_the_table_in_errors() -> None:
+    advice = {
+        int(code): row[2].startswith("come back")
+        for row in rows_of("Closing and coming back")
+        for code in re.findall(r"\b\d{4}\b", row[0])
+        if "reserved" not in row[1]
+    }
+    closes = [value for value in vars(errors).values() if isinstance(value, errors.Close)]
+    assert {close.code: close.may_come_back for close in closes} == advice
 
 
 async def test_every_request_of_the_table_exists(server_process: ServerProcess) -> None:

@@ -21,6 +21,7 @@ from handlers.heartbeat import Heartbeat
 from handlers.read_scheduler import SLICE_S, ReadScheduler
 from lockstep.config import Settings
 from lockstep.contract import Kind
+from lockstep.errors import GOING_AWAY, SESSION_DELETED
 from lockstep.metrics import Metrics
 from lockstep.wire.frames import encode_text_frame
 from server import Server
@@ -391,8 +392,8 @@ async def test_a_close_comes_after_what_was_sent_before_it() -> None:
     async with a_line() as line:
         line.clog()
         line.send(1, note(1), 2)
-        line.connection.close(1001, "Server shutting down")
-        line.connection.close(1000, "again does nothing")
+        line.connection.close(GOING_AWAY)
+        line.connection.close(SESSION_DELETED)  # again does nothing
         line.send(3, note(2))
         async with await line.client() as client:
             assert [await client.recv() for _ in range(3)] == [
@@ -406,7 +407,7 @@ async def test_a_close_comes_after_what_was_sent_before_it() -> None:
 async def test_who_does_not_answer_a_close_is_gone_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "CLOSE_TIMEOUT_S", 0.1)
     async with a_line() as line:
-        line.connection.close(1001, "Server shutting down")
+        line.connection.close(GOING_AWAY)
         assert await asyncio.wait_for(line.service.ended, 10) == 1001
 
 
@@ -426,7 +427,7 @@ async def test_what_comes_after_a_close_does_not_cost_the_close_frame() -> None:
         line.clog()
         notes = [note(number, 60_000) for number in range(17)]
         line.send(1, *notes)
-        line.connection.close(1001, "Server shutting down")
+        line.connection.close(GOING_AWAY)
         line.send(2, note(99, 60_000))
         line.connection.send(encode_text_frame(b'"' + b"s" * 100_000 + b'"'), Kind.SYNC)
         async with await line.client() as client:
@@ -484,10 +485,10 @@ async def test_sending_to_who_has_gone_does_no_harm(is_clogged: bool) -> None:
         for number in range(10):
             line.send(number, note(number))
             await asyncio.sleep(0)
-        line.connection.close(1000, "Session deleted")
+        line.connection.close(SESSION_DELETED)
         await asyncio.wait_for(line.service.ended, 10)
         line.send(1, note(1))
-        line.connection.close(1000, "Session deleted")
+        line.connection.close(SESSION_DELETED)
 
 
 @pytest.mark.parametrize("is_clogged", [False, True])
@@ -502,7 +503,7 @@ async def test_a_stream_that_has_just_broken_does_no_harm(act: str, is_clogged: 
             line.clog()
         await asyncio.sleep(0)
         line.theirs.close()  # with data unread: a reset, of which the next call is told
-        arguments = {"send": (b"\x81\x011",), "close": (1000, "")}
+        arguments = {"send": (b"\x81\x011",), "close": (SESSION_DELETED,)}
         getattr(line.connection, act)(*arguments.get(act, ()))
         await asyncio.wait_for(line.service.ended, 10)
 

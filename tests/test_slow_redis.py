@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from broker.redis import RedisBroker
 from lockstep.contract import Batch, Kind
+from lockstep.errors import Close
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
@@ -33,7 +34,7 @@ class Counting:
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         self.states += kind is Kind.SYNC
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, how: Close) -> None:
         raise AssertionError("nothing ends here")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lockstep.contract import Batch, Kind, Peer
-from lockstep.errors import NORMAL_CLOSURE
+from lockstep.errors import SESSION_DELETED
 from lockstep.wire.frames import encode_text_frame
 from lockstep.wire.heads import Head
 
@@ -122,7 +122,7 @@ class Room:
         served = 0
         self._batch = None
         while self.is_ended and self.peers:
-            self.peers.popitem()[0].close(NORMAL_CLOSURE, "Session deleted")
+            self.peers.popitem()[0].close(SESSION_DELETED)
             served += 1
             if served % PEERS_PER_LOOK == 0 and is_over():
                 return False

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterator
 
-from lockstep.errors import INVALID_PAYLOAD, MESSAGE_TOO_BIG, PROTOCOL_ERROR
+from lockstep.errors import INVALID_PAYLOAD, MESSAGE_TOO_BIG, PROTOCOL_ERROR, Close
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _DATA_OPCODES = (CONTINUATION, TEXT, BINARY)
@@ -11,12 +11,11 @@ _CONTROL_OPCODES = (CLOSE, PING, PONG)
 
 
 class FrameError(Exception):
-    """The peer broke the protocol; the connection ends with `close_code`."""
+    """The client broke the protocol; `close` says how the connection ends."""
 
-    def __init__(self, close_code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.close_code = close_code
-        self.reason = reason
+    def __init__(self, close: Close) -> None:
+        super().__init__(close.reason)
+        self.close = close
 
 
 def encode_frame(opcode: int, payload: bytes) -> bytes:
@@ -47,11 +46,11 @@ def decode_close(payload: bytes) -> tuple[int | None, str]:
         return None, ""
     code = int.from_bytes(payload[:2], "big")
     if len(payload) == 1 or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
-        raise FrameError(PROTOCOL_ERROR, "Invalid close code")
+        raise FrameError(PROTOCOL_ERROR.because("Invalid close code"))
     try:
         return code, payload[2:].decode()
     except UnicodeDecodeError:
-        raise FrameError(INVALID_PAYLOAD, "Invalid UTF-8") from None
+        raise FrameError(INVALID_PAYLOAD) from None
 
 
 class FrameReader:
@@ -132,16 +131,16 @@ class FrameReader:
         first, second = data[start], data[start + 1]
         final, opcode, length = bool(first & 0x80), first & 0x0F, second & 0x7F
         if first & 0x70:
-            raise FrameError(PROTOCOL_ERROR, "Reserved bits set")
+            raise FrameError(PROTOCOL_ERROR.because("Reserved bits set"))
         if not second & 0x80:
-            raise FrameError(PROTOCOL_ERROR, "Unmasked frame")
+            raise FrameError(PROTOCOL_ERROR.because("Unmasked frame"))
         if opcode in _CONTROL_OPCODES:
             if not final or length > 125:
-                raise FrameError(PROTOCOL_ERROR, "Fragmented or oversized control frame")
+                raise FrameError(PROTOCOL_ERROR.because("Fragmented or oversized control frame"))
         elif opcode not in _DATA_OPCODES:
-            raise FrameError(PROTOCOL_ERROR, "Unknown opcode")
+            raise FrameError(PROTOCOL_ERROR.because("Unknown opcode"))
         elif (opcode == CONTINUATION) is (self._message is None):
-            raise FrameError(PROTOCOL_ERROR, "Broken fragmentation")
+            raise FrameError(PROTOCOL_ERROR.because("Broken fragmentation"))
         at = start + 2
         if length >= 126:
             size, shortest = (2, 126) if length == 126 else (8, 65_536)
@@ -149,10 +148,10 @@ class FrameReader:
                 return None
             length = int.from_bytes(data[at : at + size], "big")
             if not shortest <= length < 2**63:
-                raise FrameError(PROTOCOL_ERROR, "Invalid payload length")
+                raise FrameError(PROTOCOL_ERROR.because("Invalid payload length"))
             at += size
         if opcode in _DATA_OPCODES and length + len(self._message or b"") > self._max_bytes:
-            raise FrameError(MESSAGE_TOO_BIG, f"Message over {self._max_bytes} bytes")
+            raise FrameError(MESSAGE_TOO_BIG.because(f"Message over {self._max_bytes} bytes"))
         at += 4
         return (final, opcode, at, length) if at <= len(data) else None
 
@@ -187,11 +186,11 @@ def _check_utf8(decoder: codecs.IncrementalDecoder, piece: bytes, final: bool) -
     try:
         decoder.decode(piece, final)
     except UnicodeDecodeError:
-        raise FrameError(INVALID_PAYLOAD, "Invalid UTF-8") from None
+        raise FrameError(INVALID_PAYLOAD) from None
     # Python waits for a surrogate's third byte, which cannot help it.
     pending, _ = decoder.getstate()
     if pending[:1] == b"\xed" and pending[1:] >= b"\xa0":
-        raise FrameError(INVALID_PAYLOAD, "Invalid UTF-8")
+        raise FrameError(INVALID_PAYLOAD)
 
 
 def _unmask(mask: bytes, data: bytes) -> bytes:
