@@ -54,7 +54,7 @@ check: lint test  ## what CI runs
 lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(CODE) server.py cli.py deploy/stack.py
+	$(BIN)/mypy $(CODE) server.py cli.py deploy
 
 lock: .venv/bin/python  ## requirements.lock: the newest versions that setup.cfg allows, and their hashes
 	$(BIN)/python -m pip install --quiet uv

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.delivery import machine, percentile
 from tests.load import eventually
-from tests.test_stack import Stack, loaded
+from tests.support.stack import Stack, loaded
 
 CLIENTS = 200
 CALLERS = 30

@@ -12,6 +12,7 @@ KNOWS = {
     "lockstep": {"ujson", "msgspec", "prometheus_client"},
     "handlers": {"lockstep", "tornado", "jwt", "cryptography"},
     "broker": {"lockstep", "redis", "hiredis"},
+    "deploy": {"lockstep", "broker", "supervisor"},
 }
 PATHS = sorted(path for package in KNOWS for path in (ROOT / package).rglob("*.py"))
 # The pure rooms, and pure files beside them: what each may import of ours.

@@ -10,11 +10,12 @@ from uuid import uuid4
 
 import pytest
 
-from deploy.stack import SPARE_S, Stack, origins_map, program
+from deploy.config import Stack, find_program
+from deploy.nginx import SOCKET_TIMEOUT_MARGIN_S, nginx_conf, origin_map_lines
 from lockstep.addresses import Addresses
 from lockstep.config import Settings, read_settings
 from tests.processes import Answer, parse_answer, request
-from tests.test_stack import free_ports
+from tests.support.stack import free_ports
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 Reply = Callable[[int], bytes | Awaitable[bytes] | None]
@@ -70,11 +71,11 @@ async def fronted(
     stack = Stack(str(folder), f"127.0.0.1:{base + 3}", 3, base, 100, "", "")
     (folder / "nginx-temp").mkdir()
     told = read_settings([f"--origins={origins}", *settings], {})
-    (folder / "nginx.conf").write_text(edit(stack.nginx_conf(told)))
+    (folder / "nginx.conf").write_text(edit(nginx_conf(stack, told)))
     front = Front(stack)
     servers = [await asyncio.start_server(front.serve, "127.0.0.1", port) for port in stack.ports[:processes]]
     nginx = await asyncio.create_subprocess_exec(
-        *(program("nginx"), "-p", stack.run, "-c", "nginx.conf", "-e", "nginx-error.log")
+        *(find_program("nginx"), "-p", stack.run, "-c", "nginx.conf", "-e", "nginx-error.log")
     )
     try:
         async with asyncio.timeout(10):
@@ -337,7 +338,7 @@ async def test_a_page_can_read_that_it_asked_too_often(tmp_path: Path) -> None:
     ],
 )
 def test_a_wildcard_is_the_same_to_nginx_as_to_lockstep(origin: str, is_admitted: bool) -> None:
-    _, line = origins_map(["https://*.example.org"]).splitlines()
+    _, line = origin_map_lines(["https://*.example.org"]).splitlines()
     found = re.fullmatch(r'\s*"~(.+)" \$http_origin;', line)
     assert found is not None
     assert bool(re.search(found[1], origin)) is is_admitted
@@ -370,18 +371,18 @@ async def test_a_socket_that_falls_silent_is_ended_after_what_a_ping_may_take(
             assert await reader.read() == b""
             silent_for_s.append(loop.time() - began_s)
         writer.transport.abort()
-    assert silent_for_s[0] >= 0.5 + 0.2 + SPARE_S - 0.1
+    assert silent_for_s[0] >= 0.5 + 0.2 + SOCKET_TIMEOUT_MARGIN_S - 0.1
 
 
 def test_nginx_lets_go_of_connections_before_the_processes_do() -> None:
     stack = Stack("run", "127.0.0.1:1", 1, 9001, 100, "", "")
     for keep_alive_s in (0.5, 75, 600):
-        text = stack.nginx_conf(Settings(keep_alive_s=keep_alive_s))
+        text = nginx_conf(stack, Settings(keep_alive_s=keep_alive_s))
         (kept_ms,) = re.findall(r"keepalive_timeout (\d+)ms;", text)
         assert 0 < int(kept_ms) < 1000 * keep_alive_s
 
 
 def test_the_number_of_processes_and_their_ports_are_said_once(tmp_path: Path) -> None:
-    text = Stack(str(tmp_path), "127.0.0.1:1", 5, 9001, 100, "", "").nginx_conf(Settings())
+    text = nginx_conf(Stack(str(tmp_path), "127.0.0.1:1", 5, 9001, 100, "", ""), Settings())
     assert [text.count(f"server 127.0.0.1:{port} ") for port in range(9000, 9007)] == [0, 3, 3, 3, 3, 3, 0]
     assert not re.search(r"@\w+@", text)

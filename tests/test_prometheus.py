@@ -15,7 +15,7 @@ from tornado.netutil import bind_sockets
 
 from tests.load import chess, data, eventually, rest
 from tests.processes import ROOT
-from tests.test_stack import PROCESSES, Stack
+from tests.support.stack import PROCESSES, Stack
 
 RULES = ROOT / "deploy" / "prometheus"
 

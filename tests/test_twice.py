@@ -13,12 +13,13 @@ from uuid import uuid4
 
 import pytest
 
-from deploy.stack import Stack, program
+from deploy.config import Stack, find_program
+from deploy.nginx import nginx_conf
 from lockstep.config import Settings
 from tests.load import chess
 from tests.processes import Answer, ServerProcess, request
 from tests.redis_server import Proxy, RedisServer
-from tests.test_stack import free_ports
+from tests.support.stack import free_ports
 from tests.ws_client import WsClient
 
 # nginx asks the next process after so long; as it is delivered, after 5 s.
@@ -81,7 +82,7 @@ async def paired(folder: Path) -> AsyncIterator[Pair]:
                 servers.append(await asyncio.to_thread(ServerProcess, f"--broker={url}", *options))
             first, second = servers
             stack = Stack(str(folder), f"127.0.0.1:{base}", 1, first.port, 100, "", "")
-            conf = stack.nginx_conf(Settings())
+            conf = nginx_conf(stack, Settings())
             for before, after in (
                 (f"{first.port} max_fails=1 fail_timeout=1s;", f"{first.port} max_fails=0;"),
                 (f"{first.port} max_fails=0 backup;", f"{second.port} max_fails=0 backup;"),
@@ -92,7 +93,7 @@ async def paired(folder: Path) -> AsyncIterator[Pair]:
             (folder / "nginx-temp").mkdir()
             (folder / "nginx.conf").write_text(conf)
             nginx = await asyncio.create_subprocess_exec(
-                *(program("nginx"), "-p", stack.run, "-c", "nginx.conf", "-e", "nginx-error.log")
+                *(find_program("nginx"), "-p", stack.run, "-c", "nginx.conf", "-e", "nginx-error.log")
             )
             try:
                 async with asyncio.timeout(10):
