@@ -116,8 +116,6 @@ class Server:
         """Finish what is in flight, tell the clients, leave; never longer than the drain time."""
         self._is_draining = True
         self.http.stop()
-        # What still comes by an open connection is answered, with Connection: close.
-        self.http.conn_params.no_keep_alive = True
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self._drain()

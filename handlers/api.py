@@ -9,7 +9,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http.client import responses
 from typing import Any, cast
@@ -30,9 +30,10 @@ from tornado.web import Application
 
 from handlers.answers import error_body, error_headers, http_date, log_answer, request_id_of
 from handlers.origins import Hosts, Origins, refused_host, refused_origin
-from handlers.patience import Patience
 from handlers.read_scheduler import ReadScheduler
+from handlers.request_timeouts import RequestTimeouts
 from handlers.tokens import Tokens
+from handlers.tornado_private import ReplyHeaders
 from lockstep.access import OPEN
 from lockstep.addresses import Addresses
 from lockstep.errors import (
@@ -105,7 +106,7 @@ class Front(HTTPServerConnectionDelegate):
         self._paths = paths
         self._origins = origins
         self._hosts = hosts
-        self._patience = Patience(keep_alive_s)
+        self._timeouts = RequestTimeouts(keep_alive_s)
         self._requests = ReadScheduler()
         self._arrivals = ReadScheduler()
         self.bodies = ReadScheduler()
@@ -113,13 +114,13 @@ class Front(HTTPServerConnectionDelegate):
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         assert isinstance(request_conn, HTTP1Connection)
         # A crowd of newcomers has a line of its own, as WebSockets have: nobody waits behind another kind.
-        turns = self._requests if self._patience.knows(server_conn) else self._arrivals
+        turns = self._requests if self._timeouts.has_seen(server_conn) else self._arrivals
         incoming = _Incoming(self, server_conn, request_conn, turns)
-        self._patience.begin(server_conn, incoming)
+        self._timeouts.begin(server_conn, incoming)
         return incoming
 
     def on_close(self, server_conn: object) -> None:
-        self._patience.end(server_conn)
+        self._timeouts.forget(server_conn)
 
     def choose(
         self,
@@ -235,13 +236,6 @@ class _Incoming(HTTPMessageDelegate):
             self._chosen.on_connection_close()
 
 
-class _Headers(dict[str, str]):
-    """As much of HTTPHeaders as an answer needs; Tornado refuses line breaks when it writes them."""
-
-    def get_all(self) -> Iterable[tuple[str, str]]:
-        return self.items()
-
-
 class ApiHandler(HTTPMessageDelegate):
     """One request: parse, call one service, reply. Errors become JSON here and nowhere else."""
 
@@ -273,7 +267,7 @@ class ApiHandler(HTTPMessageDelegate):
         self._began_s = time.monotonic()
         self._body = bytearray()
         self._body_bytes = 0
-        self._reply_headers = _Headers()
+        self._reply_headers = ReplyHeaders()
         self._is_answered = False
         self._task: asyncio.Task[None] | None = None
         self.charge: Awaitable[RateLimitStatus] | None = None

@@ -7,15 +7,16 @@ import time
 from collections import deque
 
 from tornado.iostream import StreamClosedError
-from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
+from tornado.websocket import WebSocketHandler
 
 from handlers.base import JsonErrors
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from handlers.origins import refused_origin
-from handlers.patience import STALLED_TIMEOUT_S
 from handlers.read_scheduler import ReadScheduler
+from handlers.request_timeouts import STALLED_TIMEOUT_S
 from handlers.tokens import SUBPROTOCOL, Tokens
+from handlers.tornado_private import Handshake, release_socket
 from lockstep.access import Scope
 from lockstep.addresses import Addresses
 from lockstep.contract import Broker
@@ -158,19 +159,6 @@ class Clients:
             connection.close(TOO_MANY_INVALID)
 
 
-class Handshake(WebSocketProtocol13):
-    """Tornado's handshake (RFC 6455 4.2.2), and nothing behind it: neither its pings nor its reading."""
-
-    def start_pinging(self) -> None:
-        pass
-
-    async def _receive_frame_loop(self) -> None:
-        pass
-
-    def on_connection_close(self) -> None:
-        pass
-
-
 class SocketHandler(JsonErrors, WebSocketHandler):
     """The request that becomes a client's connection. It is gone when that has begun."""
 
@@ -182,7 +170,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
     def get_websocket_protocol(self) -> Handshake | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        return Handshake(self, mask_outgoing=False, params=_WebSocketParams())
+        return Handshake(self)
 
     async def head(self) -> None:
         await self.get()
@@ -264,8 +252,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         # What has come already is there at once, in one piece.
         reading = asyncio.ensure_future(stream.read_bytes(EARLY_BYTES + 1, partial=True))
         early = reading.result() if reading.done() else b""
-        sock = stream.socket
-        stream.io_loop.remove_handler(sock)
+        sock = release_socket(stream)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock, early
 

@@ -19,7 +19,7 @@ from tornado.http1connection import HTTP1ServerConnection
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 
-from handlers import patience
+from handlers import request_timeouts
 from handlers import socket as socket_handler
 from handlers.connection import Connection
 from handlers.listening import RESERVED_DESCRIPTORS
@@ -238,8 +238,8 @@ async def test_a_hundred_bad_messages_at_once_are_ten_errors_and_a_close(
 async def test_who_does_not_finish_his_request_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, beginning: str
 ) -> None:
-    monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(patience, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(request_timeouts, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(request_timeouts, "BODY_TIMEOUT_S", 0.3)
     async with serving() as api:
         reader, writer = await asyncio.open_connection(*api.address)
         writer.write(beginning.encode())
@@ -274,8 +274,8 @@ async def test_the_impatient_server_waits_for_who_is_idle_and_who_is_answered_la
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither a connection kept between requests nor a WebSocket has begun something unfinished."""
-    monkeypatch.setattr(patience, "HEAD_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(patience, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(request_timeouts, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(request_timeouts, "BODY_TIMEOUT_S", 0.05)
     async with serving() as api:
         reader, writer = await asyncio.open_connection(*api.address)
         url = api.url.replace("http", "ws") + f"/ws?sessionId={SOME_ID}"
@@ -453,7 +453,7 @@ def not_reading(address: tuple[str, int]) -> socket.socket:
 @pytest.mark.parametrize("asked", ["GET /openapi.json", "GET /page.js", HANDSHAKE[:-2]])
 async def test_an_answer_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     """A handshake's is small: it waits behind other answers."""
-    for module in (patience, socket_handler):
+    for module in (request_timeouts, socket_handler):
         monkeypatch.setattr(module, "STALLED_TIMEOUT_S", 0.5)
     async with serving() as api:
         loop = asyncio.get_running_loop()
@@ -476,7 +476,7 @@ async def test_an_answer_that_nobody_takes_is_given_up(monkeypatch: pytest.Monke
 
 
 async def test_who_takes_an_answer_slowly_has_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "STALLED_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(request_timeouts, "STALLED_TIMEOUT_S", 0.5)
     async with serving() as api:
         loop = asyncio.get_running_loop()
         whole = (await api("GET", "/openapi.json")).raw

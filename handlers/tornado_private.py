@@ -1,0 +1,72 @@
+"""The one file that touches what is private or undocumented in Tornado.
+
+setup.cfg bounds Tornado's version for its sake, and tests/test_tornado_private.py checks what is relied on.
+"""
+
+import socket
+from collections.abc import Iterable
+
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
+
+
+def unread_bytes(stream: IOStream) -> int:
+    """How much has been received that nobody has asked for yet."""
+    return stream._read_buffer_size
+
+
+def written_bytes(stream: IOStream) -> int:
+    """How much of what was written the kernel has taken, in all."""
+    return stream._total_write_done_index
+
+
+def is_reading_head(stream: IOStream) -> bool:
+    """True while a request's head is read: it is the only thing that a regular expression delimits."""
+    return stream._read_regex is not None
+
+
+def release_socket(stream: IOStream) -> socket.socket:
+    """Let the stream go of its socket, which stays open; the stream must not be used afterwards."""
+    sock = stream.socket
+    # The stream has no detach of its own: without its handler in the loop it does nothing any more.
+    stream.io_loop.remove_handler(sock)
+    return sock
+
+
+def configure(server: HTTPServer, *, chunk_bytes: int, max_head_bytes: int) -> None:
+    """How the server's connections read; without Tornado's timeout, which its arguments cannot switch off."""
+    server.conn_params.chunk_size = chunk_bytes
+    server.conn_params.max_header_size = max_head_bytes
+    server.conn_params.header_timeout = None
+
+
+def end_keep_alive(server: HTTPServer) -> None:
+    """Let every connection end with its next request, also those that are open already."""
+    server.conn_params.no_keep_alive = True
+
+
+class ReplyHeaders(dict[str, str]):
+    """As much of HTTPHeaders as `HTTP1Connection.write_headers` needs, which refuses line breaks in them.
+
+    HTTPHeaders itself normalizes every name, which takes longer than all else that is done to a header.
+    """
+
+    def get_all(self) -> Iterable[tuple[str, str]]:
+        return self.items()
+
+
+class Handshake(WebSocketProtocol13):
+    """Tornado's handshake (RFC 6455 4.2.2), and nothing behind it: neither its pings nor its reading."""
+
+    def __init__(self, handler: WebSocketHandler) -> None:
+        super().__init__(handler, mask_outgoing=False, params=_WebSocketParams())
+
+    def start_pinging(self) -> None:
+        pass
+
+    async def _receive_frame_loop(self) -> None:
+        pass
+
+    def on_connection_close(self) -> None:
+        pass
