@@ -89,10 +89,10 @@ def main() -> int:
             return to_json(engine.switch(settled.session, T0 + number).session)
 
         def late_switch(number: int, session: Session = session) -> bytes:
-            return to_json(engine.switch(session, T0 + BANK_MS + number).session)
+            return to_json(engine.decide(session, T0 + BANK_MS + number, engine.switch).step.session)
 
         def command(number: int, stored: bytes = stored) -> bytes:
-            return to_json(engine.switch(from_json(stored), T0 + number).session)
+            return to_json(engine.decide(from_json(stored), T0 + number, engine.switch).step.session)
 
         are_met &= report("settle + switch + encode", microseconds(switch, rounds), goal_us)
         report("flag + switch + encode", microseconds(late_switch, rounds))

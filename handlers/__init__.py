@@ -28,13 +28,15 @@ from handlers.sessions import (
 from handlers.socket import Clients, SocketHandler
 from handlers.tokens import Tokens
 from lockstep.addresses import Addresses
+from lockstep.commands import COMMANDS
 from lockstep.contract import Broker
 from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
+from lockstep.perform import Performer
 from lockstep.requests import openapi
-from lockstep.requests.bodies import COMMANDS
 from lockstep.rules.state_json import dumps
+from lockstep.session_list import SessionList
 from lockstep.sessions import Sessions
 
 
@@ -58,7 +60,12 @@ def front(
 ) -> Front:
     """Every route, and what its handler needs; `settings` are those of Tornado's application."""
     api = {"origins": origins}
-    rest = {"origins": origins, "sessions": sessions}
+    rest = {
+        "origins": origins,
+        "sessions": sessions,
+        "session_list": SessionList(broker),
+        "performer": Performer(sessions),
+    }
     routes: list[Route] = [
         (r"/v1/sessions", CollectionHandler, rest),
         (r"/v1/sessions/([^/]+)", SessionHandler, rest),

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 from lockstep.errors import Forbidden
-from lockstep.rules import engine
-from lockstep.rules.engine import Rule, Step
+from lockstep.rules.engine import Guard
 from lockstep.rules.modes import next_with_time
 from lockstep.rules.state import Mode, Session, Status
 
@@ -17,18 +17,6 @@ class Scope(IntEnum):
     PLAY = 2
     CONTROL = 3
     ADMIN = 4
-
-
-# What each command needs.
-COMMAND_SCOPES = {
-    "start": Scope.CONTROL,
-    "switch": Scope.PLAY,
-    "pause": Scope.CONTROL,
-    "resume": Scope.CONTROL,
-    "adjust": Scope.CONTROL,
-    "complete": Scope.CONTROL,
-    "cancel": Scope.CONTROL,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +58,19 @@ class Access:
             least = scope.name.lower()
             raise Forbidden(f"This needs the scope {least}", "scope", scope=least)
 
-    def require_command(self, command: str, session_id: str) -> None:
-        """Raises Forbidden where this caller may not give it, whatever its body says."""
-        self.require(COMMAND_SCOPES[command], session_id)
+    def require_command(self, scope: Scope, session_id: str) -> None:
+        """Raises Forbidden where this caller may not give a command of this scope, whatever its body says."""
+        self.require(scope, session_id)
         if self.scope is Scope.PLAY and self.subject is None:
             raise Forbidden("This token names no participant (sub): it is never its turn", "turn")
 
-    def rule_of(self, rule: Rule) -> Rule:
-        """The rule of a command that this caller may give: a player's is for its own turn only."""
+    @property
+    def guards(self) -> tuple[Guard, ...]:
+        """What a command of this caller is checked by: a player's is for its own turn only."""
         if self.scope is not Scope.PLAY:
-            return rule
+            return ()
         assert self.subject is not None
-        return _of_own_turn(self.subject, rule)
+        return (partial(_require_own_turn, self.subject),)
 
 
 OPEN = Access(Scope.ADMIN, is_by_token=False)
@@ -91,19 +80,13 @@ ANONYMOUS = Access(Scope.VIEW, is_by_token=False)
 """That of callers without a token, where --anonymous=view lets them in."""
 
 
-def _of_own_turn(participant_id: str, rule: Rule) -> Rule:
-    """A rule that ends a turn, refused to everybody but the active participant of the state decided on."""
-
-    def guarded(session: Session, now_ms: int) -> Step:
-        step, now_ms = engine.settled(session, now_ms)
-        session = step.session
-        active = session.active_participant
-        if session.status in (Status.RUNNING, Status.PAUSED):
-            if active is None or active.participant_id != participant_id.lower():
-                raise Forbidden(f"It is not the turn of participant {participant_id}", "turn")
-            # A lap is one's own; a turn goes to somebody else, or nobody could be given time by himself.
-            if session.mode is not Mode.COUNT_UP and next_with_time(session) in (None, session.active):
-                raise Forbidden("Nobody else has time left: the turn cannot pass to anybody", "turn")
-        return step.followed_by(rule(session, now_ms))
-
-    return guarded
+def _require_own_turn(participant_id: str, session: Session) -> None:
+    """Raises Forbidden unless the session's turn is the participant's, and somebody else's can follow."""
+    if session.status not in (Status.RUNNING, Status.PAUSED):
+        return
+    active = session.active_participant
+    if active is None or active.participant_id != participant_id.lower():
+        raise Forbidden(f"It is not the turn of participant {participant_id}", "turn")
+    # A lap is one's own. Any other turn passes to somebody else, or players could give themselves time.
+    if session.mode is not Mode.COUNT_UP and next_with_time(session) in (None, session.active):
+        raise Forbidden("Nobody else has time left: the turn cannot pass to anybody", "turn")

@@ -12,8 +12,8 @@ from typing import Any
 
 from lockstep.addresses import Addresses
 from lockstep.hosts import canonical_origin, split_host
+from lockstep.lifetimes import Lifetimes
 from lockstep.limits import MAX_RATE, Rate
-from lockstep.sessions import Lifetimes
 
 # More than these is a slip, and some of it Redis could not work with.
 MAX_KEPT_S = 10 * 365 * 86_400

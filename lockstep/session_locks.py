@@ -1,39 +1,39 @@
-"""Commands of one session take turns, so that only processes compete."""
+"""A lock per session: commands of one session queue in their process, so that only processes compete."""
 
 import asyncio
 from collections import deque
 
 
-class Turns:
-    """Who is at it, by session, and who waits. A lock for each would cost ten times as much."""
+class SessionLocks:
+    """Which sessions are locked, and who waits for each. A lock object for each would cost ten times more."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    async def take(self, session_id: str, timeout_s: float) -> None:
-        """Wait until it is our turn, first come, first served. Raises TimeoutError."""
+    async def acquire(self, session_id: str, timeout_s: float) -> None:
+        """Wait for the lock, first come, first served. Raises TimeoutError."""
         waiting = self._waiting.get(session_id)
         if waiting is None:
             self._waiting[session_id] = deque()
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
+        lock: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(lock)
         try:
             async with asyncio.timeout(timeout_s):
-                await turn
+                await lock
         except (TimeoutError, asyncio.CancelledError):
-            if turn.done() and not turn.cancelled():
-                self.give(session_id)  # it came too late for us
-            elif turn in waiting:
-                waiting.remove(turn)
+            if lock.done() and not lock.cancelled():
+                self.release(session_id)  # it came too late
+            elif lock in waiting:
+                waiting.remove(lock)
             raise
 
-    def give(self, session_id: str) -> None:
-        """The turn is over: the next one's begins."""
+    def release(self, session_id: str) -> None:
+        """Hand the lock to the next in line."""
         waiting = self._waiting[session_id]
         while waiting:
-            turn = waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            lock = waiting.popleft()
+            if not lock.done():
+                lock.set_result(None)
                 return
         del self._waiting[session_id]

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lockstep.rules import engine
 from lockstep.rules.engine import Spec
 from lockstep.rules.state import Mode, OnTimeout, Participant, Session
+from tests.support import settled_rules as engine
 
 T0 = 1_704_067_200_000
 """2024-01-01T00:00:00.000Z"""

@@ -7,13 +7,14 @@ from hypothesis import given
 
 from lockstep.access import Access, Scope
 from lockstep.errors import Forbidden, InvalidStateTransition, LockstepError
-from lockstep.rules import engine
 from lockstep.rules.state import BANK_MODES, Mode, OnTimeout, Session, Status
 from tests.fuzzing import examples
 from tests.sessions_under_test import T0, A, B, C, active, pending, remaining, running
+from tests.support import settled_rules as engine
+from tests.support.settled_rules import guarded
 from tests.test_engine_laws import Plan, moves, plans
 
-SWITCH = Access(Scope.PLAY, subject=A.upper()).rule_of(engine.switch)
+SWITCH = guarded(engine.switch, *Access(Scope.PLAY, subject=A.upper()).guards)
 LAPS: dict[str, Any] = {"mode": Mode.COUNT_UP}
 TEAMS: dict[str, Any] = {"mode": Mode.PER_GROUP, "groups": ("red", "red", "blue")}
 
@@ -46,7 +47,7 @@ def test_a_player_hands_its_turn_on() -> None:
 )
 def test_a_player_never_hands_the_turn_to_itself(alone: Session) -> None:
     assert reason(alone) == "turn"
-    host = Access(Scope.CONTROL).rule_of(engine.switch)
+    host = guarded(engine.switch, *Access(Scope.CONTROL).guards)
     assert active(host(alone, T0 + 500).session) == A
 
 
@@ -87,7 +88,7 @@ def test_what_is_not_running_is_told_as_such_but_only_to_whose_turn_it_is() -> N
     for session in (pending(60_000, 60_000), paused, engine.complete(paused, T0 + 200).session):
         with pytest.raises(InvalidStateTransition):
             SWITCH(session, T0 + 500)
-    other = Access(Scope.PLAY, subject=C).rule_of(engine.switch)
+    other = guarded(engine.switch, *Access(Scope.PLAY, subject=C).guards)
     assert reason(paused, rule=other) == "turn"
 
 
@@ -97,7 +98,7 @@ def test_a_player_can_do_nothing_but_end_its_own_turn(plan: Plan) -> None:
     """Whatever has happened: the turn is another's then, and nobody has time that it had not before."""
     for before, _, _ in moves(plan):
         for participant in before.participants:
-            rule = Access(Scope.PLAY, subject=participant.participant_id).rule_of(engine.switch)
+            rule = guarded(engine.switch, *Access(Scope.PLAY, subject=participant.participant_id).guards)
             try:
                 step = rule(before, before.updated_at_ms)
             except LockstepError:

@@ -20,13 +20,14 @@ from msgspec import structs
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, IdempotencyRecord, Outcome
+from lockstep.identifiers import new_epoch
 from lockstep.metrics import Metrics
-from lockstep.rules import engine, history, state_json
+from lockstep.rules import history, state_json
 from lockstep.rules.engine import Rule, Spec, Step
 from lockstep.rules.state import Mode, OnTimeout, Participant, Session
-from lockstep.sessions import new_epoch
 from lockstep.wire import heads
 from tests.redis_server import RedisServer
+from tests.support import settled_rules as engine
 
 PATIENCE_S = 10.0
 HISTORY_BYTES = 2**24

@@ -13,13 +13,15 @@ from msgspec.structs import replace
 from broker.memory import MemoryBroker
 from lockstep.contract import Outcome
 from lockstep.errors import BrokerUnavailable, SessionNotFound
+from lockstep.lifetimes import Lifetimes
 from lockstep.live.deadlines import Deadlines
 from lockstep.metrics import Metrics
-from lockstep.rules import engine, state_json
+from lockstep.rules import state_json
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import iso
-from lockstep.sessions import Lifetimes, Sessions
+from lockstep.sessions import Sessions
 from lockstep.wire import payloads
+from tests.support import settled_rules as engine
 from tests.test_broker import PATIENCE_S, Ears, commit_of, creation, new_id, next_epoch
 from tests.test_sessions import spec, told
 

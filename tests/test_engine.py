@@ -12,7 +12,6 @@ from lockstep.errors import (
     PreconditionFailed,
     ValidationError,
 )
-from lockstep.rules import engine
 from lockstep.rules.state import Mode, OnTimeout, Session, Status
 from tests.sessions_under_test import (
     DAY,
@@ -33,6 +32,7 @@ from tests.sessions_under_test import (
     turns,
     used,
 )
+from tests.support import settled_rules as engine
 
 TEAMS: dict[str, Any] = {"mode": Mode.PER_GROUP, "groups": ("red", "red", "blue")}
 ROUNDS: dict[str, Any] = {"mode": Mode.PER_CYCLE, "time_per_cycle_ms": 10_000}

@@ -11,17 +11,20 @@ from msgspec.structs import replace
 from broker.redis import LAPSE_GRACE_MS, RedisBroker
 from lockstep.contract import Commit, EpochTooLow, IdempotencyRecord, Outcome
 from lockstep.errors import SessionExists, SessionNotFound
+from lockstep.identifiers import epoch_instant_ms
+from lockstep.lifetimes import Lifetimes
 from lockstep.live.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
-from lockstep.rules import engine, state_json
+from lockstep.rules import state_json
 from lockstep.rules.engine import Step
 from lockstep.rules.state import Session
-from lockstep.sessions import Lifetimes, Sessions, epoch_instant_ms
+from lockstep.sessions import Sessions
 from lockstep.wire import payloads
 from tests.load import eventually
 from tests.redis_server import RedisServer
 from tests.shifted_redis import shim
+from tests.support import settled_rules as engine
 from tests.test_broker import ONE_DAY_MS, Ears, applied, commit_of, created, new_id, next_epoch
 from tests.test_hub import FakePeer
 from tests.test_sessions import spec

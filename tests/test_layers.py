@@ -27,8 +27,10 @@ PURE = {
         "lockstep.rules",
         "lockstep.wire",
         "lockstep.access",
+        "lockstep.commands",
         "lockstep.requests",
     },
+    "lockstep.commands": {"lockstep.access", "lockstep.requests", "lockstep.rules", "lockstep.wire"},
 }
 # Clocks, chance, the system and its loop: what gives another answer tomorrow.
 IMPURE = {

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lockstep import commands
+from lockstep.commands import canonical_arguments
 from lockstep.idempotency import Idempotent
 from lockstep.requests import bodies
 from lockstep.requests.kinds import Complaints
@@ -37,7 +39,7 @@ def hash_of(kind: str, raw: bytes) -> str:
         meaning = body
     else:
         complaints = Complaints()
-        meaning = bodies.meaning(bodies.command(kind, body, complaints))
+        meaning = canonical_arguments(commands.COMMANDS[kind].read(body, complaints))
         complaints.raise_if_any()
     name = ("POST", "/v1/sessions", "", "key")
     return Idempotent.of(name, name, raw, meaning, 60).meaning_hash
@@ -161,7 +163,7 @@ def respelled(draw: st.DrawFn, kind: str, body: Any) -> bytes:
         for name in draw(st.permutations(sorted(body))):
             if name.endswith("_id") or (name == "target" and body[name] in (A, B)):
                 body[name] = draw(st.sampled_from([str.upper, str.lower]))(body[name])
-        absent = (bodies.CREATE if kind == "create" else bodies.COMMANDS[kind]).fields.keys() - body
+        absent = (bodies.CREATE if kind == "create" else commands.COMMANDS[kind].body).fields.keys() - body
         body |= dict.fromkeys(draw(st.sets(st.sampled_from(sorted(absent)))) if absent else ())
     if kind == "create":
         defaults = {"increment_ms": 0, "metadata": {}, "on_timeout": DEFAULT_ON_TIMEOUT[body["sync_mode"]]}

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lockstep.errors import MalformedJson
-from lockstep.rules import engine, history
+from lockstep.rules import history
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import dumps, to_dict, to_json
 from lockstep.wire import heads, payloads, protocol_v1, strict_json
 from lockstep.wire.heads import Head
 from lockstep.wire.payloads import Deletion, Update
 from tests.sessions_under_test import EPOCH, SESSION, T0, A, B, pending
+from tests.support import settled_rules as engine
 
 OTHER = "00000000-0000-4000-8000-0000000000ff"
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

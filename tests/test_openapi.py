@@ -8,20 +8,21 @@ import pytest
 
 from handlers.api import ACTIONS
 from lockstep import errors
+from lockstep.commands import COMMANDS
 from lockstep.config import Settings
 from lockstep.errors import LockstepError, ValidationError
 from lockstep.requests import bodies, kinds, openapi, schemas
-from lockstep.requests.bodies import COMMANDS
 from lockstep.requests.kinds import Complaints
 from lockstep.requests.parameters import (
     MAX_PAGE,
     idempotency,
     whole_number,
 )
-from lockstep.rules import engine, state_json
+from lockstep.rules import state_json
 from lockstep.rules.state import Mode
 from server import Server
 from tests.sessions_under_test import EPOCH, T0
+from tests.support import settled_rules as engine
 from tests.support.api import SOME_ID, body_of, serving
 
 DOCUMENT: dict[str, Any] = openapi.document()
@@ -133,7 +134,7 @@ def is_taken(read: Any) -> bool:
 def command_read(name: str, body: dict[str, Any]) -> Any:
     def read() -> None:
         complaints = Complaints()
-        bodies.command(name, body, complaints)
+        COMMANDS[name].read(body, complaints)
         complaints.raise_if_any()
 
     return read

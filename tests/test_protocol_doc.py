@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 
 from lockstep import errors
+from lockstep.commands import COMMANDS
 from lockstep.errors import ValidationError
-from lockstep.requests import bodies
-from lockstep.rules import engine
+from lockstep.identifiers import with_ids
+from lockstep.requests import bodies, kinds
 from lockstep.rules.state import CLOCK_KINDS, Mode, Session
 from lockstep.rules.state_json import top_level
-from lockstep.sessions import with_ids
 from lockstep.wire import protocol_v1
 from tests.processes import ROOT, Answer, ServerProcess
 from tests.sessions_under_test import EPOCH, T0, pending
+from tests.support import settled_rules as engine
 from tests.ws_client import Closed, WsClient
 
 DOC = (Path(ROOT) / "docs" / "protocol.md").read_text()
@@ -443,9 +444,9 @@ def test_what_a_timeout_may_do_is_told_with_the_default_in_front(mode: Mode) -> 
 
 def test_the_limits_of_a_creation_are_those_that_are_told() -> None:
     limits = creation_limits()
-    kinds = dict(bodies.CREATE.fields)
-    kinds |= {f"participants.N.{name}": kind for name, kind in bodies.PARTICIPANT.fields.items()}
-    for field, kind in kinds.items():
+    fields = dict(bodies.CREATE.fields)
+    fields |= {f"participants.N.{name}": kind for name, kind in bodies.PARTICIPANT.fields.items()}
+    for field, kind in fields.items():
         match kind:
             case kinds.Integer():
                 assert limits[field][:2] == [kind.minimum, kind.maximum], field
@@ -457,7 +458,7 @@ def test_the_limits_of_a_creation_are_those_that_are_told() -> None:
                 assert limits[field] == [kinds.MAX_METADATA_BYTES], field
             case _:
                 assert limits[field] == [], field
-    delta = bodies.COMMANDS["adjust"].fields["delta_ms"]
+    delta = COMMANDS["adjust"].body.fields["delta_ms"]
     assert isinstance(delta, kinds.Integer)
     assert limits[ADJUST] == [delta.minimum, delta.maximum, 0]
     assert {mode: bodies.MIN_PARTICIPANTS[mode] for mode in Mode} == {

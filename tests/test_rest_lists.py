@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from lockstep.rules import engine
+from tests.support import settled_rules as engine
 from tests.support.api import INSTANT, Api, error_of, fields_of, ids, serving
 
 

@@ -23,11 +23,11 @@ from broker.script import Script
 from lockstep.contract import Charge, Commit, IdempotencyRecord, Outcome
 from lockstep.errors import BrokerUnavailable
 from lockstep.metrics import Metrics
-from lockstep.rules import engine
 from lockstep.rules.state import Mode
 from lockstep.wire import heads
 from tests.processes import wait_until
 from tests.redis_server import RedisServer
+from tests.support import settled_rules as engine
 from tests.test_broker import applied, commit_of, created, creation, fell_due, new_id, started
 
 # What comes after the first write, and why it cannot fail. All of it is looked at first: is it permitted?

@@ -27,15 +27,18 @@ from lockstep.errors import (
     SessionNotFound,
     StateCorrupt,
 )
+from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.requests import bodies
-from lockstep.rules import engine, state_json
+from lockstep.rules import state_json
 from lockstep.rules.engine import Step
 from lockstep.rules.state import Session, Status
 from lockstep.rules.state_json import iso
-from lockstep.sessions import LOADED_AT_ONCE, MAX_LISTED_BYTES, Lifetimes, Origin, Sessions
+from lockstep.session_list import LOADED_AT_ONCE, MAX_LISTED_BYTES, SessionList
+from lockstep.sessions import Changed, Context, Sessions
 from lockstep.wire import heads
 from tests.redis_server import RedisServer
+from tests.support import settled_rules as engine
 from tests.test_broker import Ears, YieldingBroker, commit_of, new_id, next_epoch
 
 HOUR_MS = 3_600_000
@@ -161,7 +164,7 @@ async def test_of_ten_creations_at_once_one_wins() -> None:
     async with service() as sessions_:
         body = spec()
         outcomes = await asyncio.gather(*(sessions_.create(body) for _ in range(10)), return_exceptions=True)
-        won = [each.session for each in outcomes if isinstance(each, Step)]
+        won = [each.session for each in outcomes if isinstance(each, Changed)]
         assert len(won) == 1
         assert sum(isinstance(each, SessionExists) for each in outcomes) == 9
         assert await sessions_.read(body.session_id) == state_json.to_json(won[0])
@@ -208,7 +211,7 @@ async def test_a_double_click_switches_once() -> None:
         outcomes = await asyncio.gather(
             *(sessions_.apply(before.session_id, rule) for _ in range(5)), return_exceptions=True
         )
-        assert sum(isinstance(each, Step) for each in outcomes) == 1
+        assert sum(isinstance(each, Changed) for each in outcomes) == 1
         assert sum(isinstance(each, Conflict) for each in outcomes) == 4
         assert (await read(sessions_, before.session_id))["version"] == before.version + 1
 
@@ -274,7 +277,7 @@ async def test_a_settled_expiry_and_its_command_are_one_commit() -> None:
     async with service(broker := OfferedBroker()) as sessions_:
         session = await began(broker, ago_ms=90_000)
         broker.offered.clear()
-        await sessions_.apply(session.session_id, engine.pause, Origin("anna", "r-1"))
+        await sessions_.apply(session.session_id, engine.pause, Context("anna", "r-1"))
         (commit,) = broker.offered
         assert commit.due_ms == session.deadline_ms
         assert commit.prolongs
@@ -579,9 +582,9 @@ async def test_a_state_that_cannot_be_read_does_not_spoil_the_list() -> None:
     async with service(broker := YieldingBroker()) as sessions_:
         good = (await sessions_.create(spec())).session
         await spoiled(broker, "garbage")
-        listed, _ = await sessions_.list(None, 10, (0, ""))
+        listed, _ = await SessionList(broker).page(None, 10, (0, ""))
         assert [json.loads(each)["session_id"] for each in listed] == [good.session_id]
-        listed, _ = await sessions_.list(Status.PENDING, 10, (0, ""))
+        listed, _ = await SessionList(broker).page(Status.PENDING, 10, (0, ""))
         assert [json.loads(each)["session_id"] for each in listed] == [good.session_id]
 
 
@@ -674,7 +677,7 @@ async def test_events_of_another_epoch_are_gone() -> None:
 
 async def test_an_event_tells_who_and_in_which_request_where_known() -> None:
     async with service() as sessions_:
-        session = (await sessions_.create(spec(), Origin("anna", "r-1"))).session
+        session = (await sessions_.create(spec(), Context("anna", "r-1"))).session
         await sessions_.apply(session.session_id, engine.start)
         created, started = await told(sessions_, session.session_id)
         assert (created["actor"], created["request_id"]) == ("anna", "r-1")
@@ -696,11 +699,11 @@ async def test_changes_name_only_what_moved() -> None:
 # --- the list ------------------------------------------------------------------------------------
 
 
-async def all_pages(service: Sessions, status: Status | None, limit: int) -> list[str]:
+async def all_pages(broker: Broker, status: Status | None, limit: int) -> list[str]:
     found: list[str] = []
     place: tuple[int, str] | None = (0, "")
     while place is not None:
-        page, place = await service.list(status, limit, place)
+        page, place = await SessionList(broker).page(status, limit, place)
         assert len(page) <= limit
         assert len(page) == limit or place is None
         found += [json.loads(raw)["session_id"] for raw in page]
@@ -709,7 +712,7 @@ async def all_pages(service: Sessions, status: Status | None, limit: int) -> lis
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
 async def test_the_list_goes_through_all_sessions_of_a_status_once(limit: int) -> None:
-    async with service() as sessions_:
+    async with service(broker := YieldingBroker()) as sessions_:
         pending, in_progress = set(), set()
         for place in range(7):
             session = (await sessions_.create(spec())).session
@@ -724,16 +727,16 @@ async def test_the_list_goes_through_all_sessions_of_a_status_once(limit: int) -
             (Status.CANCELLED, set()),
             (None, pending | in_progress),
         ):
-            found = await all_pages(sessions_, status, limit)
+            found = await all_pages(broker, status, limit)
             assert len(found) == len(expected)
             assert set(found) == expected
 
 
 async def test_the_list_tells_states_as_stored() -> None:
-    async with service(broker := OfferedBroker()) as sessions_:
+    async with service(broker := OfferedBroker()):
         session = await began(broker, ago_ms=90_000)
         broker.offered.clear()
-        listed, place = await sessions_.list(Status.RUNNING, 10, (0, ""))
+        listed, place = await SessionList(broker).page(Status.RUNNING, 10, (0, ""))
         assert listed == [state_json.to_json(session)]
         assert place is None
         assert broker.offered == []
@@ -751,7 +754,7 @@ async def test_a_page_of_the_list_is_bounded_in_bytes_and_none_is_left_out() -> 
             position: tuple[int, str] | None = (0, "")
             while position is not None:
                 broker.loaded_bytes = 0
-                page, position = await sessions_.list(status, 100, position)
+                page, position = await SessionList(broker).page(status, 100, position)
                 size = sum(map(len, page))
                 assert size <= MAX_LISTED_BYTES or len(page) == 1
                 assert broker.loaded_bytes <= size + LOADED_AT_ONCE * 300_000
@@ -759,7 +762,7 @@ async def test_a_page_of_the_list_is_bounded_in_bytes_and_none_is_left_out() -> 
             assert len(found) == len(expected)
             assert set(found) == expected
         broker.loaded_bytes = 0
-        assert await sessions_.list(Status.RUNNING, 100, (0, "")) == ([], None)
+        assert await SessionList(broker).page(Status.RUNNING, 100, (0, "")) == ([], None)
         assert broker.loaded_bytes == 0
 
 

@@ -11,13 +11,14 @@ import pytest
 from broker.occupancy import LIFE_SIGN_S
 from broker.redis import RedisBroker
 from lockstep.contract import Charge
+from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.requests.bodies import spec as read_spec
-from lockstep.rules import engine
-from lockstep.sessions import Lifetimes, Sessions
+from lockstep.sessions import Sessions
 from tests.load import chess, data, rest
 from tests.processes import ServerProcess
 from tests.shifted_redis import ShiftedRedis
+from tests.support import settled_rules as engine
 from tests.ws_client import WsClient, abort_all
 
 SHIFTS_S = (2.5, 60.0, 3600.0)

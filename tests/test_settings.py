@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from lockstep.config import HELP, Settings, SettingsError, read_settings, usage
-from lockstep.sessions import Lifetimes
+from lockstep.lifetimes import Lifetimes
 
 
 def complaint(args: Sequence[str], environ: Mapping[str, str] | None = None) -> str:

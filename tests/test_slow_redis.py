@@ -8,10 +8,11 @@ from uuid import uuid4
 from broker.redis import RedisBroker
 from lockstep.contract import Batch, Kind
 from lockstep.errors import Close
+from lockstep.lifetimes import Lifetimes
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
-from lockstep.sessions import Lifetimes, Sessions
+from lockstep.sessions import Sessions
 from tests.redis_server import Proxy, RedisServer
 
 FAST_ETHERNET_BYTES_PER_S = 100_000_000 / 8

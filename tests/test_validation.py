@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from lockstep.commands import COMMANDS
 from lockstep.errors import ValidationError
+from lockstep.identifiers import with_ids
 from lockstep.requests import bodies, parameters
 from lockstep.requests.kinds import Complaints
 from lockstep.rules.engine import Spec
 from lockstep.rules.state import Mode, OnTimeout, Status
-from lockstep.sessions import with_ids
 from lockstep.wire import heads
 
 DAY_MS = 86_400_000
@@ -46,7 +47,7 @@ def complaints(given: Any) -> dict[str, str]:
 
 def command_complaints(name: str, given: Any) -> list[str]:
     found = Complaints()
-    bodies.command(name, given, found)
+    COMMANDS[name].read(given, found)
     return [violation.field for violation in found.found]
 
 
@@ -361,7 +362,7 @@ FIELDS = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_command_takes_its_fields_and_no_others(name: str) -> None:
     found = Complaints()
-    read = bodies.command(name, FIELDS[name], found)
+    read = COMMANDS[name].read(FIELDS[name], found)
     assert found.found == []
     assert set(read) == set(FIELDS[name])
     assert command_complaints(name, FIELDS[name] | {"now": 1}) == ["now"]

@@ -7,7 +7,6 @@ from lockstep.requests.kinds import (
     Choice,
     Complaints,
     Integer,
-    Kind,
     List,
     Metadata,
     Record,
@@ -17,7 +16,7 @@ from lockstep.requests.kinds import (
 from lockstep.rules.engine import Spec
 from lockstep.rules.modes import MAX_TIME_MS
 from lockstep.rules.state import Mode, OnTimeout, Participant
-from lockstep.wire import heads, protocol_v1
+from lockstep.wire import protocol_v1
 
 MIN_TIME_MS = 1000
 MAX_INCREMENT_MS = 60_000
@@ -57,32 +56,6 @@ CREATE = Record(
     },
     required=["sync_mode"],
 )
-_VERSION: dict[str, Kind] = {"expected_version": Integer(1, MAX_INT)}
-COMMANDS = {
-    "start": Record({"participant_id": Uuid(), **_VERSION}),
-    "switch": Record({"next_participant_id": Uuid(), "expected_participant_id": Uuid(), **_VERSION}),
-    "pause": Record(_VERSION),
-    "resume": Record(_VERSION),
-    "adjust": Record(
-        {"delta_ms": Integer(-MAX_TIME_MS, MAX_TIME_MS, zero=False), "target": Text(128), **_VERSION},
-        required=["delta_ms"],
-    ),
-    "complete": Record(_VERSION),
-    "cancel": Record(_VERSION),
-}
-
-
-def command(name: str, body: Any, complaints: Complaints) -> dict[str, Any]:
-    """The fields of a command's body; a missing body says nothing."""
-    return COMMANDS[name].read({} if body is None else body, "", complaints)
-
-
-def meaning(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What a command's fields say, however they were spelled: null is absent, and an id has no case."""
-    said = {name: value for name, value in arguments.items() if value is not None}
-    if "target" in said and heads.UUID.fullmatch(said["target"].lower()):
-        said["target"] = said["target"].lower()
-    return said
 
 
 def spec(body: Any) -> Spec:

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from lockstep import __version__, errors
-from lockstep.access import COMMAND_SCOPES, Scope
+from lockstep.access import Scope
+from lockstep.commands import COMMANDS
 from lockstep.errors import LockstepError
 from lockstep.requests import kinds, parameters
-from lockstep.requests.bodies import COMMANDS
 from lockstep.requests.kinds import Choice
 from lockstep.requests.parameters import MIN_KEPT_S
 from lockstep.requests.schemas import (
@@ -26,6 +26,7 @@ from lockstep.requests.schemas import (
     schemas,
 )
 from lockstep.rules.state import Status
+from lockstep.wire.answers import SWITCHED
 
 DONE_ONCE = ("IdempotencyKey", "IdempotencyTtl")
 # What any answer of a route that reaches the broker may be instead.
@@ -51,15 +52,6 @@ OF_A_COMMAND = (
     errors.UnsupportedMediaType,
     errors.SessionBusy,
 )
-SUMMARIES = {
-    "start": "Begin the first turn",
-    "switch": "End the turn and begin the next",
-    "pause": "Stop the clock",
-    "resume": "Let it run on",
-    "adjust": "Give or take time",
-    "complete": "End the session",
-    "cancel": "End a session that was not started",
-}
 
 
 def document() -> dict[str, Any]:
@@ -336,18 +328,18 @@ def _paths() -> dict[str, Schema]:
             ),
         },
     }
-    for name in COMMANDS:
-        answer = _data(ref_to("schemas", "Switched")) if name == "switch" else state
-        paths[f"/v1/sessions/{{id}}/{name}"] = {
+    for command in COMMANDS.values():
+        answer = _data(ref_to("schemas", "Switched")) if command.answer is SWITCHED else state
+        paths[f"/v1/sessions/{{id}}/{command.name}"] = {
             "post": _operation(
-                name,
-                SUMMARIES[name],
+                command.name,
+                command.summary,
                 {"200": _answer("Done", answer, ETag="ETag", Idempotent_Replayed="Replayed")},
                 OF_A_COMMAND,
-                scope=COMMAND_SCOPES[name],
+                scope=command.scope,
                 parameters=["Id", "IfMatch", *DONE_ONCE],
-                body=f"Command_{name}",
-                needs_body=bool(COMMANDS[name].required),
+                body=f"Command_{command.name}",
+                needs_body=bool(command.body.required),
             )
         }
     paths["/v1/sessions/{id}/messages"] = {

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from lockstep.access import Scope
+from lockstep.commands import COMMANDS
 from lockstep.requests import kinds, parameters
 from lockstep.requests.bodies import (
     ALLOWED_ON_TIMEOUT,
-    COMMANDS,
     CREATE,
     MIN_PARTICIPANTS,
     NEEDED,
@@ -16,6 +16,7 @@ from lockstep.requests.bodies import (
 )
 from lockstep.requests.kinds import Choice, Integer, Kind, List, Metadata, Record, Text, Uuid
 from lockstep.rules.state import CLOCK_KINDS, Mode, OnTimeout, Status
+from lockstep.wire.answers import SWITCHED_FIELDS
 from lockstep.wire.payloads import MAX_RELAYED_BYTES
 from lockstep.wire.protocol_v1 import SERVER_TYPES
 
@@ -149,17 +150,7 @@ def schemas() -> dict[str, Schema]:
         "lap_elapsed_ms": COUNT,
         "is_flagged": BOOLEAN,
     }
-    switched = {
-        name: state[name]
-        for name in (
-            "session_id",
-            "active_participant_id",
-            "cycle_started_at",
-            "participants",
-            "status",
-            "version",
-        )
-    }
+    switched = {name: state[name] for name in SWITCHED_FIELDS}
     event = {
         "version": {"type": "integer", "minimum": 1},
         "type": STRING,
@@ -182,7 +173,7 @@ def schemas() -> dict[str, Schema]:
         "Event": object_of(event, ["actor", "request_id", "lap_ms"]),
         "Create": {"oneOf": [ref_to("schemas", name) for name in creations]},
         **creations,
-        **{f"Command_{name}": schema_of(record) for name, record in COMMANDS.items()},
+        **{f"Command_{name}": schema_of(command.body) for name, command in COMMANDS.items()},
         "Message": {
             "type": "object",
             "properties": {"type": own},

@@ -1,16 +1,24 @@
 """The rules of time: from a session and an instant to a step. Nothing here asks what time it is.
 
-Every rule settles first: what fell due before its instant happens before it, dated at its own
-deadline. Equal arguments give equal answers; a rule that refuses raises and has changed nothing.
+`decide` settles first: what fell due before the instant happens before it, dated at its own deadline. So a
+rule is given a settled session, and an instant that is never before what has already happened. Equal
+arguments give equal answers; a rule that refuses raises and has changed nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lockstep.errors import Conflict, InvalidStateTransition, PreconditionFailed, ValidationError, Violation
+from lockstep.errors import (
+    Conflict,
+    InvalidStateTransition,
+    LockstepError,
+    PreconditionFailed,
+    ValidationError,
+    Violation,
+)
 from lockstep.rules.modes import (
     MAX_TIME_MS,
     begin_turn,
@@ -24,6 +32,10 @@ from lockstep.rules.modes import (
 from lockstep.rules.state import BANK_MODES, Mode, OnTimeout, Participant, Session, Status
 
 Rule = Callable[[Session, int], "Step"]
+"""From a settled session and an instant (ms) to a step. Raises LockstepError to refuse."""
+
+Guard = Callable[[Session], None]
+"""A plain check of a settled session. Raises LockstepError to refuse."""
 
 # More in one commit would hold the loop, and the store, for too long.
 MAX_SETTLED = 500
@@ -66,26 +78,33 @@ class Step(Struct, frozen=True):
 # --- what happens by itself ----------------------------------------------------------------------
 
 
-def is_due(session: Session, now_ms: int) -> bool:
-    """Has the running clock run out? A clock that stepped back makes nothing undone."""
+def next_event(session: Session) -> tuple[int, Rule] | None:
+    """What happens next if nobody does anything: its instant, and the rule that makes it happen."""
     deadline_ms = session.deadline_ms
-    return deadline_ms is not None and deadline_ms <= max(now_ms, session.updated_at_ms)
+    return None if deadline_ms is None else (deadline_ms, _run_out)
+
+
+def is_due(session: Session, now_ms: int) -> bool:
+    """Has the next event's instant come? A clock that stepped back makes nothing undone."""
+    event = next_event(session)
+    return event is not None and event[0] <= max(now_ms, session.updated_at_ms)
 
 
 def settle(session: Session, now_ms: int, limit: int = MAX_SETTLED) -> Step:
-    """Apply the expiries due by `now_ms`, in order, at most `limit` of them."""
+    """Let happen what is due by `now_ms`, in order, at most `limit` events."""
     step = Step(session)
     for _ in range(limit):
-        if not is_due(step.session, now_ms):
+        event = next_event(step.session)
+        if event is None or event[0] > max(now_ms, step.session.updated_at_ms):
             break
-        step = _expire(step)
+        at_ms, rule = event
+        step = step.followed_by(rule(step.session, at_ms))
     return step
 
 
-def _expire(step: Step) -> Step:
-    at_ms = step.session.deadline_ms
-    assert at_ms is not None
-    spent = mark_run_out(charge(step.session, at_ms))
+def _run_out(session: Session, at_ms: int) -> Step:
+    """The running clock reaches its end."""
+    step, spent = Step(session), mark_run_out(charge(session, at_ms))
     if spent.on_timeout is OnTimeout.FLAG:
         return step.then(spent, "flagged", at_ms)
     if spent.on_timeout is OnTimeout.EXPIRE:
@@ -95,6 +114,34 @@ def _expire(step: Step) -> Step:
     if heir is None:
         return step.then(_end(ended, Status.EXPIRED, at_ms), "expired", at_ms)
     return step.then(begin_turn(ended, heir, at_ms), "advanced", at_ms)
+
+
+class Decision(Struct, frozen=True):
+    """What becomes of a session: what fell due, then what was asked for, unless that is refused.
+
+    The first `settled` of the step's transitions happened by themselves. Where more fell due than fits one
+    commit, `is_settled` is False, and what was asked for has not been looked at.
+    """
+
+    step: Step
+    settled: int
+    is_settled: bool = True
+    refusal: LockstepError | None = None
+
+
+def decide(session: Session, now_ms: int, rule: Rule, guards: Iterable[Guard] = ()) -> Decision:
+    """Settle the session, then apply the rule, unless a guard or the rule itself refuses."""
+    now_ms = max(now_ms, session.updated_at_ms)
+    step = settle(session, now_ms)
+    settled = len(step.transitions)
+    if settled and is_due(step.session, now_ms):
+        return Decision(step, settled, is_settled=False)
+    try:
+        for guard in guards:
+            guard(step.session)
+        return Decision(step.followed_by(rule(step.session, now_ms)), settled)
+    except LockstepError as error:
+        return Decision(step, settled, refusal=error)
 
 
 def _end(session: Session, status: Status, now_ms: int) -> Session:
@@ -149,8 +196,6 @@ def create(spec: Spec, epoch: str, now_ms: int) -> Step:
 
 def start(session: Session, now_ms: int, *, participant_id: str | None = None) -> Step:
     """Begin the first turn: of the given participant, or of the first by participant_index."""
-    step, now_ms = settled(session, now_ms)
-    session = step.session
     _require(session, {Status.PENDING}, "cannot be started")
     first: int | None
     if participant_id is not None:
@@ -161,7 +206,7 @@ def start(session: Session, now_ms: int, *, participant_id: str | None = None) -
     started = replace(
         session, status=Status.RUNNING, active=first, cycle_started_at_ms=now_ms, started_at_ms=now_ms
     )
-    return step.then(started, "started", now_ms)
+    return Step(session).then(started, "started", now_ms)
 
 
 def switch(
@@ -176,8 +221,6 @@ def switch(
     The turn passes to the named participant, or to the next with time left; when nobody has any,
     the session expires. Raises Conflict if somebody else than `expected_participant_id` is active.
     """
-    step, now_ms = settled(session, now_ms)
-    session = step.session
     _require(session, {Status.RUNNING}, "not running")
     ending = session.active_participant
     active_id = ending and ending.participant_id
@@ -199,31 +242,29 @@ def switch(
     ended = end_turn(charged, heir)
     if heir is None and ending is not None:
         over = _end(ended, Status.EXPIRED, now_ms)
-        return step.then(over, "expired", now_ms, ended_expired=ended_expired)
+        return Step(session).then(over, "expired", now_ms, ended_expired=ended_expired)
     begun = begin_turn(ended, heir, now_ms)
-    return step.then(begun, "switched", now_ms, lap_ms=lap_ms, ended_expired=ended_expired)
+    return Step(session).then(begun, "switched", now_ms, lap_ms=lap_ms, ended_expired=ended_expired)
 
 
 def pause(session: Session, now_ms: int) -> Step:
     """Stand still; the same turn goes on at resume."""
-    step, now_ms = settled(session, now_ms)
-    _require(step.session, {Status.RUNNING}, "cannot be paused")
-    charged = charge(step.session, now_ms)
-    return step.then(replace(charged, status=Status.PAUSED, cycle_started_at_ms=None), "paused", now_ms)
+    _require(session, {Status.RUNNING}, "cannot be paused")
+    charged = charge(session, now_ms)
+    return Step(session).then(
+        replace(charged, status=Status.PAUSED, cycle_started_at_ms=None), "paused", now_ms
+    )
 
 
 def resume(session: Session, now_ms: int) -> Step:
-    step, now_ms = settled(session, now_ms)
-    _require(step.session, {Status.PAUSED}, "cannot be resumed")
-    return step.then(
-        replace(step.session, status=Status.RUNNING, cycle_started_at_ms=now_ms), "resumed", now_ms
+    _require(session, {Status.PAUSED}, "cannot be resumed")
+    return Step(session).then(
+        replace(session, status=Status.RUNNING, cycle_started_at_ms=now_ms), "resumed", now_ms
     )
 
 
 def adjust(session: Session, now_ms: int, *, delta_ms: int, target: str | None = None) -> Step:
     """Give or take time: of a bank (`target`: whose), or of the one clock of the session (no target)."""
-    step, now_ms = settled(session, now_ms)
-    session = step.session
     _require(session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be adjusted")
     if session.mode is Mode.COUNT_UP:
         raise _invalid("sync_mode", "A count_up session has no time to adjust", "not_allowed")
@@ -240,57 +281,46 @@ def adjust(session: Session, now_ms: int, *, delta_ms: int, target: str | None =
         bank_ms = _adjusted(holder.remaining_ms, delta_ms)
         still_out = holder.has_expired and bank_ms == 0
         changed = seated(charged, place, replace(holder, remaining_ms=bank_ms, has_expired=still_out))
-    return step.then(changed, "adjusted", now_ms)
+    return Step(session).then(changed, "adjusted", now_ms)
 
 
 def complete(session: Session, now_ms: int) -> Step:
     """End the session; a completed one stays as it is and nothing is refused."""
-    step, now_ms = settled(session, now_ms)
-    if step.session.status is Status.COMPLETED:
-        return step
-    _require(step.session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be completed")
-    return step.then(_end(step.session, Status.COMPLETED, now_ms), "completed", now_ms)
+    if session.status is Status.COMPLETED:
+        return Step(session)
+    _require(session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be completed")
+    return Step(session).then(_end(session, Status.COMPLETED, now_ms), "completed", now_ms)
 
 
 def cancel(session: Session, now_ms: int) -> Step:
-    step, now_ms = settled(session, now_ms)
-    _require(step.session, {Status.PENDING}, "cannot be cancelled")
-    return step.then(_end(step.session, Status.CANCELLED, now_ms), "cancelled", now_ms)
+    _require(session, {Status.PENDING}, "cannot be cancelled")
+    return Step(session).then(_end(session, Status.CANCELLED, now_ms), "cancelled", now_ms)
 
 
-def expecting(rule: Rule, *, version: int | None = None, tags: frozenset[str] | None = None) -> Rule:
-    """The rule, refused unless the settled session is what its sender saw.
+def at_version(version: int) -> Guard:
+    """Refuses what its sender did not see: `expected_version`."""
 
-    `tags` are those of If-Match.
-    """
-    if version is None and tags is None:
-        return rule
-
-    def guarded(session: Session, now_ms: int) -> Step:
-        step, now_ms = settled(session, now_ms)
-        session = step.session
-        if tags is not None and not session.is_one_of(tags):
-            raise not_as_matched(session)
-        if version is not None and session.version != version:
+    def guard(session: Session) -> None:
+        if session.version != version:
             raise Conflict(f"Session {session.session_id} is at version {session.version}, not {version}")
-        return step.followed_by(rule(session, now_ms))
 
-    return guarded
+    return guard
 
 
-def not_as_matched(session: Session) -> PreconditionFailed:
+def as_tagged(tags: frozenset[str]) -> Guard:
+    """The same by the tags of an If-Match."""
+
+    def guard(session: Session) -> None:
+        if not session.is_one_of(tags):
+            raise not_as_tagged(session)
+
+    return guard
+
+
+def not_as_tagged(session: Session) -> PreconditionFailed:
     return PreconditionFailed(
         f"Session {session.session_id} is at version {session.version}, not as If-Match says"
     )
-
-
-def settled(session: Session, now_ms: int) -> tuple[Step, int]:
-    """All that fell due, and the instant to go on from: never before what has already happened."""
-    now_ms = max(now_ms, session.updated_at_ms)
-    step = Step(session)
-    while is_due(step.session, now_ms):
-        step = step.followed_by(settle(step.session, now_ms))
-    return step, now_ms
 
 
 def _require(session: Session, allowed: set[Status], complaint: str) -> None:

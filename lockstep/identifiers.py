@@ -1,0 +1,42 @@
+"""Ids, commits and epochs are made here: what takes chance."""
+
+import random
+import string
+import uuid
+from base64 import urlsafe_b64encode
+
+from msgspec.structs import replace
+
+from lockstep.rules.engine import Spec
+
+_BASE36 = string.digits + string.ascii_lowercase
+_CHANCE = random.Random()  # seeded by the system; asking it each time costs a system call
+
+
+def with_ids(spec: Spec) -> Spec:
+    """Where no id is given one is made."""
+    seats = spec.participants
+    if not all(seat.participant_id for seat in seats):
+        seats = tuple(
+            replace(seat, participant_id=seat.participant_id or str(uuid.uuid4())) for seat in seats
+        )
+    return replace(spec, session_id=spec.session_id or str(uuid.uuid4()), participants=seats)
+
+
+def new_commit() -> str:
+    """8 characters that no other commit has had: to be unique, not to be secret."""
+    return urlsafe_b64encode(_CHANCE.randbytes(6)).decode()
+
+
+def epoch_instant_ms(epoch: str) -> int:
+    """The instant that an epoch was made of."""
+    return int(epoch[:9], 36)
+
+
+def new_epoch(now_ms: int) -> str:
+    """The instant in base 36 (9 characters) and 4 random ones: a later creation compares greater."""
+    digits = ""
+    while now_ms:
+        now_ms, digit = divmod(now_ms, 36)
+        digits = _BASE36[digit] + digits
+    return digits.zfill(9) + "".join(_CHANCE.choice(_BASE36) for _ in range(4))

@@ -1,0 +1,202 @@
+"""The one road of a change that somebody asks for: idempotency, rights, validation, limits, apply."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+
+from lockstep.access import Access, Scope
+from lockstep.commands import Command, canonical_arguments
+from lockstep.idempotency import Idempotent, Replay
+from lockstep.limits import RateLimits, RateLimitStatus, SwitchLimit
+from lockstep.requests import bodies, parameters
+from lockstep.requests.kinds import Complaints, session_id_in_path
+from lockstep.rules import engine
+from lockstep.rules.engine import Guard, Rule, Step
+from lockstep.rules.state import Session
+from lockstep.rules.state_json import dumps
+from lockstep.sessions import Changed, Context, Sessions
+from lockstep.wire import heads
+from lockstep.wire.answers import STATE, Answer
+from lockstep.wire.strict_json import loads
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """A change as its transport received it. Its token is good, and allows this to be asked for at all.
+
+    `path` and `body` are as they were sent. `received_at_s` (epoch seconds) is when a proxy of ours received
+    it, where that says so. `tags` are those of If-Match. `admission` is called before anything is decided; it
+    raises RateLimited. `rates` is None where nothing limits the caller.
+    """
+
+    access: Access
+    request_id: str | None
+    method: str
+    path: str
+    body: bytes = b""
+    idempotency_key: str | None = None
+    idempotency_ttl: str | None = None
+    received_at_s: float | None = None
+    tags: frozenset[str] | None = None
+    admission: Callable[[], Awaitable[None]] | None = None
+    rates: RateLimits | None = None
+
+    def once(self, path: str, meaning: Callable[[], Any]) -> Idempotent | None:
+        """By what it is known again, if it names itself. Raises ValidationError.
+
+        `path` is the one way to write its path, and `meaning()` what its body says, however that was spelled.
+        """
+        if self.idempotency_key is None:
+            return None
+        kept_s = parameters.idempotency(self.idempotency_key, self.idempotency_ttl)
+        return Idempotent.of(
+            (self.method, path, self.access.caller, self.idempotency_key),
+            (self.method, self.path, self.access.subject or "", self.idempotency_key),
+            self.body,
+            meaning(),
+            kept_s,
+            self.received_at_s,
+        )
+
+
+class Applied(Struct, frozen=True):
+    """What came of a request: its status, its answer as JSON, and the id and the tag of what that tells."""
+
+    status: int
+    session_id: str = ""
+    answer: bytes = b""
+    tag: str = ""
+    is_replayed: bool = False
+    rate_limit: RateLimitStatus | None = None
+
+
+class Performer:
+    """Does what callers ask for, once."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def command(self, command: Command, session_id: str, request: Request) -> Applied:
+        """Raises LockstepError."""
+        body = loads(request.body) if request.body else None
+        if isinstance(body, dict) and any(body.get(name) is not None for name in command.fields_of_control):
+            request.access.require_scope(Scope.CONTROL)
+        complaints = Complaints()
+        session_id = session_id_in_path(session_id, complaints)
+        arguments = command.read(body, complaints)
+        complaints.raise_if_any()
+        once = request.once(
+            f"/v1/sessions/{session_id}/{command.name}", lambda: canonical_arguments(arguments)
+        )
+        guards = _guards(request, arguments.pop("expected_version"))
+        rule: Rule = partial(command.rule, **arguments)
+        limit = None
+        if command.is_limited_as_switch and request.rates is not None:
+            limit = request.rates.switch_limit(session_id)
+        if limit is not None:
+            rule = _limited(rule, limit)
+        context = Context(
+            request.access.subject,
+            request.request_id,
+            once,
+            request.admission,
+            limit,
+            guards,
+            command.answer,
+        )
+        try:
+            changed = await self._sessions.apply(session_id, rule, context)
+        except Replay as replay:
+            return await self._again(replay, command.answer)
+        return _applied(200, changed, None if limit is None else limit.status)
+
+    async def create(self, request: Request) -> Applied:
+        body = loads(request.body) if request.body else None
+        _require_named(request.access, body)
+        spec = bodies.spec(body)
+        context = await self._admitted(request, request.once("/v1/sessions", lambda: spec))
+        try:
+            return _applied(201, await self._sessions.create(spec, context))
+        except Replay as replay:
+            return await self._again(replay, STATE)
+
+    async def delete(self, session_id: str, request: Request) -> Applied:
+        complaints = Complaints()
+        session_id = session_id_in_path(session_id, complaints)
+        complaints.raise_if_any()
+        context = await self._admitted(request, request.once(f"/v1/sessions/{session_id}", lambda: None))
+        try:
+            await self._sessions.delete(session_id, context, request.tags)
+        except Replay:
+            return Applied(204, is_replayed=True)
+        return Applied(204)
+
+    async def message(self, session_id: str, request: Request) -> Applied:
+        """Tell every client of the session what the body says."""
+        body = loads(request.body) if request.body else None
+        complaints = Complaints()
+        session_id = session_id_in_path(session_id, complaints)
+        bodies.message(body, complaints)
+        complaints.raise_if_any()
+        answer = dumps({"session_id": session_id})
+        path = f"/v1/sessions/{session_id}/messages"
+        context = await self._admitted(request, request.once(path, lambda: body))
+        try:
+            await self._sessions.publish(session_id, request.body, context, answer)
+        except Replay as replay:
+            return await self._again(replay, STATE)
+        return Applied(202, session_id, answer)
+
+    async def _admitted(self, request: Request, once: Idempotent | None) -> Context:
+        if request.admission is not None:
+            await request.admission()
+        return Context(request.access.subject, request.request_id, once)
+
+    async def _again(self, replay: Replay, answer: Answer) -> Applied:
+        """The answer that was given; where that was too long to be kept, one of the session as it is now."""
+        record, kept = replay.record, replay.answer
+        if record.status == 204:
+            return Applied(204, is_replayed=True)
+        state = await self._sessions.read_again(record, is_answer_kept=kept is not None)
+        tag = record.tag
+        if kept is None:
+            head = heads.read_head(state)
+            assert head is not None
+            tag, kept = head.tag, answer.of_stored(state, record.extras)
+        return Applied(record.status, record.session_id, kept, tag, is_replayed=True)
+
+
+def _applied(status: int, changed: Changed, rate_limit: RateLimitStatus | None = None) -> Applied:
+    session = changed.session
+    return Applied(status, session.session_id, changed.answer, session.tag, rate_limit=rate_limit)
+
+
+def _guards(request: Request, expected_version: int | None) -> tuple[Guard, ...]:
+    """Whose turn it is comes first, then what the sender saw."""
+    guards = request.access.guards
+    if request.tags is not None:
+        guards = (*guards, engine.as_tagged(request.tags))
+    if expected_version is not None:
+        guards = (*guards, engine.at_version(expected_version))
+    return guards
+
+
+def _limited(rule: Rule, limit: SwitchLimit) -> Rule:
+    """What the rule refuses is told before what the limit does."""
+
+    def limited(session: Session, now_ms: int) -> Step:
+        step = rule(session, now_ms)
+        limit.raise_if_refused()
+        return step
+
+    return limited
+
+
+def _require_named(access: Access, body: Any) -> None:
+    """Raises Forbidden where the session to be created is none that the token is for."""
+    named = body.get("session_id") if isinstance(body, dict) else None
+    if isinstance(named, str):
+        access.require(Scope.ADMIN, named.lower())
+    else:
+        access.require_of_all(Scope.ADMIN)
