@@ -5,9 +5,9 @@ from enum import IntEnum
 from functools import partial
 
 from lockstep.errors import Forbidden
-from lockstep.rules.engine import Guard
 from lockstep.rules.modes import next_with_time
 from lockstep.rules.state import Mode, Session, Status
+from lockstep.rules.steps import Guard
 
 
 class Scope(IntEnum):

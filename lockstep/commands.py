@@ -8,8 +8,8 @@ from msgspec import Struct
 from lockstep.access import Scope
 from lockstep.requests.kinds import MAX_INT, Complaints, Integer, Kind, Record, Text, Uuid
 from lockstep.rules import engine
-from lockstep.rules.engine import Step
 from lockstep.rules.modes import MAX_TIME_MS
+from lockstep.rules.steps import Step
 from lockstep.wire.answers import STATE, SWITCHED, Answer
 from lockstep.wire.heads import UUID
 

@@ -7,16 +7,17 @@ from typing import Any
 from msgspec import Struct
 
 from lockstep.access import Access, Scope
+from lockstep.changes import Changed, Context
 from lockstep.commands import Command, canonical_arguments
 from lockstep.idempotency import Idempotent, Replay
 from lockstep.limits import RateLimits, RateLimitStatus, SwitchLimit
 from lockstep.requests import bodies, parameters
 from lockstep.requests.kinds import Complaints, session_id_in_path
 from lockstep.rules import engine
-from lockstep.rules.engine import Guard, Rule, Step
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import dumps
-from lockstep.sessions import Changed, Context, Sessions
+from lockstep.rules.steps import Guard, Rule, Step
+from lockstep.sessions import Sessions
 from lockstep.wire import heads
 from lockstep.wire.answers import STATE, Answer
 from lockstep.wire.strict_json import loads

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 from msgspec.structs import replace
 
+from lockstep.changes import NOBODY, Changed, Context
 from lockstep.contract import AlreadyDone, Bus, Clock, Commit, EpochTooLow, History, Outcome, Store
 from lockstep.errors import (
     BrokerUnavailable,
@@ -21,15 +21,14 @@ from lockstep.errors import (
 from lockstep.idempotency import Idempotent, Record
 from lockstep.identifiers import epoch_instant_ms, new_commit, new_epoch, with_ids
 from lockstep.lifetimes import Lifetimes
-from lockstep.limits import SwitchLimit
 from lockstep.metrics import Metrics
 from lockstep.rules import engine, history, state_json
-from lockstep.rules.engine import Decision, Guard, Rule, Spec, Step, Transition
+from lockstep.rules.engine import Decision, Spec
 from lockstep.rules.state import Session
+from lockstep.rules.steps import Rule, Step
 from lockstep.session_locks import SessionLocks
 from lockstep.stored import Stored
 from lockstep.wire import heads
-from lockstep.wire.answers import STATE, Answer
 
 log = logging.getLogger(__name__)
 
@@ -39,34 +38,6 @@ WRONG_TIME_PAUSE_S = 0.002
 CAN_BE_DUE_AT_ONCE = frozenset({"adjusted", "resumed"})
 # An answer with a page of events is 256 KiB at most; the rest of it is what stands around them.
 MAX_EVENTS_BYTES = 262_144 - 128
-
-
-class Context(Struct, frozen=True):
-    """Who asks for a change, in which request, and what else is to hold for it.
-
-    `actor` and `request_id` are kept in its events. `once` is given where the request is to be done once,
-    however often it comes. `admission` is given where a limit may still refuse it: it is called when the
-    state has been read, before anything is decided. What `limit` allows is counted together with the change.
-    """
-
-    actor: str | None = None
-    request_id: str | None = None
-    once: Idempotent | None = None
-    admission: Callable[[], Awaitable[None]] | None = None
-    limit: SwitchLimit | None = None
-    guards: tuple[Guard, ...] = ()
-    answer: Answer = STATE
-
-
-NOBODY = Context()
-
-
-class Changed(Struct, frozen=True):
-    """A session after a change: the transitions that led there, and what the request is answered, as JSON."""
-
-    session: Session
-    transitions: tuple[Transition, ...]
-    answer: bytes
 
 
 class SessionBroker(Store, Bus, Clock, Protocol):

@@ -23,8 +23,9 @@ from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, 
 from lockstep.identifiers import new_epoch
 from lockstep.metrics import Metrics
 from lockstep.rules import history, state_json
-from lockstep.rules.engine import Rule, Spec, Step
+from lockstep.rules.engine import Spec
 from lockstep.rules.state import Mode, OnTimeout, Participant, Session
+from lockstep.rules.steps import Rule, Step
 from lockstep.wire import heads
 from tests.redis_server import RedisServer
 from tests.support import settled_rules as engine

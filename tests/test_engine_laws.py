@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from lockstep.errors import LockstepError
-from lockstep.rules.engine import Spec, Step, Transition
+from lockstep.rules.engine import Spec
 from lockstep.rules.history import events
 from lockstep.rules.state import BANK_MODES, TERMINAL, Mode, OnTimeout, Participant, Session, Status
 from lockstep.rules.state_json import from_iso, from_json, to_dict, to_json
+from lockstep.rules.steps import Step, Transition
 from tests.sessions_under_test import DAY, EPOCH, NOBODY, SESSION, T0, Counter, Moment, Refused
 from tests.support import settled_rules as engine
 

@@ -17,8 +17,8 @@ from lockstep.live.deadlines import SWEEP_LIMIT, Deadlines
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
 from lockstep.rules import state_json
-from lockstep.rules.engine import Step
 from lockstep.rules.state import Session
+from lockstep.rules.steps import Step
 from lockstep.sessions import Sessions
 from lockstep.wire import payloads
 from tests.load import eventually

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep import sessions
+from lockstep.changes import Changed, Context
 from lockstep.contract import Broker, Commit, Outcome
 from lockstep.errors import (
     BrokerUnavailable,
@@ -31,11 +32,11 @@ from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.requests import bodies
 from lockstep.rules import state_json
-from lockstep.rules.engine import Step
 from lockstep.rules.state import Session, Status
 from lockstep.rules.state_json import iso
+from lockstep.rules.steps import Step
 from lockstep.session_list import LOADED_AT_ONCE, MAX_LISTED_BYTES, SessionList
-from lockstep.sessions import Changed, Context, Sessions
+from lockstep.sessions import Sessions
 from lockstep.wire import heads
 from tests.redis_server import RedisServer
 from tests.support import settled_rules as engine

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lockstep.rules.engine import Transition
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import dumps, iso, participant_to_dict, participants_to_list, top_level
+from lockstep.rules.steps import Transition
 
 
 def events(

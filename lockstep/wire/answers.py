@@ -5,8 +5,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from lockstep.rules.engine import Step
 from lockstep.rules.state_json import dumps, iso, participants_to_list
+from lockstep.rules.steps import Step
 from lockstep.wire.strict_json import loads
 
 

@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 from lockstep.rules import engine
-from lockstep.rules.engine import Guard, Rule, Spec, Step, Transition, create, is_due, settle
+from lockstep.rules.engine import Spec, create, is_due, settle
 from lockstep.rules.state import Session
+from lockstep.rules.steps import Guard, Rule, Step, Transition
 
 __all__ = ["Rule", "Spec", "Step", "Transition", "create", "is_due", "settle"]
 
