@@ -1,6 +1,7 @@
 """The arrows of the architecture: who may import whom, and what has to be pure."""
 
 import ast
+import configparser
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,16 @@ def test_what_should_be_pure_is_pure(room: str) -> None:
         tree = ast.parse(path.read_text())
         named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not named & {"now", "utcnow", "today", "environ"}, path
+
+
+def test_what_is_installed_is_complete() -> None:
+    """An editable install, as the tests have it, would not miss a package that setup.cfg forgets."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packages = set(setup["options"]["packages"].split())
+    assert {module_of(path) for path in PATHS if path.name == "__init__.py"} - {"deploy"} <= packages
+    modules = {path.stem for path in ROOT.glob("*.py")} - {"setup"}
+    assert set(setup["options"]["py_modules"].split()) == modules
 
 
 def test_no_file_imports_what_is_private_to_another() -> None:
