@@ -11,7 +11,7 @@ from lockstep import errors
 from lockstep.commands import COMMANDS
 from lockstep.config import Settings
 from lockstep.errors import LockstepError, ValidationError
-from lockstep.requests import bodies, kinds, openapi, schemas
+from lockstep.requests import bodies, json_schema, kinds, openapi
 from lockstep.requests.kinds import Complaints
 from lockstep.requests.parameters import (
     MAX_PAGE,
@@ -118,7 +118,7 @@ def variants(schema: dict[str, Any]) -> list[tuple[Any, bool]]:
         found.append(("x" * (schema["maxLength"] + 1), False))
     if "enum" in schema:
         found += [(each, True) for each in schema["enum"]] + [("nonsense", False)]
-    if schema.get("pattern") == schemas.UUID_PATTERN:
+    if schema.get("pattern") == json_schema.UUID_PATTERN:
         found += [(SOME_ID, True), (SOME_ID.upper(), True), (SOME_ID[:-1], False), (7, False)]
     return found
 

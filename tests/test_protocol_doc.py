@@ -19,7 +19,7 @@ from lockstep.errors import ValidationError
 from lockstep.identifiers import with_ids
 from lockstep.requests import bodies, kinds
 from lockstep.rules.state import CLOCK_KINDS, Mode, Session
-from lockstep.rules.state_json import top_level
+from lockstep.rules.state_json import to_dict
 from lockstep.wire import protocol_v1
 from tests.processes import ROOT, Answer, ServerProcess
 from tests.sessions_under_test import EPOCH, T0, pending
@@ -274,7 +274,7 @@ def test_every_field_of_a_state_is_told() -> None:
         session = pending(
             60_000, 60_000, mode=mode, total_time_ms=60_000, time_per_cycle_ms=5000, max_time_ms=9000
         )
-        fields |= top_level(session).keys()
+        fields |= to_dict(session).keys()
     section = DOC.split("\n## A state\n")[1].split("\n## ")[0]
     missing = {field for field in fields if not re.search(rf"\b{field}\b", section)}
     assert missing == set()

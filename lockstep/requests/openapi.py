@@ -8,13 +8,10 @@ from lockstep.access import Scope
 from lockstep.commands import COMMANDS
 from lockstep.errors import LockstepError
 from lockstep.requests import kinds, parameters
-from lockstep.requests.kinds import Choice
-from lockstep.requests.parameters import MIN_KEPT_S
-from lockstep.requests.schemas import (
+from lockstep.requests.json_schema import (
     ANSWERED_UUID,
     COUNT,
     INTEGER,
-    SCOPE,
     STRING,
     UUID_PATTERN,
     Schema,
@@ -23,11 +20,14 @@ from lockstep.requests.schemas import (
     object_of,
     ref_to,
     schema_of,
-    schemas,
 )
+from lockstep.requests.kinds import Choice
+from lockstep.requests.parameters import MIN_KEPT_S
+from lockstep.requests.schemas import schemas
 from lockstep.rules.state import Status
 from lockstep.wire.answers import SWITCHED
 
+SCOPE: Schema = {"enum": [scope.name.lower() for scope in Scope]}
 DONE_ONCE = ("IdempotencyKey", "IdempotencyTtl")
 # What any answer of a route that reaches the broker may be instead.
 ANYWHERE: tuple[type[LockstepError], ...] = (errors.PayloadTooLarge, errors.HeadTooLarge, LockstepError)

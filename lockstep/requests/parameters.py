@@ -6,6 +6,7 @@ from typing import Any
 
 from lockstep.requests.kinds import Complaints
 from lockstep.rules.state import Status
+from lockstep.rules.state_json import EPOCH_PATTERN
 
 # For Idempotency-Key.
 MAX_KEY_LENGTH = 255
@@ -14,7 +15,7 @@ MIN_KEPT_S = 60
 MAX_KEPT_S = 86_400
 MAX_PAGE = 100
 DEFAULT_PAGE = 50
-EPOCH = re.compile("[0-9a-z]{13}")
+EPOCH = re.compile(EPOCH_PATTERN)
 CURSOR = re.compile(r"([0-9]{1,16})-([0-9a-f-]{36})")
 
 

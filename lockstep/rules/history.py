@@ -3,9 +3,34 @@
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import astuple
+
 from lockstep.rules.state import Session
-from lockstep.rules.state_json import dumps, iso, participant_to_dict, participants_to_list, top_level
+from lockstep.rules.state_json import (
+    Count,
+    Instant,
+    Object,
+    Version,
+    dumps,
+    iso,
+    participant_json,
+    state_json,
+    state_without_participants,
+)
 from lockstep.rules.steps import Transition
+
+
+class Event(Struct, kw_only=True):
+    """One version of a session; its `changes` turn the state before it into the state after it."""
+
+    version: Version
+    type: str
+    at: Instant
+    actor: str | UnsetType = UNSET
+    request_id: str | UnsetType = UNSET
+    lap_ms: Count | UnsetType = UNSET
+    changes: Object
 
 
 def events(
@@ -14,44 +39,43 @@ def events(
     actor: str | None = None,
     request_id: str | None = None,
 ) -> list[bytes]:
-    """One JSON object per transition; its `changes` turn the state before it into the state after it."""
+    """One event in JSON per transition."""
     encoded = []
     for transition in transitions:
-        event: dict[str, Any] = {
-            "version": transition.session.version,
-            "type": transition.type,
-            "at": iso(transition.at_ms),
-        }
-        if actor is not None:
-            event["actor"] = actor
-        if request_id is not None:
-            event["request_id"] = request_id
-        if transition.lap_ms is not None:
-            event["lap_ms"] = transition.lap_ms
-        event["changes"] = _changes(before, transition.session)
+        at = iso(transition.at_ms)
+        assert at is not None
+        event = Event(
+            version=transition.session.version,
+            type=transition.type,
+            at=at,
+            actor=UNSET if actor is None else actor,
+            request_id=UNSET if request_id is None else request_id,
+            lap_ms=UNSET if transition.lap_ms is None else transition.lap_ms,
+            changes=_changes(before, transition.session),
+        )
         encoded.append(dumps(event))
         before = transition.session
     return encoded
 
 
-_ABSENT = object()
-
-
-def _changes(before: Session | None, after: Session) -> dict[str, Any]:
-    new = top_level(after)
+def _changes(before: Session | None, after: Session) -> Any:
     if before is None:
-        return new | {"participants": participants_to_list(after)}
-    old = top_level(before)
-    changes = {key: value for key, value in new.items() if old.get(key, _ABSENT) != value}
-    moved = []
-    for place, (was, now) in enumerate(zip(before.participants, after.participants, strict=True)):
-        was_active, now_active = place == before.active, place == after.active
-        if was is now and was_active is now_active:
+        return state_json(after)
+    changes = _differences(state_without_participants(before), state_without_participants(after))
+    participants = []
+    for index, (old, new) in enumerate(zip(before.participants, after.participants, strict=True)):
+        was_active, is_active = index == before.active, index == after.active
+        if old is new and was_active is is_active:
             continue
-        old_seat, new_seat = participant_to_dict(was, was_active), participant_to_dict(now, now_active)
-        fields = {key: value for key, value in new_seat.items() if old_seat[key] != value}
+        fields = _differences(participant_json(old, was_active), participant_json(new, is_active))
         if fields:
-            moved.append({"participant_id": now.participant_id} | fields)
-    if moved:
-        changes["participants"] = moved
+            participants.append({"participant_id": new.participant_id} | fields)
+    if participants:
+        changes["participants"] = participants
     return changes
+
+
+def _differences(old: Struct, new: Struct) -> dict[str, Any]:
+    """The fields of `new`, by their names in JSON, that `old` has not, or has with another value."""
+    fields = zip(new.__struct_encode_fields__, astuple(new), astuple(old), strict=True)
+    return {name: value for name, value, was in fields if value != was and value is not UNSET}

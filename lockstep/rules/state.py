@@ -1,4 +1,4 @@
-"""What a session is."""
+"""What a session is, as the rules see it."""
 
 from enum import StrEnum
 from typing import Any
@@ -47,13 +47,16 @@ CLOCK_KINDS = {
 
 
 class Participant(Struct, frozen=True):
-    """One seat. In per_group `remaining_ms` is the group's bank, the same for every member."""
+    """One participant. In per_group `remaining_ms` is the group's bank, the same for every member.
+
+    The second names are those of the JSON form, which is decoded straight into this.
+    """
 
     participant_id: str
     participant_index: int
     budget_ms: int | None = None
-    remaining_ms: int | None = None
-    used_ms: int = 0
+    remaining_ms: int | None = field(default=None, name="total_time_ms")
+    used_ms: int = field(default=0, name="time_used_ms")
     cycle_count: int = 0
     has_expired: bool = False
     group_id: str | None = None
@@ -62,9 +65,11 @@ class Participant(Struct, frozen=True):
 class Session(Struct, frozen=True):
     """A session as of `cycle_started_at_ms`; what runs since then is arithmetic.
 
-    `active` is a place in `participants`. `clock_ms` is what remains (or, in count_up, has elapsed)
+    `active` is an index into `participants`. `clock_ms` is what remains (or, in count_up, has elapsed)
     of the clock that the participants share; where the clock is a bank it is None, and the bank
     stands with the participant. Instants are epoch milliseconds of the broker's clock.
+
+    A new field goes here, with a default, and under the same name into StateJson (state_json.py).
     """
 
     session_id: str
@@ -96,6 +101,10 @@ class Session(Struct, frozen=True):
         return None if self.active is None else self.participants[self.active]
 
     @property
+    def active_participant_id(self) -> str | None:
+        return None if self.active is None else self.participants[self.active].participant_id
+
+    @property
     def running_clock_ms(self) -> int:
         """What the clock shows at `cycle_started_at`: remaining, in count_up elapsed."""
         if self.clock_ms is not None:
@@ -107,7 +116,7 @@ class Session(Struct, frozen=True):
 
     @property
     def has_run_out(self) -> bool:
-        """True once the expiry of the clock now running has been told, so that it is told once."""
+        """True once the expiry of the running clock has been reported, so that it is reported once."""
         if self.mode is Mode.GLOBAL:
             return self.is_flagged
         active = self.active_participant
@@ -115,7 +124,7 @@ class Session(Struct, frozen=True):
 
     @property
     def deadline_ms(self) -> int | None:
-        """The instant at which the running clock runs out; None when nothing runs towards one."""
+        """The instant at which the running clock runs out; None if no clock runs towards one."""
         if self.cycle_started_at_ms is None or self.has_run_out:
             return None
         if self.mode is Mode.COUNT_UP:
@@ -129,10 +138,10 @@ class Session(Struct, frozen=True):
         return entity_tag(self.epoch, self.version, self.commit)
 
     def is_one_of(self, tags: frozenset[str]) -> bool:
-        """Is it what one of these tags of an If-Match names? The shorter form, without commit, will do."""
+        """True if one of these tags of an If-Match names this state, with its commit or without."""
         return not tags.isdisjoint(("*", self.tag, f'"{self.epoch}-{self.version}"'))
 
 
 def entity_tag(epoch: str, version: int, commit: str) -> str:
-    """What ETag carries: equal for two states if and only if they are the same."""
+    """What the ETag header carries: equal for two states if and only if they are the same state."""
     return f'"{epoch}-{version}-{commit}"'

@@ -1,12 +1,14 @@
 """The one JSON form of a session: the same on REST, WebSocket and in the store."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from operator import attrgetter
+from typing import Annotated, Any
 
 import msgspec
 import ujson
-from msgspec import Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from lockstep.rules.state import (
     BANK_MODES,
@@ -18,6 +20,112 @@ from lockstep.rules.state import (
     Session,
     Status,
 )
+
+EPOCH_PATTERN = "[0-9a-z]{13}"
+
+# What /openapi.json says of a field beyond its type. Decoding checks the type alone.
+Count = Annotated[int, Meta(extra_json_schema={"minimum": 0})]
+Version = Annotated[int, Meta(extra_json_schema={"minimum": 1})]
+UuidText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+Epoch = Annotated[str, Meta(extra_json_schema={"pattern": f"^{EPOCH_PATTERN}$"})]
+Commit = Annotated[str, Meta(extra_json_schema={"minLength": 8, "maxLength": 8})]
+ClockKind = Annotated[str, Meta(extra_json_schema={"enum": sorted(set(CLOCK_KINDS.values()))})]
+Object = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
+
+
+class ParticipantJson(Struct):
+    """A participant in JSON. A field with a default is left out where it is UNSET."""
+
+    participant_id: UuidText
+    participant_index: Count
+    budget_ms: Count | None
+    total_time_ms: Count | None
+    time_remaining_ms: Count | None
+    time_used_ms: Count
+    cycle_count: Count
+    is_active: bool
+    has_expired: bool
+    group_id: str | UnsetType = UNSET
+
+
+class ClockJson(Struct, omit_defaults=True):
+    """The clock on show: what remains of it; in count_up, what has elapsed."""
+
+    kind: ClockKind
+    remaining_ms: Count | None = None
+    elapsed_ms: Count | None = None
+
+
+class StateJson(Struct):
+    """A session in JSON; its first five fields are read by their position elsewhere (wire/heads.py).
+
+    A field has the value of the session's attribute of that name, or of that name with `_ms`; only
+    participants, clock and instants (`..._at`) are converted. One with a default is left out where it is
+    UNSET.
+    """
+
+    session_id: UuidText
+    epoch: Epoch
+    version: Version
+    commit: Commit
+    deadline_ms: Count | None
+    mode: Mode = field(name="sync_mode")
+    status: Status
+    participants: list[ParticipantJson]
+    active_participant_id: UuidText | None
+    total_time_ms: Count | None
+    time_per_cycle_ms: Count | None
+    increment_ms: Count
+    clock: ClockJson | None
+    on_timeout: OnTimeout
+    cycle_started_at: Instant | None
+    started_at: Instant | None = field(name="session_started_at")
+    completed_at: Instant | None = field(name="session_completed_at")
+    created_at: Instant
+    updated_at: Instant
+    metadata: Object
+    max_time_ms: Count | UnsetType | None = None
+    lap_count: Count | UnsetType = 0
+    lap_elapsed_ms: Count | UnsetType = 0
+    is_flagged: bool | UnsetType = False
+
+
+class _StoredState(StateJson):
+    """A state as it is decoded: with all that a Session has, under the same names."""
+
+    participants: tuple[Participant, ...]  # type: ignore[assignment]
+
+    @property
+    def active(self) -> int | None:
+        active_id = self.active_participant_id
+        if active_id is not None:
+            for index, each in enumerate(self.participants):
+                if each.participant_id == active_id:
+                    return index
+        return None
+
+    @property
+    def clock_ms(self) -> int | None:
+        if self.clock is None or self.mode in BANK_MODES:
+            return None
+        shown_ms = self.clock.elapsed_ms if self.mode is Mode.COUNT_UP else self.clock.remaining_ms
+        if shown_ms is None:
+            raise ValueError("a clock that shows nothing")
+        return shown_ms
+
+
+def _instants(names: Iterable[str]) -> tuple[int, ...]:
+    return tuple(index for index, name in enumerate(names) if name.endswith(("_at", "_at_ms")))
+
+
+# By which names, and in which order, a state takes its values from a session, and a session from a state.
+_STATE_FIELDS = [n if hasattr(Session, n) else f"{n}_ms" for n in StateJson.__struct_fields__]
+_SESSION_FIELDS = [
+    n if hasattr(_StoredState, n) else n.removesuffix("_ms") for n in Session.__struct_fields__
+]
+_state_values, _state_instants = attrgetter(*_STATE_FIELDS), _instants(_STATE_FIELDS)
+_session_values, _session_instants = attrgetter(*_SESSION_FIELDS), _instants(_SESSION_FIELDS)
 
 
 @lru_cache(1024)  # a state has seven of them, and most are those of the state before
@@ -37,72 +145,6 @@ def from_iso(text: str | None) -> int | None:
     return int(whole.timestamp()) * 1000 + int(text[20:23])
 
 
-def top_level(session: Session) -> dict[str, Any]:
-    """All of the JSON form but the participants; the first five keys are sliced by position elsewhere."""
-    active = session.active_participant
-    data: dict[str, Any] = {
-        "session_id": session.session_id,
-        "epoch": session.epoch,
-        "version": session.version,
-        "commit": session.commit,
-        "deadline_ms": session.deadline_ms,
-        "sync_mode": session.mode.value,
-        "status": session.status.value,
-        "participants": None,
-        "active_participant_id": active and active.participant_id,
-        "total_time_ms": session.total_time_ms,
-        "time_per_cycle_ms": session.time_per_cycle_ms,
-        "increment_ms": session.increment_ms,
-        "clock": None,
-        "on_timeout": session.on_timeout.value,
-        "cycle_started_at": iso(session.cycle_started_at_ms),
-        "session_started_at": iso(session.started_at_ms),
-        "session_completed_at": iso(session.completed_at_ms),
-        "created_at": iso(session.created_at_ms),
-        "updated_at": iso(session.updated_at_ms),
-        "metadata": session.metadata,
-    }
-    if session.status not in TERMINAL:
-        reading = "elapsed_ms" if session.mode is Mode.COUNT_UP else "remaining_ms"
-        data["clock"] = {"kind": CLOCK_KINDS[session.mode], reading: session.running_clock_ms}
-    if session.max_time_ms is not None:
-        data["max_time_ms"] = session.max_time_ms
-    if session.mode is Mode.COUNT_UP:
-        data["lap_count"] = session.lap_count
-        data["lap_elapsed_ms"] = session.lap_elapsed_ms
-    elif session.mode is Mode.GLOBAL:
-        data["is_flagged"] = session.is_flagged
-    return data
-
-
-def participant_to_dict(participant: Participant, is_active: bool) -> dict[str, Any]:
-    data = {
-        "participant_id": participant.participant_id,
-        "participant_index": participant.participant_index,
-        "budget_ms": participant.budget_ms,
-        "total_time_ms": participant.remaining_ms,
-        "time_remaining_ms": participant.remaining_ms,
-        "time_used_ms": participant.used_ms,
-        "cycle_count": participant.cycle_count,
-        "is_active": is_active,
-        "has_expired": participant.has_expired,
-    }
-    if participant.group_id is not None:
-        data["group_id"] = participant.group_id
-    return data
-
-
-def participants_to_list(session: Session) -> list[dict[str, Any]]:
-    active = session.active
-    return [participant_to_dict(p, place == active) for place, p in enumerate(session.participants)]
-
-
-def to_dict(session: Session) -> dict[str, Any]:
-    data = top_level(session)
-    data["participants"] = participants_to_list(session)
-    return data
-
-
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -111,116 +153,82 @@ def dumps(value: Any) -> bytes:
     try:
         return _ENCODER.encode(value)
     except OverflowError:  # somebody's metadata, with integers of more than 64 bits
-        return ujson.dumps(value, ensure_ascii=False, escape_forward_slashes=False).encode()
+        builtins = msgspec.to_builtins(value)
+        return ujson.dumps(builtins, ensure_ascii=False, escape_forward_slashes=False).encode()
 
 
 def to_json(session: Session) -> bytes:
-    return dumps(to_dict(session))
+    return dumps(state_json(session))
 
 
-class _Seat(Struct):
-    """A participant as it is stored: what the rules need of it."""
-
-    participant_id: str
-    participant_index: int
-    budget_ms: int | None
-    total_time_ms: int | None
-    time_used_ms: int
-    cycle_count: int
-    is_active: bool
-    has_expired: bool
-    group_id: str | None = None
+def to_dict(session: Session) -> dict[str, Any]:
+    data: dict[str, Any] = msgspec.to_builtins(state_json(session))
+    return data
 
 
-class _Clock(Struct):
-    remaining_ms: int | None = None
-    elapsed_ms: int | None = None
+def state_json(session: Session) -> StateJson:
+    state = state_without_participants(session)
+    state.participants = participants_to_list(session)
+    return state
 
 
-class _Stored(Struct):
-    """A session as it is stored: what the rules need of it."""
-
-    session_id: str
-    epoch: str
-    version: int
-    commit: str
-    sync_mode: Mode
-    status: Status
-    participants: list[_Seat]
-    total_time_ms: int | None
-    time_per_cycle_ms: int | None
-    increment_ms: int
-    clock: _Clock | None
-    on_timeout: OnTimeout
-    cycle_started_at: str | None
-    session_started_at: str | None
-    session_completed_at: str | None
-    created_at: str
-    updated_at: str
-    metadata: Raw
-    max_time_ms: int | None = None
-    lap_count: int = 0
-    lap_elapsed_ms: int = 0
-    is_flagged: bool = False
+def state_without_participants(session: Session) -> StateJson:
+    """The state but for its participants, of which there may be a thousand."""
+    values = [*_state_values(session)]
+    for index in _state_instants:
+        values[index] = iso(values[index])
+    state = StateJson(*values)
+    state.participants = []
+    state.clock = _clock_json(session)
+    if session.max_time_ms is None:
+        state.max_time_ms = UNSET
+    if session.mode is not Mode.COUNT_UP:
+        state.lap_count = state.lap_elapsed_ms = UNSET
+    if session.mode is not Mode.GLOBAL:
+        state.is_flagged = UNSET
+    return state
 
 
-_DECODER = msgspec.json.Decoder(_Stored)
+def _clock_json(session: Session) -> ClockJson | None:
+    if session.status in TERMINAL:
+        return None
+    kind, shown_ms = CLOCK_KINDS[session.mode], session.running_clock_ms
+    if session.mode is Mode.COUNT_UP:
+        return ClockJson(kind, elapsed_ms=shown_ms)
+    return ClockJson(kind, remaining_ms=shown_ms)
+
+
+def participants_to_list(session: Session) -> list[ParticipantJson]:
+    active = session.active
+    return [participant_json(each, index == active) for index, each in enumerate(session.participants)]
+
+
+def participant_json(participant: Participant, is_active: bool) -> ParticipantJson:
+    return ParticipantJson(
+        participant.participant_id,
+        participant.participant_index,
+        participant.budget_ms,
+        participant.remaining_ms,
+        participant.remaining_ms,
+        participant.used_ms,
+        participant.cycle_count,
+        is_active,
+        participant.has_expired,
+        UNSET if participant.group_id is None else participant.group_id,
+    )
+
+
+_DECODER = msgspec.json.Decoder(_StoredState)
 
 
 def from_json(raw: bytes) -> Session:
     """The inverse of `to_json`. Raises ValueError on what is not a state."""
     try:
-        stored = _DECODER.decode(raw)
+        state = _DECODER.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from None
-    active, clock_ms = None, None
-    participants = []
-    for place, each in enumerate(stored.participants):
-        if each.is_active:
-            active = place
-        participants.append(
-            Participant(
-                each.participant_id,
-                each.participant_index,
-                each.budget_ms,
-                each.total_time_ms,
-                each.time_used_ms,
-                each.cycle_count,
-                each.has_expired,
-                each.group_id,
-            )
-        )
-    mode, clock = stored.sync_mode, stored.clock
-    if clock is not None and mode not in BANK_MODES:
-        clock_ms = clock.elapsed_ms if mode is Mode.COUNT_UP else clock.remaining_ms
-        if clock_ms is None:
-            raise ValueError("a clock that shows nothing")
-    created_at_ms, updated_at_ms = from_iso(stored.created_at), from_iso(stored.updated_at)
-    assert created_at_ms is not None
-    assert updated_at_ms is not None
-    return Session(
-        session_id=stored.session_id,
-        epoch=stored.epoch,
-        version=stored.version,
-        mode=mode,
-        status=stored.status,
-        on_timeout=stored.on_timeout,
-        participants=tuple(participants),
-        created_at_ms=created_at_ms,
-        updated_at_ms=updated_at_ms,
-        commit=stored.commit,
-        active=active,
-        total_time_ms=stored.total_time_ms,
-        time_per_cycle_ms=stored.time_per_cycle_ms,
-        increment_ms=stored.increment_ms,
-        max_time_ms=stored.max_time_ms,
-        clock_ms=clock_ms,
-        lap_count=stored.lap_count,
-        lap_elapsed_ms=stored.lap_elapsed_ms,
-        is_flagged=stored.is_flagged,
-        cycle_started_at_ms=from_iso(stored.cycle_started_at),
-        started_at_ms=from_iso(stored.session_started_at),
-        completed_at_ms=from_iso(stored.session_completed_at),
-        # Anybody's numbers, of any size.
-        metadata=ujson.loads(bytes(stored.metadata)),
-    )
+    state.metadata = ujson.loads(bytes(state.metadata))  # which has anybody's numbers, of any size
+    values = [*_session_values(state)]
+    for index in _session_instants:
+        values[index] = from_iso(values[index])
+    return Session(*values)
