@@ -10,6 +10,7 @@ from tests.load import chess, data, rest
 from tests.processes import ServerProcess
 from tests.redis_server import RedisServer
 from tests.support.expiries import p99_lateness_ms
+from tests.support.variants import first_of
 
 # 250 ms on an idle machine, see bench/expiry.py; this one may be busy.
 P99_LATENESS_MS = 400
@@ -22,7 +23,7 @@ def redis() -> Iterator[RedisServer]:
     server.close()
 
 
-@pytest.mark.parametrize("sessions", [1000, pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("sessions", first_of([200, 1000, 5000]))
 async def test_every_expiry_fires_once_and_none_early_though_a_process_is_killed(
     redis: RedisServer, sessions: int
 ) -> None:

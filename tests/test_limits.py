@@ -22,7 +22,7 @@ from tests.load import chess, eventually
 from tests.processes import Answer, ServerProcess, read_answer, request
 from tests.redis_server import Proxy, RedisServer
 from tests.test_metrics import figures
-from tests.ws_client import Closed, WsClient
+from tests.ws_client import Closed, WsClient, abort_all
 
 
 @contextmanager
@@ -30,6 +30,7 @@ def running(server: ServerProcess) -> Iterator[ServerProcess]:
     try:
         yield server
     finally:
+        abort_all()
         server.stop()
 
 

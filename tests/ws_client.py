@@ -186,5 +186,8 @@ class WsClient:
         self.writer.close()
 
     def abort(self) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            # At once, also where the loop does not turn before its server is waited for.
+            self.writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         OPEN.discard(self)
         self.writer.transport.abort()
