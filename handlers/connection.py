@@ -18,6 +18,7 @@ from handlers.read_scheduler import ReadScheduler
 from lockstep.contract import Batch, Kind
 from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
 from lockstep.metrics import Metrics
+from lockstep.wire.encodings import JSON_V1
 from lockstep.wire.frames import (
     BINARY,
     CLOSE,
@@ -91,6 +92,8 @@ class Connection:
         "refused_at_s",
         "session_id",
     )
+
+    encoding = JSON_V1
 
     def __init__(
         self, sock: socket.socket, service: Service, session_id: str | None, address: str = ""

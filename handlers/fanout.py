@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from handlers.connection import Connection
 from lockstep.contract import Batch
-from lockstep.live.room import Deliver, one_by_one
+from lockstep.live.audience import Deliver, one_by_one
 
 try:
     from handlers import _fanout

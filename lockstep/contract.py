@@ -11,6 +11,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from lockstep.errors import Close
+from lockstep.wire.encodings import Encoding
 
 # What every broker agrees on.
 KEPT_EVENTS = 1000
@@ -84,7 +85,15 @@ class Batch:
 
 
 class Peer(Protocol):
-    """One client's connection. Nothing here ever waits for the client."""
+    """One client's subscription to one session, as its room sees it. Nothing here ever waits for the client.
+
+    A connection is itself the peer of its first session: an object for each subscription would cost every
+    idle client another 64 bytes. A connection to several sessions needs one for each of the others.
+    """
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the client is told what happens."""
 
     @property
     def is_over(self) -> bool:

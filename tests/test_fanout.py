@@ -13,7 +13,7 @@ from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from lockstep.contract import Batch, Kind
 from lockstep.errors import SESSION_DELETED
-from lockstep.live.room import one_by_one
+from lockstep.live.audience import one_by_one
 from lockstep.metrics import Metrics
 from lockstep.wire.frames import encode_text_frame
 

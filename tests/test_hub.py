@@ -12,12 +12,13 @@ import pytest
 
 from lockstep.contract import Batch, Broker, Kind
 from lockstep.errors import BrokerUnavailable, Close, SessionNotFound
-from lockstep.live import hub as hub_module
+from lockstep.live import repair as repair_module
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1
+from lockstep.wire.encodings import JSON_V1
 from lockstep.wire.frames import encode_text_frame
 
 T0 = 1_704_067_200_000
@@ -45,6 +46,7 @@ class FakePeer:
     """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
 
     is_over = False
+    encoding = JSON_V1
 
     def __init__(self) -> None:
         self.got: list[Any] = []
@@ -814,7 +816,7 @@ async def test_what_is_dropped_or_has_no_order_does_not_stand_for_the_repair(
 
 
 async def test_a_repair_is_tried_until_the_store_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "RETRY_S", 0)
+    monkeypatch.setattr(repair_module, "RETRY_S", 0)
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(3))
@@ -861,7 +863,7 @@ async def test_all_rooms_are_repaired_however_many() -> None:
 async def test_a_repair_reads_whole_only_what_differs_and_little_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hub_module, "REPAIR_BYTES", 4_000)
+    monkeypatch.setattr(repair_module, "REPAIR_BYTES", 4_000)
     async with a_world() as world:
         ids = [f"{number:08}-0000-4000-8000-000000000000" for number in range(30)]
         large = b" " * 1_000
@@ -883,7 +885,7 @@ async def test_a_repair_reads_whole_only_what_differs_and_little_at_a_time(
 
 async def test_new_rooms_are_read_when_the_store_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_world() as world:
-        monkeypatch.setattr(hub_module, "RETRY_S", 0)
+        monkeypatch.setattr(repair_module, "RETRY_S", 0)
         world.broker.states[S] = state(3, due=T0 + 500)
         world.broker.is_away = True
         await world.join()
@@ -967,7 +969,7 @@ async def test_a_promised_sync_is_not_forgotten_over_an_old_update() -> None:
 async def test_a_silent_loss_is_found_by_the_check(
     stored: bytes | None, told: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(repair_module, "CHECK_INTERVAL_S", 0.0)
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(3))
@@ -981,7 +983,7 @@ async def test_a_silent_loss_is_found_by_the_check(
 
 
 async def test_a_session_that_nobody_announced_is_found_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(repair_module, "CHECK_INTERVAL_S", 0.0)
     async with a_world() as world:
         peer = await world.join()
         world.hub.start()
@@ -993,7 +995,7 @@ async def test_a_session_that_nobody_announced_is_found_by_the_check(monkeypatch
 
 
 async def test_the_check_goes_on_after_the_store_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(repair_module, "CHECK_INTERVAL_S", 0.0)
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(3))
@@ -1007,7 +1009,7 @@ async def test_the_check_goes_on_after_the_store_was_away(monkeypatch: pytest.Mo
 
 
 async def test_what_is_heard_during_a_check_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(repair_module, "CHECK_INTERVAL_S", 0.0)
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(3))

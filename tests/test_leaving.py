@@ -78,7 +78,7 @@ def traces(server: Server) -> dict[str, Any]:
         "peers": server.hub.peers,
         "rooms": server.hub._rooms,
         "joining": server.hub._joining,
-        "unread rooms": server.hub._unread,
+        "unread rooms": server.hub._repair._new.session_ids,
         "heartbeats": [each for slot in server.heartbeat._slots for each in slot],
         "places": server.broker._occupancy.counts,
         "armed deadlines": server.deadlines._armed,
