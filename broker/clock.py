@@ -1,24 +1,40 @@
 """What time it is at Redis, by a measured offset to the monotonic clock, and what is shown of it."""
 
+import logging
 import time
+from typing import Any, Protocol
+
+from lockstep.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 # How far two good clocks may drift apart: 500 ppm, what NTP slews at most.
 DRIFT_MS_PER_S = 0.5
-# What is shown takes a correction of up to this by slewing, within 10 s; a larger one is shown as it is.
+# What is shown takes corrections of up to this by slewing, within 10 s; a larger one is shown at once.
 STEP_MS = 2000.0
 SHOWN_RATE = STEP_MS / 10_000
+
+
+class TimeSource(Protocol):
+    """The two clocks of a machine, both in s. The module `time` is one; a test has its own, and moves it."""
+
+    def time(self) -> float:
+        """The wall clock, which may be set."""
+
+    def monotonic(self) -> float:
+        """A clock that never goes back."""
 
 
 class SlewedOffset:
     """An offset to the monotonic clock that follows another one by `rate` ms per ms at most.
 
-    With a rate below 1 a clock that is read by it never goes back, whatever it has to follow.
+    With a rate below 1 a clock that adds it never goes back, whatever the offset has to follow.
     """
 
-    def __init__(self, offset_ms: float, rate: float) -> None:
+    def __init__(self, monotonic_ms: float, offset_ms: float, rate: float) -> None:
         self.offset_ms = offset_ms
         self._rate = rate
-        self._at_ms = time.monotonic() * 1000
+        self._at_ms = monotonic_ms
 
     def follow(self, monotonic_ms: float, aim_ms: float) -> float:
         """The offset at `monotonic_ms`, after it has moved towards `aim_ms` since the last call."""
@@ -29,21 +45,33 @@ class SlewedOffset:
 
 
 class RedisClock:
-    """Every answer that carries TIME is a sample; the best one counts until it has grown old.
+    """Takes every answer that carries TIME as a sample; the best one counts until it has grown old.
 
     A sample's error is half its round trip, and grows with age. One that contradicts what is known,
     beyond the error of both, means that Redis's clock was set (or another Redis answers), and counts at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics, source: TimeSource = time) -> None:
+        self._metrics = metrics
+        self._source = source
         # Until the first answer, this machine's own idea.
-        self._offset_ms = time.time() * 1000 - time.monotonic() * 1000
+        monotonic_ms = source.monotonic() * 1000
+        self._offset_ms = source.time() * 1000 - monotonic_ms
         self._error_ms = float("inf")
         self._sampled_at_s = 0.0
-        self._shown = SlewedOffset(self._offset_ms, SHOWN_RATE)
+        self._shown = SlewedOffset(monotonic_ms, self._offset_ms, SHOWN_RATE)
+
+    def measure(self, sent_at_s: float, reply: Any) -> None:
+        """Take a reply to TIME, or one that carries it, to what was sent at `sent_at_s` and has just come."""
+        seconds, microseconds = reply
+        redis_us = int(seconds) * 1_000_000 + int(microseconds)
+        step_ms = self.sample(sent_at_s, self._source.monotonic(), redis_us)
+        if step_ms:
+            self._metrics.clock_steps.inc()
+            log.warning("the clock of Redis was set by %+.1f s (or this machine slept)", step_ms / 1000)
 
     def sample(self, sent_at_s: float, received_at_s: float, redis_us: int) -> float:
-        """TIME was `redis_us` at some instant between the two of `time.monotonic()`.
+        """TIME was `redis_us` at some instant between these two of the monotonic clock.
 
         Returns by how many ms the clock was set, where that is too much to be slewed; else 0.
         """
@@ -54,7 +82,7 @@ class RedisClock:
         if error_ms > known_error_ms and not is_contradiction:
             return 0.0
         is_first = self._error_ms == float("inf")
-        # Up to here it followed what was known.
+        # Up to here the shown offset followed what was known.
         step_ms = offset_ms - self._shown.follow(received_at_s * 1000, self._offset_ms)
         self._offset_ms = offset_ms
         self._error_ms = error_ms
@@ -64,15 +92,11 @@ class RedisClock:
         self._shown.offset_ms = offset_ms
         return 0.0 if is_first else step_ms
 
-    @property
-    def offset_ms(self) -> float:
-        return self._offset_ms
-
     def now_ms(self) -> int:
         """The best estimate; a better measurement may take it back by a little."""
-        return int(time.monotonic() * 1000 + self._offset_ms)
+        return int(self._source.monotonic() * 1000 + self._offset_ms)
 
     def shown_ms(self) -> int:
         """For clients: small corrections are slewed, so it goes back only with a step of Redis's clock."""
-        monotonic_ms = time.monotonic() * 1000
+        monotonic_ms = self._source.monotonic() * 1000
         return int(monotonic_ms + self._shown.follow(monotonic_ms, self._offset_ms))

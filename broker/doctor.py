@@ -6,10 +6,11 @@ import uuid
 from typing import Any
 
 from broker import rights
+from broker.checks import OLDEST_REDIS, info_fields, version_numbers, wrong_mode
 from broker.endpoint import parse
-from broker.link import Link, LinkDown, Refused, Wire
-from broker.redis import OLDEST_REDIS, wrong_mode
-from broker.subscriber import Routing
+from broker.keys import Channels, Keys
+from broker.link import Link, Refused
+from broker.resp import LinkDown, RespConnection
 from lockstep.config import Settings
 from lockstep.metrics import Metrics
 
@@ -19,7 +20,7 @@ SLOW_MS = 2.0
 MAX_CLOCK_OFFSET_MS = 1000
 START_TIMEOUT_S = 3.0
 PROBE_TIMEOUT_S = 2.0
-# What a subscriber that is behind may have waiting at Redis before it is cut off; the default for pubsub.
+# Redis cuts off a subscriber for which more than this is waiting; its own default for pubsub.
 MIN_BUFFER_BYTES = 32 * 1_048_576
 
 
@@ -28,14 +29,14 @@ async def examine(settings: Settings) -> list[Finding]:
     if settings.broker == "memory://":
         return [(True, "broker: memory://, one process by itself; its state dies with it")]
 
-    async def nothing(wire: Wire) -> None:
+    async def nothing(connection: RespConnection) -> None:
         pass
 
     link = Link(parse(settings.broker), "commands", nothing, Metrics())
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             await link.start()
-        # The rest is of no use then, and may not even be answered.
+        # Then the rest is of no use, and may not even be answered.
         if why := wrong_mode(await _info(link, "server"), await _info(link, "cluster")):
             return [(False, f"Redis: {why}")]
         return [
@@ -57,9 +58,7 @@ async def examine(settings: Settings) -> list[Finding]:
 
 
 async def _info(link: Link, section: str) -> dict[str, str]:
-    reply = await link.call("INFO", section)
-    lines = reply.decode("utf-8", "replace").splitlines() if isinstance(reply, bytes) else []
-    return {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return info_fields(await link.call("INFO", section))
 
 
 async def _config(link: Link, name: str) -> str | None:
@@ -71,8 +70,7 @@ async def _version(link: Link) -> Finding:
     version = (await _info(link, "server")).get("redis_version")
     if version is None:
         return True, "Redis version: not shown to this user (INFO)"
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    if numbers >= OLDEST_REDIS:
+    if version_numbers(version) >= OLDEST_REDIS:
         return True, f"Redis version: {version}"
     return False, f"Redis version: {version}; 6.2 or newer is needed"
 
@@ -88,9 +86,8 @@ async def _eviction(link: Link, settings: Settings) -> Finding:
 
 async def _rights(link: Link, settings: Settings) -> Finding:
     user = parse(settings.broker).username or "default"
-    routing = Routing(settings.routing, settings.prefix)
-    lacked = await rights.missing(link.call, user, settings.prefix, routing)
-    found = lacked or await rights.in_the_way(link.call, settings.prefix)
+    lacked = await rights.missing(link.call, user, settings.prefix, settings.routing)
+    found = lacked or await rights.in_the_way(link.call, Keys(settings.prefix))
     return found is None, f"rights and keys: {found or 'all that is needed'}"
 
 
@@ -141,35 +138,35 @@ async def _clock(link: Link) -> Finding:
 
 async def _probe(link: Link, settings: Settings) -> Finding:
     """Does a publication come back?"""
-    channel = f"{settings.prefix}probe:{uuid.uuid4()}"
+    channel = Channels(settings.routing, settings.prefix).probe(str(uuid.uuid4()))
     loop = asyncio.get_running_loop()
-    subscribed, heard = loop.create_future(), loop.create_future()
+    subscribed, received = loop.create_future(), loop.create_future()
 
     def on_push(push: list[Any]) -> None:
-        arrived = heard if push[0] == b"message" else subscribed
+        arrived = received if push[0] == b"message" else subscribed
         if not arrived.done():
             arrived.set_result(None)
 
-    async def subscribe(wire: Wire) -> None:
-        wire.on_push = on_push
-        wire.send("SUBSCRIBE", channel)
+    async def subscribe(connection: RespConnection) -> None:
+        connection.on_push = on_push
+        connection.send("SUBSCRIBE", channel)
 
-    ears = Link(parse(settings.broker), "updates", subscribe, Metrics())
+    subscriber = Link(parse(settings.broker), "updates", subscribe, Metrics())
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            await ears.start()
+            await subscriber.start()
             await subscribed
             began_s = time.perf_counter()
             await link.call("PUBLISH", channel, "")
-            await heard
+            await received
         took_ms = (time.perf_counter() - began_s) * 1000
         return True, f"Pub/Sub: a publication came back after {took_ms:.2f} ms"
     except TimeoutError:
-        if not ears.is_up:
+        if not subscriber.is_up:
             return False, (
                 "Pub/Sub: there is no second connection to Redis, and each process needs two; "
                 "raise its maxclients, or find who holds so many (CLIENT LIST)"
             )
         return False, "Pub/Sub: a publication did not come back; may this user SUBSCRIBE and PUBLISH (ACL)?"
     finally:
-        await ears.close()
+        await subscriber.close()

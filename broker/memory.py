@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from broker.clock import SlewedOffset
+from broker.clock import SlewedOffset, TimeSource
 from lockstep.contract import (
     KEPT_EVENTS,
     MAX_AHEAD_MS,
@@ -30,7 +30,7 @@ from lockstep.wire import heads, protocol_v1
 
 log = logging.getLogger(__name__)
 
-# A wall clock that was corrected is followed by 1 ms a second.
+# When the wall clock is corrected, sessions follow it by 1 ms a second.
 SLEW_RATE = 1 / 1000
 FAR_OFF_MS = 600_000
 
@@ -44,24 +44,24 @@ class _Kept:
 
 
 class _SortedSet:
-    """Ids by score, then by id: what Redis calls a sorted set."""
+    """Members by score, then by name: what Redis calls a sorted set."""
 
     def __init__(self) -> None:
         self._scores: dict[str, int] = {}
         self._order: list[tuple[int, str]] = []
 
-    def put(self, session_id: str, score: int) -> None:
-        self.drop(session_id)
-        self._scores[session_id] = score
-        insort(self._order, (score, session_id))
+    def put(self, member: str, score: int) -> None:
+        self.drop(member)
+        self._scores[member] = score
+        insort(self._order, (score, member))
 
-    def drop(self, session_id: str) -> None:
-        score = self._scores.pop(session_id, None)
+    def drop(self, member: str) -> None:
+        score = self._scores.pop(member, None)
         if score is not None:
-            del self._order[bisect_left(self._order, (score, session_id))]
+            del self._order[bisect_left(self._order, (score, member))]
 
-    def after(self, place: tuple[int, str], limit: int) -> list[tuple[int, str]]:
-        start = bisect_right(self._order, place)
+    def after(self, entry: tuple[int, str], limit: int) -> list[tuple[int, str]]:
+        start = bisect_right(self._order, entry)
         return self._order[start : start + limit]
 
     def until(self, score: int, limit: int) -> list[tuple[int, str]]:
@@ -70,20 +70,24 @@ class _SortedSet:
 
 
 class MemoryBroker(Broker):
-    """Keeps the promise by having no `await` between the check and the write."""
+    """Keeps the promise by having no `await` between the check and the write.
 
-    def __init__(self) -> None:
+    All its time comes from `source`: the machine's clocks, or those of a test that moves them.
+    """
+
+    def __init__(self, source: TimeSource = time) -> None:
+        self._source = source
         self._kept: dict[str, _Kept] = {}
-        self._done: dict[str, bytes] = {}  # what is kept of requests that are done once
-        self._forgettable = _SortedSet()
+        self._records: dict[str, bytes] = {}
+        self._record_expiries = _SortedSet()
         self._windows = FixedWindows()
         self._occupancy = Occupancy()
         self._lapses = _SortedSet()
         self._deadlines = _SortedSet()
         self._listener: Listener | None = None
         self._last_epoch = ""
-        # Setting the machine's clock moves no session's: that is followed slowly, to the wall time of now.
-        self._clock = SlewedOffset(_wall_offset_ms(), SLEW_RATE)
+        # Setting the machine's clock moves no session: it is followed slowly.
+        self._clock = SlewedOffset(source.monotonic() * 1000, self._wall_offset_ms(), SLEW_RATE)
         self._has_warned = False
 
     async def start(self, listener: Listener) -> None:
@@ -93,8 +97,8 @@ class MemoryBroker(Broker):
         self._listener = None
 
     def now_ms(self) -> int:
-        wall_offset_ms = _wall_offset_ms()
-        monotonic_ms = time.monotonic() * 1000
+        wall_offset_ms = self._wall_offset_ms()
+        monotonic_ms = self._source.monotonic() * 1000
         now_ms = int(monotonic_ms + self._clock.follow(monotonic_ms, wall_offset_ms))
         apart_ms = wall_offset_ms - self._clock.offset_ms
         if abs(apart_ms) > FAR_OFF_MS and not self._has_warned:
@@ -105,6 +109,9 @@ class MemoryBroker(Broker):
                 -apart_ms / 1000,
             )
         return now_ms
+
+    def _wall_offset_ms(self) -> float:
+        return (self._source.time() - self._source.monotonic()) * 1000
 
     def not_ready(self) -> list[str]:
         return []
@@ -121,16 +128,16 @@ class MemoryBroker(Broker):
     async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
         states = await self.load(session_ids)
         size = 0
-        for place, loaded in enumerate(states):
-            size += len(loaded or b"")
-            if place and size > at_most_bytes:
-                return states[:place]
+        for count, state in enumerate(states):
+            size += len(state or b"")
+            if count and size > at_most_bytes:
+                return states[:count]
         return states
 
     async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
         (state,) = await self.load([session_id])
-        self._forget()
-        return [state, *map(self._done.get, keys)]
+        self._forget_old_records()
+        return [state, *map(self._records.get, keys)]
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
         return [state and state[: heads.BEGINNING_BYTES] for state in await self.load(session_ids)]
@@ -140,7 +147,7 @@ class MemoryBroker(Broker):
         stored = kept.state if kept else b""
         if stored.startswith(commit.beginning):
             return Outcome.APPLIED
-        if self._is_done(commit.record):
+        if self._check_record(commit.record):
             return Outcome.APPLIED
         if not stored.startswith(commit.expected) if commit.expected else stored:
             return Outcome.CONFLICT
@@ -151,7 +158,7 @@ class MemoryBroker(Broker):
             return Outcome.WRONG_TIME
         if not commit.expected:
             self._take_epoch(heads.epoch_of(commit.session_id, commit.beginning))
-        if commit.charge is not None and not self._count(commit, commit.charge):
+        if commit.charge is not None and not self._count_if_allowed(commit, commit.charge):
             return Outcome.LIMITED
         lapses_at_ms = commit.lapses_at_ms
         if kept and not commit.prolongs:
@@ -165,13 +172,13 @@ class MemoryBroker(Broker):
             self._deadlines.drop(commit.session_id)
         else:
             self._deadlines.put(commit.session_id, commit.deadline_ms)
-        self._remember(commit.record)
-        self._published(protocol_v1.state_update(commit.session_id, commit.now_ms, commit.state))
+        self._keep(commit.record)
+        self._publish_soon(protocol_v1.state_update(commit.session_id, commit.now_ms, commit.state))
         return Outcome.APPLIED
 
-    def _count(self, commit: Commit, charge: Charge) -> bool:
-        """Count a change that is about to be made, unless it is one too many."""
-        now_s = time.monotonic()
+    def _count_if_allowed(self, commit: Commit, charge: Charge) -> bool:
+        """Count a change that is about to be made; False where it is one too many, and not counted."""
+        now_s = self._source.monotonic()
         count, left_ms = self._windows.look(charge, now_s)
         if count < charge.limit:
             count, left_ms = self._windows.spend(charge, now_s)
@@ -185,7 +192,7 @@ class MemoryBroker(Broker):
     async def delete(
         self, session_id: str, expected: bytes | None = None, record: IdempotencyRecord | None = None
     ) -> bool:
-        if self._is_done(record):
+        if self._check_record(record):
             return False
         kept = self._alive(session_id)
         epoch = heads.epoch_of(session_id, kept.state) if kept else ""
@@ -194,17 +201,17 @@ class MemoryBroker(Broker):
         is_it = kept is not None and expected != b"" and kept.state.startswith(expected)
         if epoch and not is_it and epoch == heads.epoch_of(session_id, expected):
             return False  # it has moved
-        self._remember(record)
-        if kept and (is_it or not epoch):  # what is no state goes without a word
-            self._end(session_id, kept)
+        self._keep(record)
+        if kept and (is_it or not epoch):  # what is no state is removed, and nothing is published
+            self._remove(session_id, kept)
         return is_it and epoch != ""
 
     async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
-        self._is_done(record)
+        self._check_record(record)
         kept = self._alive(session_id)
         if kept is None:
             return False
-        self._remember(record, heads.epoch_of(session_id, kept.state))
+        self._keep(record, heads.epoch_of(session_id, kept.state))
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
@@ -212,7 +219,7 @@ class MemoryBroker(Broker):
     async def spend(self, charges: Sequence[Charge]) -> list[tuple[int, int]]:
         counts = []
         for charge in charges:
-            counts.append(self._windows.spend(charge, time.monotonic()))
+            counts.append(self._windows.spend(charge, self._source.monotonic()))
             if counts[-1][0] > charge.limit:
                 break
         return counts
@@ -250,7 +257,7 @@ class MemoryBroker(Broker):
                 return found
 
     def _put_right(self, deadline_ms: int, session_id: str) -> bool:
-        """Whether the entry was not its state's own; then it is what that says of itself, or gone."""
+        """Make the entry what its state says, or remove it; False where it was right."""
         head = heads.read_head(self._kept[session_id].state)
         if head is not None and head.deadline_ms == deadline_ms:
             return False
@@ -266,7 +273,7 @@ class MemoryBroker(Broker):
     async def lapse(self, limit: int) -> int:
         lapsed = self._lapses.until(self.now_ms(), limit)
         for _, session_id in lapsed:
-            self._end(session_id, self._kept[session_id])
+            self._remove(session_id, self._kept[session_id])
         return len(lapsed)
 
     def _take_epoch(self, epoch: str) -> None:
@@ -274,45 +281,41 @@ class MemoryBroker(Broker):
             raise EpochTooLow(self._last_epoch)
         self._last_epoch = epoch
 
-    def _is_done(self, record: IdempotencyRecord | None) -> bool:
-        """Was this very request done before? Raises AlreadyDone where another one of its key was."""
-        self._forget()
-        kept = None if record is None else self._done.get(record.key)
+    def _check_record(self, record: IdempotencyRecord | None) -> bool:
+        """True where this very record is kept already. Raises AlreadyDone where another one of its key is."""
+        self._forget_old_records()
+        kept = None if record is None else self._records.get(record.key)
         if record is None or kept is None:
             return False
         if kept != record.content:
             raise AlreadyDone(kept)
         return True
 
-    def _remember(self, record: IdempotencyRecord | None, epoch: str | None = None) -> None:
+    def _keep(self, record: IdempotencyRecord | None, epoch: str | None = None) -> None:
         if record is not None:
-            self._done[record.key] = record.content if epoch is None else record.with_epoch(epoch)
-            self._forgettable.put(record.key, self.now_ms() + record.kept_ms)
+            self._records[record.key] = record.content if epoch is None else record.with_epoch(epoch)
+            self._record_expiries.put(record.key, self.now_ms() + record.kept_ms)
 
-    def _forget(self) -> None:
-        for _, key in self._forgettable.until(self.now_ms(), 10):
-            self._forgettable.drop(key)
-            del self._done[key]
+    def _forget_old_records(self) -> None:
+        for _, key in self._record_expiries.until(self.now_ms(), 10):
+            self._record_expiries.drop(key)
+            del self._records[key]
 
     def _alive(self, session_id: str) -> _Kept | None:
         kept = self._kept.get(session_id)
         if kept is not None and kept.lapses_at_ms <= self.now_ms():
-            self._end(session_id, kept)
+            self._remove(session_id, kept)
             return None
         return kept
 
-    def _end(self, session_id: str, kept: _Kept) -> None:
+    def _remove(self, session_id: str, kept: _Kept) -> None:
         del self._kept[session_id]
         self._lapses.drop(session_id)
         self._deadlines.drop(session_id)
         if epoch := heads.epoch_of(session_id, kept.state):
-            self._published(protocol_v1.session_deleted(session_id, self.now_ms(), epoch))
+            self._publish_soon(protocol_v1.session_deleted(session_id, self.now_ms(), epoch))
 
-    def _published(self, payload: bytes) -> None:
-        # Never inside commit: a client may not see a change before whoever made it could have failed.
+    def _publish_soon(self, payload: bytes) -> None:
+        # Never inside commit: no client may see a change while its commit could still fail.
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_published, payload)
-
-
-def _wall_offset_ms() -> float:
-    return (time.time() - time.monotonic()) * 1000

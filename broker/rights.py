@@ -2,16 +2,18 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hiredis
 
-from broker.link import LinkDown
-from broker.subscriber import Routing, escaped
+from broker.keys import Channels, Keys, glob_escaped
+from broker.resp import LinkDown
+from lockstep.contract import Charge
 
 LUA = (Path(__file__).parent / "lua" / "rights.lua").read_bytes()
+NOBODY = "00000000-0000-4000-8000-000000000000"
 
 Ask = Callable[..., Awaitable[Any]]
 """Sends a command to Redis; its reply, also where that is an error."""
@@ -24,25 +26,25 @@ class Need(NamedTuple):
     pattern: str
 
 
-def needs(prefix: str, routing: Routing) -> list[Need]:
+def needs(prefix: str, routing: str) -> list[Need]:
     """Every command of ours, on every kind of key and channel that it is used on."""
-    glob = escaped(prefix)
-    nobody = "00000000-0000-4000-8000-000000000000"
+    keys, channels = Keys(prefix), Channels(routing, prefix)
+    # The same names as patterns of an ACL: what is spelled in them stands for itself, but for the last part.
+    key_patterns, channel_patterns = Keys(glob_escaped(prefix)), Channels(routing, glob_escaped(prefix))
     # Both of them at once are an error, which comes after the look at the rights.
     no_set = ("", "XX", "NX")
 
-    def of_keys(name: str, *calls: tuple[str, ...]) -> list[Need]:
-        key, pattern = (name + nobody, name + "*") if name.endswith(":") else (name, name)
-        return [Need((call[0], prefix + key, *call[1:]), f"~{glob}{pattern}") for call in calls]
+    def of_key(key: str, pattern: str, *calls: tuple[str, ...]) -> list[Need]:
+        return [Need((call[0], key, *call[1:]), f"~{pattern}") for call in calls]
 
     sorted_set = (
-        ("ZSCORE", nobody),
-        ("ZADD", "XX", "1", nobody),
-        ("ZREM", nobody),
+        ("ZSCORE", NOBODY),
+        ("ZADD", "XX", "1", NOBODY),
+        ("ZREM", NOBODY),
         ("ZRANGEBYSCORE", "1", "0"),
         ("TYPE",),
     )
-    session = (("MGET",), ("GETRANGE", "0", "0"), ("EXISTS",), ("SET", *no_set), ("DEL",))
+    state = (("MGET",), ("GETRANGE", "0", "0"), ("EXISTS",), ("SET", *no_set), ("DEL",))
     events = (
         ("XADD", "NOMKSTREAM", "1-0", "event", ""),
         ("XRANGE", "-", "+", "COUNT", "1"),
@@ -50,49 +52,63 @@ def needs(prefix: str, routing: Routing) -> list[Need]:
         ("PEXPIREAT", "1"),
         ("DEL",),
     )
-    inside = (
+    record = (("GET",), ("MGET",), ("SET", *no_set))
+    window = (("GET",), ("PTTL",), ("SET", *no_set), ("INCRBY", "no number"))
+    occupancy = (
         ("HGETALL",),
-        ("HINCRBY", nobody, "no number"),
-        ("HSET", nobody, "0", "a field without a value"),
-        ("HDEL", nobody),
+        ("HINCRBY", NOBODY, "no number"),
+        ("HSET", NOBODY, "0", "a field without a value"),
+        ("HDEL", NOBODY),
         ("EXPIRE", "1"),
     )
-    updates, messages = routing.channels_of(nobody)
-    deleted = json.dumps({"sessionId": nobody, "deleted": True})
-    listening = [("SUBSCRIBE", routing.updates), ("SUBSCRIBE", f"{prefix}probe:{nobody}")]
-    listening += [("SUBSCRIBE", updates), ("SUBSCRIBE", messages), ("UNSUBSCRIBE", updates)]
-    if routing.pattern is not None:
-        listening = [*listening[:2], ("PSUBSCRIBE", routing.pattern)]
+    life_sign = (("GETEX",), ("PTTL",), ("PEXPIRE", "1"), ("SET", *no_set))
+    alone = (("GET",), ("TYPE",), ("SET", *no_set))
+    client, any_client = Charge(NOBODY, 0, 0), Charge("*", 0, 0)
+    deleted = json.dumps({"sessionId": NOBODY, "deleted": True})
+    updates, messages = channels.of_session(NOBODY)
     return [
         *(Need(call, "") for call in (("TIME",), ("PING",), ("ECHO", ""))),
-        *of_keys("session:", *session),
-        *of_keys("events:", *events),
-        Need(("XINFO", "STREAM", f"{prefix}events:{nobody}"), f"~{glob}events:*"),
-        *of_keys("deadlines", *sorted_set),
-        *of_keys("sessions", *sorted_set),
-        *of_keys("idempotency:", ("GET",), ("MGET",), ("SET", *no_set)),
-        *of_keys("rl:", ("GET",), ("PTTL",), ("SET", *no_set), ("INCRBY", "no number")),
-        *of_keys("inside:", *inside),
-        *of_keys("process:", ("GETEX",), ("PTTL",), ("PEXPIRE", "1"), ("SET", *no_set)),
-        *of_keys("routing", ("GET",), ("TYPE",), ("SET", *no_set)),
-        *of_keys("epoch", ("GET",), ("TYPE",), ("SET", *no_set)),
-        Need(("PUBLISH", updates, deleted), f"&{glob}session-updates*"),
-        Need(("PUBLISH", messages, '{"type":"PROBE"}'), f"&{glob}ws:*"),
-        Need(("PUBLISH", f"{prefix}probe:{nobody}", ""), f"&{glob}probe:*"),
-        *(
-            Need(call, "&" + (name if call[0] == "PSUBSCRIBE" else escaped(name).replace(nobody, "*")))
-            for call in listening
-            for name in call[1:]
-        ),
+        *of_key(keys.state(NOBODY), key_patterns.state("*"), *state),
+        *of_key(keys.events(NOBODY), key_patterns.events("*"), *events),
+        Need(("XINFO", "STREAM", keys.events(NOBODY)), f"~{key_patterns.events('*')}"),
+        *of_key(keys.deadlines, key_patterns.deadlines, *sorted_set),
+        *of_key(keys.sessions, key_patterns.sessions, *sorted_set),
+        *of_key(keys.record(NOBODY), key_patterns.record("*"), *record),
+        *of_key(keys.window(client), key_patterns.window(any_client), *window),
+        *of_key(keys.occupancy(NOBODY), key_patterns.occupancy("*"), *occupancy),
+        *of_key(keys.life_sign(NOBODY), key_patterns.life_sign("*"), *life_sign),
+        *of_key(keys.routing, key_patterns.routing, *alone),
+        *of_key(keys.epoch, key_patterns.epoch, *alone),
+        Need(("PUBLISH", updates, deleted), f"&{channel_patterns.updates}*"),
+        Need(("PUBLISH", messages, '{"type":"PROBE"}'), f"&{channel_patterns.message('*')}"),
+        Need(("PUBLISH", channels.probe(NOBODY), ""), f"&{channel_patterns.probe('*')}"),
+        *(Need(call, f"&{pattern}") for call, pattern in subscriptions(channels, channel_patterns)),
     ]
 
 
-async def missing(ask: Ask, user: str, prefix: str, routing: Routing) -> str | None:
+def subscriptions(channels: Channels, patterns: Channels) -> Sequence[tuple[tuple[str, str], str]]:
+    """What a subscriber sends, each with the pattern that allows it."""
+    always = [
+        (("SUBSCRIBE", channels.updates), patterns.updates),
+        (("SUBSCRIBE", channels.probe(NOBODY)), patterns.probe("*")),
+    ]
+    if channels.pattern is not None:
+        # Redis compares it with the patterns of the ACL as text.
+        return [*always, (("PSUBSCRIBE", channels.pattern), channels.pattern)]
+    return [
+        *always,
+        (("SUBSCRIBE", channels.update(NOBODY)), patterns.update("*")),
+        (("SUBSCRIBE", channels.message(NOBODY)), patterns.message("*")),
+        (("UNSUBSCRIBE", channels.update(NOBODY)), patterns.update("*")),
+    ]
+
+
+async def missing(ask: Ask, user: str, prefix: str, routing: str) -> str | None:
     """One line that names the rights which the user lacks, or None."""
     lacked: dict[str, None] = {}
     example = ""
     for need in await _refused(ask, needs(prefix, routing)):
-        # Made by itself it is refused as well, and Redis says why.
+        # Called by itself it is refused as well, and then Redis says why.
         lacks_command = "to run the" in str(await ask(*need.call))
         lacked["+" + need.call[0].lower() if lacks_command else need.pattern] = None
         example = example or f"{need.call[0]} {need.pattern[1:]}".rstrip()
@@ -113,23 +129,23 @@ async def _refused(ask: Ask, wanted: list[Need]) -> list[Need]:
 
 # As in lua/commit.lua: an epoch, and not one of a time so far away that there is no room above it.
 LAST_EPOCH = re.compile(rb"[0-9a-y][0-9a-z]{12}")
-_KINDS = {"sessions": "zset", "deadlines": "zset", "routing": "string", "epoch": "string"}
 
 
-async def in_the_way(ask: Ask, prefix: str) -> str | None:
+async def in_the_way(ask: Ask, keys: Keys) -> str | None:
     """One line that names a key which somebody else uses, or None."""
-    for name, kind in _KINDS.items():
-        found = await ask("TYPE", prefix + name)
-        if found not in (kind.encode(), b"none") and not isinstance(found, hiredis.ReplyError):
-            found, kind = (each.replace("zset", "sorted set") for each in (found.decode(), kind))
-            return f"the key {prefix}{name} of Redis is a {found}, not a {kind}: choose another --prefix"
-    routing = await ask("GET", prefix + "routing")
-    if isinstance(routing, bytes) and (mode := routing.decode("utf-8", "replace")) not in Routing.MODES:
-        modes = " or ".join(Routing.MODES)
-        return f"the key {prefix}routing of Redis is {mode[:40]!r}, not {modes}: choose another --prefix"
-    last = await ask("GET", prefix + "epoch")
+    types = {keys.sessions: "zset", keys.deadlines: "zset", keys.routing: "string", keys.epoch: "string"}
+    for key, expected in types.items():
+        found = await ask("TYPE", key)
+        if found not in (expected.encode(), b"none") and not isinstance(found, hiredis.ReplyError):
+            found, expected = (each.replace("zset", "sorted set") for each in (found.decode(), expected))
+            return f"the key {key} of Redis is a {found}, not a {expected}: choose another --prefix"
+    routing = await ask("GET", keys.routing)
+    if isinstance(routing, bytes) and (mode := routing.decode("utf-8", "replace")) not in Channels.MODES:
+        modes = " or ".join(Channels.MODES)
+        return f"the key {keys.routing} of Redis is {mode[:40]!r}, not {modes}: choose another --prefix"
+    last = await ask("GET", keys.epoch)
     if isinstance(last, bytes) and not LAST_EPOCH.fullmatch(last):
         # The first creation would overwrite it.
         text = last.decode("utf-8", "replace")[:40]
-        return f"the key {prefix}epoch of Redis is {text!r}, no epoch: choose another --prefix, or delete it"
+        return f"the key {keys.epoch} of Redis is {text!r}, no epoch: choose another --prefix, or delete it"
     return None

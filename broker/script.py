@@ -1,30 +1,29 @@
-"""The steps that Redis takes in one go, as Lua scripts, and what its replies mean."""
+"""The steps that Redis takes in one go, as Lua scripts."""
 
 import hashlib
-import logging
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import hiredis
 
-from broker.link import REFUSED, Argument, Link
-from lockstep.errors import BrokerUnavailable
-
-log = logging.getLogger(__name__)
+from broker.link import Link
+from broker.resp import Argument
 
 LUA = Path(__file__).parent / "lua"
 
 
 class Script:
-    """A Lua script: by its hash, or whole where Redis does not know it yet.
+    """A Lua script, called by its hash, or sent whole where Redis does not know it yet.
 
     It changes nothing before all that can fail has not failed: see lua/all_or_nothing.lua.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **constants: int) -> None:
+        """`constants` are numbers that Python and Lua must agree on: locals of the script, by their names."""
         frame, own = ((LUA / f"{each}.lua").read_text() for each in ("all_or_nothing", name))
-        self.load(frame.replace("  -- the script\n", own))
+        given = "".join(f"  local {constant} = {value}\n" for constant, value in constants.items())
+        self.load(frame.replace("  -- the script\n", given + own))
 
     def load(self, source: str) -> None:
         self.source = source
@@ -32,28 +31,11 @@ class Script:
 
     def __call__(self, link: Link, keys: list[str], *arguments: Argument) -> Awaitable[Any]:
         """Its reply; like a `link.call`, on its way when this returns."""
-        told = (len(keys), *keys, *arguments)
-        return self._reply(link.call("EVALSHA", self.sha, *told), link, told)
+        rest = (len(keys), *keys, *arguments)
+        return self._reply(link.call("EVALSHA", self.sha, *rest), link, rest)
 
-    async def _reply(self, asked: Awaitable[Any], link: Link, told: tuple[Argument, ...]) -> Any:
-        reply = await asked
+    async def _reply(self, called: Awaitable[Any], link: Link, rest: tuple[Argument, ...]) -> Any:
+        reply = await called
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            reply = await link.call("EVAL", self.source, *told)
+            reply = await link.call("EVAL", self.source, *rest)
         return reply
-
-
-def checked(reply: Any) -> Any:
-    """The reply; an error that Redis gives (out of memory, say) raises BrokerUnavailable.
-
-    A command that is refused did nothing, and neither did a script that was not begun or that refused. Only
-    an error that names its place in a script comes from the midst of it.
-    """
-    if isinstance(reply, hiredis.ReplyError):
-        # That it starts, and reads its data, passes by itself.
-        level = logging.WARNING if str(reply).startswith("LOADING") else logging.ERROR
-        log.log(level, "Redis refused: %s", str(reply).removeprefix(REFUSED))
-        # Redis 6.2 says in other words that it was in the midst of one.
-        is_within = any(words in str(reply) for words in ("user_script", "running script"))
-        is_within = is_within and not str(reply).startswith(REFUSED)
-        raise BrokerUnavailable("unknown" if is_within else "not_applied")
-    return reply

@@ -1,8 +1,7 @@
-"""The supervised reader: what is published on Redis, handed to the hub; and every gap told."""
+"""The supervised reader: hands what is published on Redis to the hub, and reports every gap."""
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -10,70 +9,34 @@ from typing import Any
 import hiredis
 
 from broker.endpoint import Endpoint
-from broker.link import Link, LinkDown, Refused, Wire
+from broker.keys import Channels
+from broker.link import Link, Refused
+from broker.resp import LinkDown, RespConnection
 from broker.sentinel import Address
 from lockstep.contract import Listener
 from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+# A session without clients is heard this long: they often come back.
 LEAVE_AFTER_S = 30.0
-# Channels in one SUBSCRIBE; more at once would keep Redis from others.
+# Channels in one SUBSCRIBE; more at once would keep Redis from other clients.
 SUBSCRIBE_SLICE = 500
 
 
-def escaped(text: str) -> str:
-    """A name as a part of a pattern of Redis's, in which it stands for itself alone."""
-    return re.sub(r"([\\*?\[])", r"\\\1", text)
-
-
-class Routing:
-    """Which channels carry what. The one place that knows the two ways.
-
-    `all`: every process hears every session; two subscriptions, whatever the number of sessions.
-    `targeted`: a process hears the sessions that it has clients for, each on channels of its own.
-    """
-
-    MODES = ("all", "targeted")
-
-    def __init__(self, mode: str, prefix: str) -> None:
-        assert mode in self.MODES
-        self.mode = mode
-        self.is_targeted = mode == "targeted"
-        self.updates = f"{prefix}session-updates"
-        self._messages = f"{prefix}ws:"
-
-    @property
-    def pattern(self) -> str | None:
-        return None if self.is_targeted else escaped(self._messages) + "*"
-
-    def update_channel(self, session_id: str) -> str:
-        return f"{self.updates}:{session_id}" if self.is_targeted else self.updates
-
-    def message_channel(self, session_id: str) -> str:
-        return self._messages + session_id
-
-    def channels_of(self, session_id: str) -> tuple[str, str]:
-        """What a process with clients of this session subscribes to, in targeted routing."""
-        return self.update_channel(session_id), self.message_channel(session_id)
-
-    def session_of(self, channel: str) -> str | None:
-        """The session that a message channel belongs to; None for any other channel."""
-        return channel[len(self._messages) :].lower() if channel.startswith(self._messages) else None
-
-
 class Subscriber:
-    """This process's ears. It hands on what it hears and never asks Redis for anything else."""
+    """Hands on what this process receives, and never asks Redis for anything else."""
 
-    def __init__(self, endpoint: Endpoint, routing: Routing, probe_channel: str, metrics: Metrics) -> None:
-        self._routing = routing
+    def __init__(self, endpoint: Endpoint, channels: Channels, probe_channel: str, metrics: Metrics) -> None:
+        self._channels = channels
         self._probe_channel = probe_channel
         self._link = Link(endpoint, "updates", self._subscribe_all, metrics)
         self._listener: Listener | None = None
         self._confirmations: dict[str, asyncio.Future[None]] = {}
-        # Sessions whose channels we are on, or shall be: in targeted routing.
-        self._heard: dict[str, asyncio.TimerHandle | None] = {}
-        self.probe_heard_at_s = time.monotonic()
+        # In targeted routing: the sessions that are subscribed to, or will be when Redis is back; with the
+        # timer that ends it where a session has no clients any more.
+        self._sessions: dict[str, asyncio.TimerHandle | None] = {}
+        self.probe_received_at_s = time.monotonic()
 
     @property
     def is_up(self) -> bool:
@@ -84,7 +47,7 @@ class Subscriber:
         await self._link.start()
 
     async def close(self) -> None:
-        for timer in self._heard.values():
+        for timer in self._sessions.values():
             if timer is not None:
                 timer.cancel()
         await self._link.close()
@@ -97,21 +60,21 @@ class Subscriber:
 
     async def hear(self, session_id: str) -> bool:
         """True when the session is heard from now on; False while Redis is away (then it will be)."""
-        if not self._routing.is_targeted:
+        if not self._channels.is_targeted:
             return self.is_up
-        timer = self._heard.get(session_id)
+        timer = self._sessions.get(session_id)
         if timer is not None:
             timer.cancel()
-        is_new = session_id not in self._heard
-        self._heard[session_id] = None
-        wire = self._link.wire
-        if wire is None or wire.lost.done():
+        is_new = session_id not in self._sessions
+        self._sessions[session_id] = None
+        connection = self._link.connection
+        if connection is None or connection.lost.done():
             return False
-        channels = self._routing.channels_of(session_id)
+        channels = self._channels.of_session(session_id)
         if is_new:
             for channel in channels:
                 self._confirmations[channel] = asyncio.get_running_loop().create_future()
-            wire.send("SUBSCRIBE", *channels)
+            connection.send("SUBSCRIBE", *channels)
         try:
             for channel in channels:
                 if (confirmation := self._confirmations.get(channel)) is not None:
@@ -121,44 +84,44 @@ class Subscriber:
         return True
 
     def unhear(self, session_id: str) -> None:
-        if self._routing.is_targeted and session_id in self._heard:
+        if self._channels.is_targeted and session_id in self._sessions:
             loop = asyncio.get_running_loop()
-            self._heard[session_id] = loop.call_later(LEAVE_AFTER_S, self._leave, session_id)
+            self._sessions[session_id] = loop.call_later(LEAVE_AFTER_S, self._leave, session_id)
 
     def _leave(self, session_id: str) -> None:
-        del self._heard[session_id]
-        if (wire := self._link.wire) is not None:
-            wire.send("UNSUBSCRIBE", *self._routing.channels_of(session_id))
+        del self._sessions[session_id]
+        if (connection := self._link.connection) is not None:
+            connection.send("UNSUBSCRIBE", *self._channels.of_session(session_id))
 
-    async def _subscribe_all(self, wire: Wire) -> None:
-        wire.on_push = self._on_push
-        wire.lost.add_done_callback(lambda _: self._fail_confirmations(LinkDown(sent=True)))
-        if self._routing.pattern is not None:
-            await self._subscribe(wire, "PSUBSCRIBE", [self._routing.pattern])
+    async def _subscribe_all(self, connection: RespConnection) -> None:
+        connection.on_push = self._on_push
+        connection.lost.add_done_callback(lambda _: self._fail_confirmations(LinkDown(sent=True)))
+        if self._channels.pattern is not None:
+            await self._subscribe(connection, "PSUBSCRIBE", [self._channels.pattern])
         subscribed: set[str] = set()
         while missing := self._wanted() - subscribed:
-            # Whoever joins meanwhile is part of the next turn.
+            # Sessions that are joined meanwhile come with the next round.
             channels = list(missing)
             for start in range(0, len(channels), SUBSCRIBE_SLICE):
-                await self._subscribe(wire, "SUBSCRIBE", channels[start : start + SUBSCRIBE_SLICE])
+                await self._subscribe(connection, "SUBSCRIBE", channels[start : start + SUBSCRIBE_SLICE])
             subscribed |= missing
         assert self._listener is not None
-        self.probe_heard_at_s = time.monotonic()
+        self.probe_received_at_s = time.monotonic()
         asyncio.get_running_loop().call_soon(self._listener.on_gap)
 
     def _wanted(self) -> set[str]:
-        channels = {self._routing.updates, self._probe_channel}
-        for session_id in self._heard:
-            channels.update(self._routing.channels_of(session_id))
+        channels = {self._channels.updates, self._probe_channel}
+        for session_id in self._sessions:
+            channels.update(self._channels.of_session(session_id))
         return channels
 
-    async def _subscribe(self, wire: Wire, command: str, channels: Iterable[str]) -> None:
+    async def _subscribe(self, connection: RespConnection, command: str, channels: Iterable[str]) -> None:
         names = list(channels)
         loop = asyncio.get_running_loop()
         for name in names:
             self._confirmations[name] = loop.create_future()
         waiting = [self._confirmations[name] for name in names]
-        wire.send(command, *names)
+        connection.send(command, *names)
         await asyncio.gather(*waiting)
 
     def _fail_confirmations(self, error: LinkDown | Refused) -> None:
@@ -171,7 +134,7 @@ class Subscriber:
     def _on_push(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             if str(reply).startswith("MISCONF"):
-                return  # so answers a PING who cannot write to its disk: it lives
+                return  # a Redis that cannot write to its disk answers a PING so: it lives
             log.warning(
                 "Redis refuses what clients are to hear (is SUBSCRIBE allowed by the ACL?): %s", reply
             )
@@ -192,16 +155,16 @@ class Subscriber:
                     confirmation.set_result(None)
             return
         try:
-            self._hand_on(channel.decode("utf-8", "replace"), payload)
+            self._dispatch(channel.decode("utf-8", "replace"), payload)
         except Exception:
-            # One payload shall not cost the others their delivery.
+            # One bad payload must not cost the others their delivery.
             log.exception("what was published on a Redis channel could not be handled")
 
-    def _hand_on(self, channel: str, payload: bytes) -> None:
+    def _dispatch(self, channel: str, payload: bytes) -> None:
         assert self._listener is not None
-        if channel.startswith(self._routing.updates):
+        if self._channels.is_update(channel):
             self._listener.on_published(payload)
         elif channel == self._probe_channel:
-            self.probe_heard_at_s = time.monotonic()
-        elif (session_id := self._routing.session_of(channel)) is not None:
+            self.probe_received_at_s = time.monotonic()
+        elif (session_id := self._channels.session_of(channel)) is not None:
             self._listener.on_relayed(session_id, payload)

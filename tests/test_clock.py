@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from broker import clock, memory
 from broker.clock import RedisClock
 from broker.memory import MemoryBroker
+from lockstep.metrics import Metrics
 
 T0_S = 1_704_067_200.0
 
@@ -26,11 +26,8 @@ class FakeTime:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
-    time = FakeTime()
-    monkeypatch.setattr(clock, "time", time)
-    monkeypatch.setattr(memory, "time", time)
-    return time
+def fake() -> FakeTime:
+    return FakeTime()
 
 
 def sampled(redis_clock: RedisClock, fake: FakeTime) -> float:
@@ -44,7 +41,7 @@ def sampled(redis_clock: RedisClock, fake: FakeTime) -> float:
 
 @pytest.mark.parametrize("by_s", [-1.9, -0.3, 0.004, 1.9])
 def test_a_correction_of_up_to_two_seconds_is_slewed_within_ten(fake: FakeTime, by_s: float) -> None:
-    redis_clock = RedisClock()
+    redis_clock = RedisClock(Metrics(), fake)
     sampled(redis_clock, fake)
     latest_ms = redis_clock.shown_ms()
     fake.passed_s += 60  # nobody has asked for a while
@@ -62,7 +59,7 @@ def test_a_correction_of_up_to_two_seconds_is_slewed_within_ten(fake: FakeTime, 
 
 @pytest.mark.parametrize("by_s", [-3600, -2.5, 2.5, 3600])
 def test_a_larger_step_is_shown_as_it_is_and_told(fake: FakeTime, by_s: float) -> None:
-    redis_clock = RedisClock()
+    redis_clock = RedisClock(Metrics(), fake)
     sampled(redis_clock, fake)
     fake.set_by_s = by_s
     assert sampled(redis_clock, fake) == pytest.approx(by_s * 1000, abs=2)
@@ -70,14 +67,14 @@ def test_a_larger_step_is_shown_as_it_is_and_told(fake: FakeTime, by_s: float) -
 
 
 def test_the_first_answer_of_redis_is_no_step(fake: FakeTime) -> None:
-    redis_clock = RedisClock()
+    redis_clock = RedisClock(Metrics(), fake)
     fake.set_by_s = 3600
     assert sampled(redis_clock, fake) == 0
     assert abs(redis_clock.shown_ms() - fake.time() * 1000) < 2
 
 
 def test_a_measurement_that_can_be_wrong_by_more_changes_nothing(fake: FakeTime) -> None:
-    redis_clock = RedisClock()
+    redis_clock = RedisClock(Metrics(), fake)
     sampled(redis_clock, fake)
     before_ms = redis_clock.now_ms()
     slow = redis_clock.sample(fake.passed_s - 3, fake.passed_s + 3, round((fake.time() - 2.9) * 1_000_000))
@@ -92,7 +89,7 @@ def test_a_measurement_that_can_be_wrong_by_more_changes_nothing(fake: FakeTime)
 def test_the_embedded_brokers_clock_follows_the_wall_clock_by_one_in_a_thousand(
     fake: FakeTime, by_s: float
 ) -> None:
-    broker = MemoryBroker()
+    broker = MemoryBroker(fake)
     latest_ms = broker.now_ms()
     fake.set_by_s = by_s
     minutes = 0
@@ -108,7 +105,7 @@ def test_the_embedded_brokers_clock_follows_the_wall_clock_by_one_in_a_thousand(
 def test_an_embedded_clock_that_is_far_off_says_so_once(
     fake: FakeTime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broker = MemoryBroker()
+    broker = MemoryBroker(fake)
     with caplog.at_level(logging.WARNING):
         fake.set_by_s = 599
         broker.now_ms()
@@ -119,4 +116,4 @@ def test_an_embedded_clock_that_is_far_off_says_so_once(
             broker.now_ms()
     assert len(caplog.records) == 1
     assert "restart" in caplog.records[0].getMessage()
-    assert MemoryBroker().now_ms() == int(fake.time() * 1000), "a restart does not set it right"
+    assert MemoryBroker(fake).now_ms() == int(fake.time() * 1000), "a restart does not set it right"

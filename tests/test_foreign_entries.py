@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec.structs import replace
 
-from broker.redis import LAPSE_GRACE_MS, RedisBroker
+from broker.redis import RedisBroker
+from broker.store import LAPSE_GRACE_MS
 from lockstep.contract import Commit, EpochTooLow, IdempotencyRecord, Outcome
 from lockstep.errors import SessionExists, SessionNotFound
 from lockstep.identifiers import epoch_instant_ms

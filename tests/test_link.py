@@ -10,12 +10,13 @@ import pytest
 
 from broker import link as link_module
 from broker.endpoint import parse
-from broker.link import Link, LinkDown, Wire
+from broker.link import Link
+from broker.resp import LinkDown, RespConnection
 from lockstep.metrics import Metrics
 from tests.redis_server import Proxy, RedisServer, free_port
 
 
-async def nothing(wire: Wire) -> None:
+async def nothing(connection: RespConnection) -> None:
     pass
 
 
@@ -24,11 +25,11 @@ async def test_a_call_in_the_turn_that_loses_the_connection_goes_over_the_next_o
     link = Link(parse(redis.url), "commands", nothing, Metrics())
     try:
         await link.start()
-        wire = link.wire
-        assert wire is not None
-        wire.abort()  # lost in the next turn, before what is asked in this one is sent
+        connection = link.connection
+        assert connection is not None
+        connection.abort()  # lost in the next turn, before what is asked in this one is sent
         assert await link.call("PING") == b"PONG"
-        assert link.wire is not wire
+        assert link.connection is not connection
     finally:
         await link.close()
         redis.close()
@@ -40,12 +41,12 @@ async def test_what_was_sent_over_a_lost_connection_is_not_sent_again() -> None:
     try:
         await link.start()
         redis.freeze()
-        wire = link.wire
-        assert wire is not None
+        connection = link.connection
+        assert connection is not None
         asked = asyncio.create_task(link.call("INCR", "calls"))
         await asyncio.sleep(0)  # it asks
         await asyncio.sleep(0)  # what was asked is sent
-        wire.abort()
+        connection.abort()
         with pytest.raises(LinkDown) as down:
             await asked
         assert down.value.sent
@@ -82,10 +83,10 @@ async def test_the_return_of_redis_is_logged_with_how_long_it_was_away(
     try:
         await link.start()
         assert back() == []
-        wire = link.wire
-        assert wire is not None
+        connection = link.connection
+        assert connection is not None
         redis.close()
-        await wire.lost
+        await connection.lost
         redis = RedisServer(port=port)
         async with asyncio.timeout(10):
             while not link.is_up:
@@ -104,7 +105,7 @@ async def test_a_fault_that_nobody_expected_is_told_once_and_tried_again(
 ) -> None:
     attempts = 0
 
-    async def at_the_third_time(wire: Wire) -> None:
+    async def at_the_third_time(connection: RespConnection) -> None:
         nonlocal attempts
         attempts += 1
         if attempts < 3:
@@ -146,19 +147,19 @@ async def slow_link(bytes_per_s: float) -> AsyncIterator[tuple[Link, Proxy, Redi
 async def test_a_reply_that_is_arriving_is_not_given_up() -> None:
     async with slow_link(2 * MEGABYTE) as (link, _, redis):
         redis.client.set("large", b"x" * 6 * MEGABYTE)
-        wire = link.wire
+        connection = link.connection
         asked, behind = asyncio.create_task(link.call("GET", "large")), link.call("ECHO", "behind")
         assert len(await asked) == 6 * MEGABYTE
         assert await behind == b"behind"
-        assert link.wire is wire
+        assert link.connection is connection
 
 
 async def test_a_request_that_is_on_its_way_is_not_given_up() -> None:
     async with slow_link(2 * MEGABYTE) as (link, _, redis):
-        wire = link.wire
+        connection = link.connection
         assert await link.call("SET", "large", b"x" * 8 * MEGABYTE) == b"OK"
         assert redis.client.strlen("large") == 8 * MEGABYTE
-        assert link.wire is wire
+        assert link.connection is connection
 
 
 async def test_a_reply_that_stops_arriving_is_given_up() -> None:
@@ -212,9 +213,9 @@ async def test_a_greeting_takes_as_long_as_redis_goes_on_answering(monkeypatch: 
     monkeypatch.setattr(link_module, "GREETING_TIMEOUT_S", 0.5)
     redis = RedisServer()
 
-    async def greet_at_length(wire: Wire) -> None:
+    async def greet_at_length(connection: RespConnection) -> None:
         for _ in range(20):
-            await wire.ask("PING")
+            await connection.ask("PING")
             await asyncio.sleep(0.05)
 
     link = Link(parse(redis.url), "commands", greet_at_length, Metrics())
@@ -232,7 +233,7 @@ async def test_a_greeting_that_nobody_answers_is_begun_anew(monkeypatch: pytest.
     redis = RedisServer()
     tries = 0
 
-    async def wait_for_ever_at_first(wire: Wire) -> None:
+    async def wait_for_ever_at_first(connection: RespConnection) -> None:
         nonlocal tries
         tries += 1
         if tries == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import broker.redis
+import broker.checks
 from broker import examine
 from broker.endpoint import parse
 from broker.redis import RedisBroker
@@ -91,7 +91,7 @@ async def test_tls_leads_there_and_refuses_a_stranger(certificate: Path) -> None
 async def test_an_old_redis_is_refused_by_its_version(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker.redis, "OLDEST_REDIS", (99, 0))
+    monkeypatch.setattr(broker.checks, "OLDEST_REDIS", (99, 0))
     with pytest.raises(ValueError, match=r"Redis is \d+\.\d+.*needed"):
         await reaches(redis_server.url)
 

@@ -82,10 +82,10 @@ async def test_the_rights_of_the_docs_suffice(redis: RedisServer, routing: str) 
         broker.leave("room", 9)
         broker._link.reset("to tell it all anew")
         assert await broker.spend([Charge("a", 1, 1_000)])
-        await broker._probe()
+        await broker._look()
         broker.leave("room", 9)
-        await broker._occupancy.keep()
-        await broker._probe()
+        await broker._counters.keep()
+        await broker._look()
         if routing == "targeted":
             broker._subscriber._leave(session_id)
     with redis.client as client:

@@ -17,8 +17,10 @@ import pytest
 from msgspec import structs
 from redis.client import PubSub
 
-from broker.link import REFUSED, Argument, Link
+from broker.calls import at_most_once
+from broker.link import REFUSED, Link
 from broker.redis import RedisBroker
+from broker.resp import Argument
 from broker.script import Script
 from lockstep.contract import Charge, Commit, IdempotencyRecord, Outcome
 from lockstep.errors import BrokerUnavailable
@@ -81,8 +83,8 @@ class Failing(Script):
         self.made: list[bytes] = []
         self.error = ""
 
-    async def _reply(self, asked: Awaitable[Any], link: Link, told: tuple[Argument, ...]) -> Any:
-        reply = await super()._reply(asked, link, told)
+    async def _reply(self, called: Awaitable[Any], link: Link, rest: tuple[Argument, ...]) -> Any:
+        reply = await super()._reply(called, link, rest)
         if isinstance(reply, hiredis.ReplyError):
             self.error, self.made = str(reply), []
             return reply
@@ -357,8 +359,8 @@ async def counting_too_much(trial: Trial) -> Call:
 
 
 def entering_by(trial: Trial) -> Call:
-    occupancy, link = trial.broker._occupancy, trial.broker._link
-    return lambda: trial.broker._once(occupancy._enter(link, ["inside:room"], "me", 9, "process:", 15_000))
+    counters, link = trial.broker._counters, trial.broker._link
+    return lambda: at_most_once(counters._enter(link, ["inside:room"], "me", 9, "process:"))
 
 
 async def entering(trial: Trial) -> Call:
@@ -443,7 +445,7 @@ EACH = [
 
 
 def script_of(broker: RedisBroker, name: str) -> tuple[object, str]:
-    return (broker._occupancy, "_enter") if name == "enter" else (broker, f"_{name}")
+    return (broker._counters if name in ("enter", "spend") else broker), f"_{name}"
 
 
 @pytest.mark.parametrize(("name", "asked", "late"), EACH)

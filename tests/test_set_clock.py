@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.occupancy import LIFE_SIGN_S
+from broker.counters import LIFE_SIGN_S
 from broker.redis import RedisBroker
 from lockstep.contract import Charge
 from lockstep.lifetimes import Lifetimes

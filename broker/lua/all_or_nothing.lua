@@ -1,10 +1,11 @@
--- What every script is set into: it decides by reading, and only then is anything written.
+-- The frame around every script: it decides by reading, and only then is anything written.
 --
--- Redis does not roll back a script that fails half-way, and looks whether it may write (memory, disk, replicas)
--- at the first write alone. So a script returns its answer and the writes that it wants. The first may be refused:
+-- Redis does not roll back a script that fails half-way, and checks only at the first write whether it may write
+-- (memory, disk, replicas). So a script returns its answer and the writes that it wants. The first may be refused:
 -- it needs memory wherever a later one does. The others cannot fail: their keys were read, so they are of the right
 -- type, their numbers were checked, and they are permitted. An error that begins with REFUSED changed nothing.
 -- (due.lua tidies up by itself, as its last act: that may fail, and nothing after it can.)
+-- The constants that a script names are numbers of Python's, set as locals in front of it by broker/script.py.
 
 local function integer(text, minimum)
   local number = tonumber(text)
@@ -14,7 +15,7 @@ local function integer(text, minimum)
   return number
 end
 
--- What a session's key begins with; nothing where it is a key of another type, as MGET has it, and true then.
+-- The first bytes of a session's key; '' and true where it is a key of another type (to MGET that is none).
 local function beginning_of(key, length)
   local beginning = redis.pcall('GETRANGE', key, 0, length - 1)
   if type(beginning) ~= 'table' then
@@ -25,7 +26,7 @@ local function beginning_of(key, length)
   error(beginning.err, 0)
 end
 
--- The epoch of this session's state, by its beginning; nil where that is none: as lockstep/wire/heads.py finds it.
+-- The epoch of this session's state, by its beginning, as lockstep/wire/heads.py finds it; nil where that is none.
 local function epoch_of(id, beginning)
   local pattern = '^{"session_id":"([%x-]+)","epoch":"(' .. string.rep('[0-9a-z]', 13) .. ')",'
   local its_id, epoch = string.match(beginning, pattern)
@@ -37,7 +38,7 @@ local function decide()
 end
 
 local function refused(why)
-  -- What Redis 6.2 says begins with the place in the script that it was said to.
+  -- In Redis 6.2 an error begins with its place in the script.
   local text = string.gsub(type(why) == 'table' and why.err or why, '^@?user_script:%s*%d+:%s*%-?', '')
   return { err = 'REFUSED ' .. text }
 end
@@ -48,10 +49,11 @@ if not is_decided then
 elseif not writes then
   return answer
 end
-local may = redis.acl_check_cmd -- since Redis 7.0; before, a right is missed only where it was taken away since the start
-if may then
+-- Since Redis 7.0; before, a right can be missed half-way where it was taken away since the process started.
+local is_permitted = redis.acl_check_cmd
+if is_permitted then
   for i = 1, #writes do
-    if not may(writes[i][1], writes[i][2]) then
+    if not is_permitted(writes[i][1], writes[i][2]) then
       return refused('NOPERM this user may not ' .. writes[i][1] .. ' ' .. writes[i][2])
     end
   end

@@ -1,16 +1,18 @@
 -- A session's beginning and some of its events, of one instant.
 --
 -- KEYS  session, events
--- ARGV  1 how much of the state is its beginning, in bytes, 2 the first version that is wanted,
---       3 at most so many bytes of events, but one event at least
+-- ARGV  1 the first version that is wanted, 2 at most so many bytes of events, but one event at least
+-- Constants  BEGINNING_BYTES
 -- Returns {beginning, {entry, ...}}.
 
-local beginning = beginning_of(KEYS[1], integer(ARGV[1], 1))
-local most, bytes, found = integer(ARGV[3]), 0, {}
-local from, count = ARGV[2] .. '-0', 1
+local session, events = KEYS[1], KEYS[2]
+local first_version, max_bytes = unpack(ARGV)
+local beginning = beginning_of(session, BEGINNING_BYTES)
+local most, bytes, found = integer(max_bytes), 0, {}
+local from, count = first_version .. '-0', 1
 while true do
-  -- A few at a time: an event may have 1,000 participants, and nobody else is served meanwhile.
-  local slice = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', count)
+  -- A few at a time: an event may have 1,000 participants, and Redis serves nobody else meanwhile.
+  local slice = redis.call('XRANGE', events, from, '+', 'COUNT', count)
   for _, entry in ipairs(slice) do
     bytes = bytes + #entry[2][2] + 1
     if #found > 0 and bytes > most then

@@ -1,0 +1,140 @@
+"""What all processes count together in Redis: requests in windows of time, and connections at once."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Sequence
+from functools import partial
+from typing import Any
+
+import hiredis
+
+from broker.calls import at_most_once, checked
+from broker.keys import Keys
+from broker.link import Link
+from broker.resp import LinkDown, RespConnection
+from broker.script import Script
+from lockstep.contract import Charge, Counters
+from lockstep.errors import BrokerUnavailable
+from lockstep.occupancy import Occupancy
+
+# The counts of a process that has died, and of a key that nothing asks about again, are kept this long.
+OCCUPANCY_KEPT_S = 86_400
+# Keys in one round trip when a new connection is sent all counts.
+SLICE = 500
+# A process counts as alive this long after its death, and holds what its clients had of a limit.
+LIFE_SIGN_S = 15
+
+
+class RedisCounters(Counters):
+    """Keeps a number in Redis for each window, and for each limited thing how many every process let in.
+
+    Redis decides whether one more is let in, and counts it in the same step; what has left is sent once per
+    turn of the loop, however many they are. So the count in Redis is exact as long as the connection lives.
+    Nobody knows what a lost connection has carried: the next one is first sent all counts as they are.
+    """
+
+    def __init__(self, link: Link, keys: Keys, process: str) -> None:
+        self._link = link
+        self._keys = keys
+        self._process = process
+        self._spend = Script("spend")
+        self._enter = Script("enter", LIFE_SIGN_MS=LIFE_SIGN_S * 1000, OCCUPANCY_KEPT_S=OCCUPANCY_KEPT_S)
+        # Includes those that wait for an answer; Redis may or may not have counted these.
+        self._occupancy = Occupancy()
+        self._waiting: Counter[str] = Counter()
+        # By how much the count that Redis has is to be changed.
+        self._changes: Counter[str] = Counter()
+
+    def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
+        keys = [self._keys.window(charge) for charge in charges]
+        limits = [number for charge in charges for number in (charge.limit, charge.window_ms)]
+        return self._counts(self._spend(self._link, keys, *limits))
+
+    async def _counts(self, called: Awaitable[Any]) -> list[tuple[int, int]]:
+        reply = await at_most_once(called)
+        return list(zip(reply[::2], reply[1::2], strict=True))
+
+    async def enter(self, key: str, limit: int) -> bool:
+        if not self._occupancy.enter(key, limit):
+            return False
+        if not limit:
+            return True
+        self._waiting[key] += 1
+        try:
+            reply = await self._enter(
+                self._link, [self._keys.occupancy(key)], self._process, limit, self._keys.life_sign_prefix
+            )
+            has_room = bool(checked(reply))
+        except (LinkDown, BrokerUnavailable):
+            # What this process counts by itself has to do; the others learn of it when Redis is back.
+            has_room = True
+            self._change(key, +1)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+        if not has_room:
+            self._occupancy.leave(key, limit)
+            self._change(key, 0)
+        return has_room
+
+    def leave(self, key: str, limit: int) -> None:
+        self._occupancy.leave(key, limit)
+        if limit:
+            self._change(key, -1)
+
+    def _change(self, key: str, by: int) -> None:
+        if not self._changes:
+            asyncio.get_running_loop().call_soon(self.send_changes)
+        self._changes[key] += by
+
+    def send_changes(self) -> None:
+        """Send Redis what has changed, if it can be sent now; otherwise `send_all` will."""
+        connection = self._link.connection
+        if connection is None:
+            return
+        changes, self._changes = self._changes, Counter()
+        for key, by in changes.items():
+            if key not in self._occupancy.counts:
+                sent = connection.call("HDEL", self._keys.occupancy(key), self._process)
+            elif by:
+                sent = connection.call("HINCRBY", self._keys.occupancy(key), self._process, by)
+            else:
+                continue
+            sent.add_done_callback(partial(self._on_answered, key, by))
+
+    def _on_answered(self, key: str, by: int, sent: asyncio.Future[Any]) -> None:
+        if not sent.cancelled() and (sent.exception() or isinstance(sent.result(), hiredis.ReplyError)):
+            self._changes[key] += by  # sent again with the next changes
+
+    async def send_all(self, connection: RespConnection) -> None:
+        """Send a new connection all counts as they are, before anything else may use it."""
+        counts = dict.fromkeys(self._changes, 0)  # also of what has come down to 0
+        counts |= {key: count - self._waiting[key] for key, count in self._occupancy.counts.items()}
+        self._changes.clear()
+        try:
+            await self._send_counts(connection, list(counts.items()))
+        except BaseException:
+            self._changes.update(dict.fromkeys(counts, 0))  # the connection after this one begins anew
+            raise
+
+    async def _send_counts(self, connection: RespConnection, counts: list[tuple[str, int]]) -> None:
+        for start in range(0, len(counts), SLICE):
+            calls, replies = counts[start : start + SLICE], []
+            for key, count in calls:
+                if count:
+                    replies.append(connection.call("HSET", self._keys.occupancy(key), self._process, count))
+                    connection.call("EXPIRE", self._keys.occupancy(key), OCCUPANCY_KEPT_S)
+                else:
+                    replies.append(connection.call("HDEL", self._keys.occupancy(key), self._process))
+            for (key, count), reply in zip(calls, await asyncio.gather(*replies), strict=True):
+                if isinstance(reply, hiredis.ReplyError):  # no memory for a count, but for its removal
+                    connection.call("HDEL", self._keys.occupancy(key), self._process)
+                    self._changes[key] += count
+
+    async def keep(self) -> None:
+        """Let Redis keep what is still counted."""
+        connection = self._link.connection
+        if connection is not None:  # otherwise the next one is sent it all
+            for key in self._occupancy.counts:
+                connection.call("EXPIRE", self._keys.occupancy(key), OCCUPANCY_KEPT_S)

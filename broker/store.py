@@ -1,0 +1,228 @@
+"""Sessions in Redis: what is stored of them, and when something is to happen to them."""
+
+import asyncio
+import time
+
+import hiredis
+
+from broker.calls import at_most_once, checked, execute, retried
+from broker.clock import RedisClock
+from broker.keys import Channels, Keys
+from broker.link import Link
+from broker.resp import LinkDown
+from broker.script import Script
+from lockstep.contract import (
+    KEPT_EVENTS,
+    MAX_AHEAD_MS,
+    MAX_BEHIND_MS,
+    Agenda,
+    AlreadyDone,
+    Commit,
+    EpochTooLow,
+    History,
+    IdempotencyRecord,
+    Outcome,
+    Store,
+)
+from lockstep.errors import BrokerUnavailable
+from lockstep.wire import heads
+
+# The process that sweeps first announces that a session has lapsed; the key outlives that a little.
+LAPSE_GRACE_MS = 60_000
+
+
+class RedisStore(Store, Agenda):
+    """Keeps the promise with one Lua script for each atomic step."""
+
+    def __init__(self, link: Link, keys: Keys, channels: Channels, clock: RedisClock) -> None:
+        self._link = link
+        self._keys = keys
+        self._channels = channels
+        self._clock = clock
+        self._commit = Script(
+            "commit",
+            KEPT_EVENTS=KEPT_EVENTS,
+            MAX_AHEAD_MS=MAX_AHEAD_MS,
+            MAX_BEHIND_MS=MAX_BEHIND_MS,
+            LAPSE_GRACE_MS=LAPSE_GRACE_MS,
+        )
+        self._end = Script("end", BEGINNING_BYTES=heads.BEGINNING_BYTES, LAPSE_GRACE_MS=LAPSE_GRACE_MS)
+        self._due = Script("due", BEGINNING_BYTES=heads.BEGINNING_BYTES)
+        self._load = Script("load")
+        self._history = Script("history", BEGINNING_BYTES=heads.BEGINNING_BYTES)
+
+    # --- store -----------------------------------------------------------------------------------
+
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        if not session_ids:
+            return []
+        states = await execute(self._link, "MGET", *map(self._keys.state, session_ids))
+        return list(states)
+
+    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
+        keys = [self._keys.state(session_id) for session_id in session_ids]
+        return list(checked(await retried(lambda: self._load(self._link, keys, at_most_bytes))))
+
+    async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
+        state_key, record_keys = self._keys.state(session_id), map(self._keys.record, keys)
+        return list(await execute(self._link, "MGET", state_key, *record_keys))
+
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        return await asyncio.gather(*map(self._beginning, session_ids))
+
+    async def _beginning(self, session_id: str) -> bytes | None:
+        key = self._keys.state(session_id)
+        reply = await retried(lambda: self._link.call("GETRANGE", key, 0, heads.BEGINNING_BYTES - 1))
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("WRONGTYPE"):
+            # A key of another type is no session, as MGET has it. The sessions that were asked for along with
+            # it must not wait until that is mended.
+            return None
+        return checked(reply) or None
+
+    async def commit(self, commit: Commit) -> Outcome:
+        outcome = await self._try_commit(commit)
+        if outcome is None:
+            # Sent, and not answered. The script recognises what it has applied, so asking again is safe.
+            outcome = await self._try_commit(commit, is_retry=True)
+        if outcome is None:
+            raise BrokerUnavailable("unknown")
+        return outcome
+
+    async def _try_commit(
+        self, commit: Commit, is_retry: bool = False, has_leftovers: bool = False
+    ) -> Outcome | None:
+        """The outcome; None where it is not known."""
+        sent_at_s = time.monotonic()
+        keys, charge = self._keys, commit.charge
+        try:
+            reply = await self._commit(
+                self._link,
+                [
+                    *keys.of_session(commit.session_id),
+                    keys.epoch,
+                    *keys.records(commit.record),
+                    *((keys.window(charge),) if charge else ()),
+                ],
+                commit.session_id,
+                commit.expected,
+                commit.beginning,
+                commit.state,
+                commit.now_ms,
+                "" if commit.due_ms is None else commit.due_ms,
+                "" if commit.deadline_ms is None else commit.deadline_ms,
+                commit.lapses_at_ms,
+                int(commit.prolongs),
+                commit.first_version,
+                self._channels.update(commit.session_id),
+                int(is_retry),
+                int(has_leftovers),
+                *content_and_time(commit.record),
+                *((charge.limit, charge.window_ms) if charge else (0, 0)),
+                commit.not_before_ms,
+                *commit.events,
+            )
+        except LinkDown as down:
+            if down.sent or is_retry:
+                return None
+            raise BrokerUnavailable("not_applied") from None
+        if isinstance(reply, hiredis.ReplyError):
+            if is_retry:
+                return None  # nobody knows what became of the first attempt
+            if "specified in XADD" in str(reply) and not has_leftovers:
+                # The history that is stored goes on beyond this change: let the script look at it.
+                return await self._try_commit(commit, has_leftovers=True)
+        outcome, seconds, microseconds, *extra = checked(reply)
+        self._clock.measure(sent_at_s, (seconds, microseconds))
+        if outcome == b"done":
+            raise AlreadyDone(extra[0])
+        if outcome == b"epoch_too_low":
+            raise EpochTooLow(extra[0].decode())
+        if extra and commit.on_counted is not None:
+            commit.on_counted(*extra)
+        return None if outcome == b"unknown" else Outcome(outcome.decode())
+
+    async def delete(
+        self, session_id: str, expected: bytes | None = None, record: IdempotencyRecord | None = None
+    ) -> bool:
+        if expected is None:
+            expected = heads.beginning_of(session_id)
+        return await self._end_session(session_id, "deleted", expected, record)
+
+    async def _end_session(
+        self, session_id: str, how: str, expected: bytes = b"", record: IdempotencyRecord | None = None
+    ) -> bool:
+        keys = [*self._keys.of_session(session_id), *self._keys.records(record)]
+        channel = self._channels.update(session_id)
+        reply = await at_most_once(
+            self._end(self._link, keys, session_id, channel, how, expected, *content_and_time(record))
+        )
+        if isinstance(reply, bytes):
+            raise AlreadyDone(reply)
+        return bool(reply)
+
+    async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
+        keys = [self._keys.state(session_id), self._keys.events(session_id)]
+        beginning, entries = checked(
+            await retried(lambda: self._history(self._link, keys, since + 1, max_bytes))
+        )
+        head = heads.read_head(beginning)
+        if head is None:
+            return None
+        epoch, version = head.position
+        first_version = int(entries[0][0].partition(b"-")[0]) if entries else version + 1
+        return History(epoch, version, first_version, [fields[1] for _, fields in entries])
+
+    # --- agenda ----------------------------------------------------------------------------------
+
+    async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
+        key, offset = self._keys.sessions, 0
+        found: list[tuple[int, str]] = []
+        while len(found) < limit:
+            reply = await execute(
+                self._link, "ZRANGEBYSCORE", key, after[0], "+inf", "WITHSCORES", "LIMIT", offset, limit
+            )
+            entries = [(_instant(reply[i + 1]), _text(reply[i])) for i in range(0, len(reply), 2)]
+            # Of those that lapse at the very same instant, some were on the page before.
+            found += [entry for entry in entries if entry > after]
+            offset += len(entries)
+            if len(entries) < limit:
+                break
+        return found[:limit]
+
+    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+        key, prefix = self._keys.deadlines, self._keys.state_prefix
+        while True:
+            reply = await retried(lambda: self._due(self._link, [key], ahead_ms, limit, prefix))
+            put_right, *found = checked(reply)
+            if not put_right or put_right + len(found) // 2 < limit:
+                return [(int(found[i + 1]), _text(found[i])) for i in range(0, len(found), 2)]
+            # Entries that were not their states' own stood in the way of others: look again.
+
+    async def forget_deadline(self, session_id: str) -> None:
+        await execute(self._link, "ZREM", self._keys.deadlines, session_id)
+
+    async def lapse(self, limit: int) -> int:
+        key, now_ms = self._keys.sessions, self._clock.now_ms()
+        ended = 0
+        for member in await execute(self._link, "ZRANGEBYSCORE", key, "-inf", now_ms, "LIMIT", 0, limit):
+            session_id = _text(member)
+            if heads.UUID.fullmatch(session_id):
+                ended += await self._end_session(session_id, "lapsed")
+            else:
+                await execute(self._link, "ZREM", key, member)  # it is none of ours
+        return ended
+
+
+def content_and_time(record: IdempotencyRecord | None) -> tuple[bytes, int]:
+    """What a script is given of a record: its content, empty where there is none, and for how long in ms."""
+    return (b"", 0) if record is None else (record.content, record.kept_ms)
+
+
+def _text(member: bytes) -> str:
+    """A session id; also of an entry that another program left behind, and that is none."""
+    return member.decode("utf-8", "replace")
+
+
+def _instant(score: bytes) -> int:
+    """A score in ms; also of an entry that another program left behind, whose score is no instant."""
+    return int(min(max(float(score), 0.0), 2.0**53))
