@@ -1,4 +1,4 @@
-"""Where Redis is, by its URL: TCP, TLS, a Unix socket, or whoever Sentinel says is master."""
+"""Where Redis is, by its URL: TCP, TLS, a Unix socket, or the master that Sentinel names."""
 
 import asyncio
 import ssl
@@ -42,21 +42,21 @@ class Endpoint:
     sentinel_password: str | None = None
 
     async def connect(self, factory: Callable[[], P]) -> tuple[P, Address | None]:
-        """Open a connection; also where to, if Sentinel was asked. Raises OSError when nobody answers.
+        """Open a connection; returns also where it leads, if Sentinel was asked.
 
-        SentinelRefuses, where it will not be otherwise before somebody changes a password.
+        Raises OSError when nothing answers, and SentinelRefuses where that lasts until a password is changed.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             if self.path is not None:
                 return (await loop.create_unix_connection(factory, self.path))[1], None
-            # Asked anew for each connection: after a failover the answer is another.
+            # Sentinel is asked anew for each connection: after a failover the answer is another.
             master = await self._ask_sentinels() if self.sentinels else None
             host, port = master or (self.host, self.port)
             return (await loop.create_connection(factory, host, port, ssl=self.tls))[1], master
 
     async def master(self) -> Address:
-        """Who is master by now. Raises OSError where most of the Sentinels do not answer."""
+        """Where the master is by now. Raises OSError where most of the Sentinels do not answer."""
         return await self._ask_sentinels(at_least=len(self.sentinels) // 2 + 1)
 
     async def _ask_sentinels(self, at_least: int = 1) -> Address:
@@ -70,7 +70,7 @@ class Endpoint:
             commands.append(("SELECT", str(self.db)))
         commands.append(("CLIENT", "SETNAME", "lockstep"))
         if self.sentinels:
-            # Sentinel may name a master that is about to find out that it is none any more.
+            # Sentinel may name a master that has been replaced and does not know that yet.
             commands.append(("ROLE",))
         return commands
 
@@ -162,7 +162,7 @@ def _parse_sentinel(url: str) -> Endpoint:
         sentinels.append((host, int(port)))
     if not service or (db and not db.isdigit()):
         raise ValueError("after the hosts come /service and, if not 0, /db")
-    # A plus is itself: it is no form that is read here.
+    # A plus stands for itself, not for a space as in forms.
     options = parse_qs(query.replace("+", "%2B"), keep_blank_values=True)
     if options.keys() - SENTINEL_OPTIONS:
         raise ValueError(f"the options of Sentinel are {' and '.join(sorted(SENTINEL_OPTIONS))}")

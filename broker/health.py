@@ -72,7 +72,7 @@ class Health:
         await self._record_routing(connection)
         for _ in range(5):
             sent_at_s = time.monotonic()
-            self._clock.measure(sent_at_s, await connection.ask("TIME"))
+            self._clock.measure(sent_at_s, await connection.checked_call("TIME"))
         if not self._has_life_sign:
             # Before any client can be sent a state, so that no loss goes unnoticed.
             await self._leave_life_sign(connection)
@@ -130,9 +130,9 @@ class Health:
         """Raises Refused where other processes route otherwise. Where nothing can be written: next time."""
         mode = self._channels.mode.encode()
         # It is asked first: a Redis that takes no changes can be read.
-        recorded = await connection.ask("GET", self._routing_key)
+        recorded = await connection.checked_call("GET", self._routing_key)
         if recorded is None and await self._write(connection, "SET", self._routing_key, mode, "NX"):
-            recorded = await connection.ask("GET", self._routing_key)
+            recorded = await connection.checked_call("GET", self._routing_key)
         if recorded is not None and recorded != mode:
             mode_of_others = recorded.decode("utf-8", "replace")
             raise Refused(f"other processes route {mode_of_others}: --routing must be the same")

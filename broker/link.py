@@ -99,27 +99,26 @@ class Link:
 
         Where the link is up the command is on its way when this returns, awaited or not.
         """
-        asked = (
-            self._connection.call(*arguments) if self._connection is not None and self._up.is_set() else None
-        )
-        return self._reply(arguments, asked)
+        connection = self.connection
+        pending = None if connection is None else connection.call(*arguments)
+        return self._reply(arguments, pending)
 
-    async def _reply(self, arguments: tuple[Argument, ...], asked: "asyncio.Future[Any] | None") -> Any:
+    async def _reply(self, arguments: tuple[Argument, ...], pending: "asyncio.Future[Any] | None") -> Any:
         while True:
-            if asked is None:
+            if pending is None:
                 if not self._up.is_set():
                     await self._wait_until_back()
                 assert self._connection is not None
-                asked = self._connection.call(*arguments)
+                pending = self._connection.call(*arguments)
             try:
-                reply = await asked
+                reply = await pending
                 break
             except LinkDown as down:
                 if down.sent:
                     self._metrics.redis_errors.labels("no answer").inc()
                     raise
-                # The connection was lost in the very turn of the loop that asked: the next one gets the call.
-                asked = None
+                # The connection was lost before the call was sent: the next connection gets it.
+                pending = None
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("NOSCRIPT"):
             self._metrics.redis_errors.labels("refused").inc()
             why = str(reply).removeprefix(REFUSED)

@@ -118,7 +118,7 @@ class RespConnection(asyncio.Protocol):
         self._unsent.append((arguments, future))
         return future
 
-    async def ask(self, *arguments: Argument) -> Any:
+    async def checked_call(self, *arguments: Argument) -> Any:
         """Like `call`, but an error reply raises LinkDown: for what must not fail."""
         reply = await self.call(*arguments)
         if isinstance(reply, hiredis.ReplyError):

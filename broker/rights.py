@@ -15,7 +15,7 @@ from lockstep.contract import Charge
 LUA = (Path(__file__).parent / "lua" / "rights.lua").read_bytes()
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
-Ask = Callable[..., Awaitable[Any]]
+Call = Callable[..., Awaitable[Any]]
 """Sends a command to Redis; its reply, also where that is an error."""
 
 
@@ -103,13 +103,13 @@ def subscriptions(channels: Channels, patterns: Channels) -> Sequence[tuple[tupl
     ]
 
 
-async def missing(ask: Ask, user: str, prefix: str, routing: str) -> str | None:
+async def missing(call: Call, user: str, prefix: str, routing: str) -> str | None:
     """One line that names the rights which the user lacks, or None."""
     lacked: dict[str, None] = {}
     example = ""
-    for need in await _refused(ask, needs(prefix, routing)):
+    for need in await _refused(call, needs(prefix, routing)):
         # Called by itself it is refused as well, and then Redis says why.
-        lacks_command = "to run the" in str(await ask(*need.call))
+        lacks_command = "to run the" in str(await call(*need.call))
         lacked["+" + need.call[0].lower() if lacks_command else need.pattern] = None
         example = example or f"{need.call[0]} {need.pattern[1:]}".rstrip()
     if not lacked:
@@ -117,33 +117,33 @@ async def missing(ask: Ask, user: str, prefix: str, routing: str) -> str | None:
     return f"Redis user {user} may not {example}: give it {' '.join(lacked)}"
 
 
-async def _refused(ask: Ask, wanted: list[Need]) -> list[Need]:
+async def _refused(call: Call, wanted: list[Need]) -> list[Need]:
     for need in (Need(("EVALSHA", "0" * 40, "0"), ""), Need(("EVAL", "return 1", "0"), "")):
-        if str(await ask(*need.call)).startswith("NOPERM"):
+        if str(await call(*need.call)).startswith("NOPERM"):
             return [need]
-    reply = await ask("EVAL", LUA, 0, json.dumps([need.call for need in wanted]))
+    reply = await call("EVAL", LUA, 0, json.dumps([need.call for need in wanted]))
     if isinstance(reply, hiredis.ReplyError):
         raise LinkDown(sent=False, why=str(reply))
-    return [wanted[place - 1] for place in reply]
+    return [wanted[index - 1] for index in reply]
 
 
 # As in lua/commit.lua: an epoch, and not one of a time so far away that there is no room above it.
 LAST_EPOCH = re.compile(rb"[0-9a-y][0-9a-z]{12}")
 
 
-async def in_the_way(ask: Ask, keys: Keys) -> str | None:
+async def in_the_way(call: Call, keys: Keys) -> str | None:
     """One line that names a key which somebody else uses, or None."""
     types = {keys.sessions: "zset", keys.deadlines: "zset", keys.routing: "string", keys.epoch: "string"}
     for key, expected in types.items():
-        found = await ask("TYPE", key)
+        found = await call("TYPE", key)
         if found not in (expected.encode(), b"none") and not isinstance(found, hiredis.ReplyError):
             found, expected = (each.replace("zset", "sorted set") for each in (found.decode(), expected))
             return f"the key {key} of Redis is a {found}, not a {expected}: choose another --prefix"
-    routing = await ask("GET", keys.routing)
+    routing = await call("GET", keys.routing)
     if isinstance(routing, bytes) and (mode := routing.decode("utf-8", "replace")) not in Channels.MODES:
         modes = " or ".join(Channels.MODES)
         return f"the key {keys.routing} of Redis is {mode[:40]!r}, not {modes}: choose another --prefix"
-    last = await ask("GET", keys.epoch)
+    last = await call("GET", keys.epoch)
     if isinstance(last, bytes) and not LAST_EPOCH.fullmatch(last):
         # The first creation would overwrite it.
         text = last.decode("utf-8", "replace")[:40]

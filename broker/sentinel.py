@@ -1,4 +1,4 @@
-"""Who is master, as Redis Sentinel knows."""
+"""Asks Redis Sentinel where the master is."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ Address = tuple[str, int]
 Command = tuple[str, ...]
 
 ANSWER_TIMEOUT_S = 0.3
-# Replies of a server, Redis or Sentinel, to whom the right password, or a right, is missing.
+# Error replies of Redis, or Sentinel, to a user without the right password or without a permission.
 REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
 
 
@@ -32,8 +32,8 @@ async def ask_for_master(
 ) -> Address:
     """The master that the Sentinels name, asked all at once; each is first sent the greeting.
 
-    Of those that disagree the most recent configuration counts: one that is cut off from the others, and
-    names the master of before a failover, cannot lead back there. Raises OSError where fewer than
+    Where they disagree the most recent configuration counts: a Sentinel that is cut off from the others, and
+    names the master from before a failover, cannot lead back there. Raises OSError where fewer than
     `at_least` answer, or the master is down.
     """
     answers = await asyncio.gather(

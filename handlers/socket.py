@@ -19,7 +19,7 @@ from handlers.tokens import SUBPROTOCOL, Tokens
 from handlers.tornado_private import Handshake, release_socket
 from lockstep.access import Scope
 from lockstep.addresses import Addresses
-from lockstep.contract import Broker
+from lockstep.contract import Clock
 from lockstep.errors import (
     CLOSE_BY_LIMIT,
     INTERNAL_ERROR,
@@ -61,7 +61,7 @@ class Clients:
     def __init__(
         self,
         hub: Hub,
-        broker: Broker,
+        broker: Clock,
         heartbeat: Heartbeat,
         places: ConnectionLimits,
         max_message_bytes: int,

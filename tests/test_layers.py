@@ -129,3 +129,26 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         assert leaves, f"in a circle, or behind one: {sorted(arrows)}"
         for module in leaves:
             del arrows[module]
+
+
+def test_keys_and_channels_are_spelled_in_one_file() -> None:
+    parts = (
+        "session:",
+        "events:",
+        "idempotency:",
+        "rl:",
+        "inside:",
+        "process:",
+        "probe:",
+        "ws:",
+        "session-updates",
+    )
+    for path in (ROOT / "broker").rglob("*.py"):
+        if path.name != "keys.py":
+            constants = [
+                node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
+            ]
+            assert not [text for text in constants if isinstance(text, str) and text.startswith(parts)], path
+    for path in (ROOT / "broker" / "lua").glob("*.lua"):
+        code = "".join(line.partition("--")[0] for line in path.read_text().splitlines())
+        assert not [part for part in parts if part in code], path

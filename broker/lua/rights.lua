@@ -1,7 +1,7 @@
--- Which of these calls may this user not make? None is made by Redis 7.0 or newer; an older one makes them.
+-- Which of these calls may this user not make? Redis 7.0 or newer makes none of them; an older one does.
 --
 -- ARGV  1 the calls as JSON: each does nothing where it is made
--- Returns {place, ...}, from 1.
+-- Returns {index, ...}, from 1.
 
 local may = redis.acl_check_cmd
   or function(...)
@@ -10,9 +10,9 @@ local may = redis.acl_check_cmd
     return not string.find(error, "The user executing the script can't", 1, true)
   end
 local refused = {}
-for place, call in ipairs(cjson.decode(ARGV[1])) do
+for index, call in ipairs(cjson.decode(ARGV[1])) do
   if not may(unpack(call)) then
-    refused[#refused + 1] = place
+    refused[#refused + 1] = index
   end
 end
 return refused
