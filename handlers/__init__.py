@@ -8,6 +8,8 @@ from tornado.web import Application
 from handlers import page
 from handlers.api import Front, Route
 from handlers.base import log_request
+from handlers.clients import Clients
+from handlers.handshake import SocketHandler
 from handlers.heartbeat import Heartbeat
 from handlers.ops import (
     HealthHandler,
@@ -25,7 +27,6 @@ from handlers.sessions import (
     MessagesHandler,
     SessionHandler,
 )
-from handlers.socket import Clients, SocketHandler
 from handlers.tokens import Tokens
 from lockstep.addresses import Addresses
 from lockstep.commands import COMMANDS

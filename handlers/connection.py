@@ -87,9 +87,9 @@ class Connection:
         "caller",
         "clear_descriptor",
         "close_code",
-        "has_place",
         "heartbeat_slot",
-        "refused_at_s",
+        "invalid_at_s",
+        "is_counted",
         "session_id",
     )
 
@@ -101,11 +101,11 @@ class Connection:
         self.session_id = session_id
         self.address = address
         self.caller = ""  # whose share of the session's places it takes; nobody's: empty
-        self.has_place = False  # counted by the limits
+        self.is_counted = False  # counted by the limits
         self.close_code: int | None = None
         self.heartbeat_slot = -1
         # When messages of this client were refused; kept by whoever refuses.
-        self.refused_at_s: deque[float] | None = None
+        self.invalid_at_s: deque[float] | None = None
         self._socket = sock
         # What may be sent to directly; -1 while something waits, or nothing more may be sent.
         self.clear_descriptor = sock.fileno()

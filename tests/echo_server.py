@@ -14,9 +14,9 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from handlers.connection import CLOSE_TIMEOUT_S, Connection
+from handlers.handshake import SocketHandler
 from handlers.heartbeat import Heartbeat
 from handlers.read_scheduler import ReadScheduler
-from handlers.socket import SocketHandler
 from lockstep.wire.frames import BINARY, TEXT, encode_frame
 
 # Autobahn's largest is 16 MiB.
@@ -59,7 +59,7 @@ class EchoHandler(SocketHandler):
         return True
 
     async def open(self, *args: str, **kwargs: str) -> None:
-        sock, early = await self._take_socket()
+        sock, early = await self.take_socket()
         self._echo.begin(Connection(sock, self._echo, None), early)
         self.on_connection_close()
 

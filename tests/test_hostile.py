@@ -19,12 +19,11 @@ from tornado.http1connection import HTTP1ServerConnection
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 
-from handlers import request_timeouts
-from handlers import socket as socket_handler
+from handlers import handshake, request_timeouts
 from handlers.connection import Connection
+from handlers.handshake import EARLY_BYTES, SocketHandler
 from handlers.listening import RESERVED_DESCRIPTORS
 from handlers.read_scheduler import READS_PER_SLICE
-from handlers.socket import EARLY_BYTES, SocketHandler
 from lockstep.config import Settings
 from server import Server
 from tests import hostiles, load
@@ -453,7 +452,7 @@ def not_reading(address: tuple[str, int]) -> socket.socket:
 @pytest.mark.parametrize("asked", ["GET /openapi.json", "GET /page.js", HANDSHAKE[:-2]])
 async def test_an_answer_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     """A handshake's is small: it waits behind other answers."""
-    for module in (request_timeouts, socket_handler):
+    for module in (request_timeouts, handshake):
         monkeypatch.setattr(module, "STALLED_TIMEOUT_S", 0.5)
     async with serving() as api:
         loop = asyncio.get_running_loop()

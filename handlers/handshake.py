@@ -1,0 +1,145 @@
+"""The WebSocket's handshake: /ws?sessionId=UUID."""
+
+import asyncio
+import socket
+import time
+
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketHandler
+
+from handlers.base import JsonErrors
+from handlers.clients import Clients
+from handlers.connection import Connection
+from handlers.origins import refused_origin
+from handlers.request_timeouts import STALLED_TIMEOUT_S
+from handlers.tokens import SUBPROTOCOL, Tokens
+from handlers.tornado_private import Handshake, release_socket
+from lockstep.access import Scope
+from lockstep.addresses import Addresses
+from lockstep.errors import (
+    INVALID_SESSION_ID,
+    MISSING_SESSION_ID,
+    TOKEN_EXPIRED,
+    TOKEN_FORBIDDEN,
+    TOKEN_REFUSED,
+    TOO_MUCH_TOO_EARLY,
+    Close,
+    Forbidden,
+    ShuttingDown,
+    Unauthorized,
+    UpgradeRequired,
+)
+from lockstep.wire import heads
+
+EARLY_BYTES = 4096
+
+
+class SocketHandler(JsonErrors, WebSocketHandler):
+    """The request that becomes a client's connection, and is over when that has begun.
+
+    Messages never arrive here but at `Clients`.
+    """
+
+    def initialize(self, clients: Clients, addresses: Addresses, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self._addresses = addresses
+        self._clients = clients
+
+    def get_websocket_protocol(self) -> Handshake | None:
+        if self.request.headers.get("Sec-WebSocket-Version") != "13":
+            return None
+        return Handshake(self)
+
+    async def head(self) -> None:
+        await self.get()
+
+    async def get(self, *args: str, **kwargs: str) -> None:
+        headers = self.request.headers
+        if headers.get("Upgrade", "").lower() != "websocket" or self.request.method == "HEAD":
+            self.set_header("Upgrade", "websocket")
+            raise UpgradeRequired("This is a WebSocket: connect with an Upgrade")
+        if self.settings["is_draining"]():
+            # The request came by a connection that was open before; a proxy then asks another process.
+            raise ShuttingDown()
+        await super().get(*args, **kwargs)
+
+    def check_origin(self, origin: str) -> bool:
+        if not self.settings["origins"].admits(origin, self.request.host):
+            raise refused_origin(origin, self.request.host, self.request_id)
+        return True
+
+    async def open(self, *args: str, **kwargs: str) -> None:
+        try:
+            sock, early = await self.take_socket()
+        except (StreamClosedError, TimeoutError):
+            self.on_connection_close()
+            return
+        requested = self._requested_session()
+        session_id = requested if isinstance(requested, str) else None
+        address = self._addresses.client_of(
+            self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
+        )
+        connection = Connection(sock, self._clients, session_id, address)
+        self._clients.metrics.opened.inc()
+        if len(early) > EARLY_BYTES:
+            early = b""
+            connection.close(TOO_MUCH_TOO_EARLY)
+        elif isinstance(requested, Close):
+            connection.close(requested)
+        else:
+            await self._admit(connection, requested)
+        connection.start(early)
+        # The connection does not need the request any more, and this breaks the request's reference cycles.
+        self.on_connection_close()
+
+    async def _admit(self, connection: Connection, session_id: str) -> None:
+        try:
+            in_query = self.get_query_argument("token", None)
+            access = self._tokens.access(self.request.headers, in_query)
+            access.require(Scope.VIEW, session_id)
+        except Unauthorized as error:
+            connection.close(TOKEN_REFUSED.because(error.message))
+        except Forbidden as error:
+            connection.close(TOKEN_FORBIDDEN.because(error.message))
+        else:
+            if access.expires_at_s is not None:
+                connection.close_in(access.expires_at_s - time.time(), TOKEN_EXPIRED)
+            if not access.is_trusted:
+                connection.caller = access.client if access.subject else connection.address
+            await self._clients.welcome(connection)
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
+
+    async def take_socket(self) -> tuple[socket.socket, bytes]:
+        """Take the socket from Tornado's stream once its answer is written, and what the stream has read.
+
+        That is more than EARLY_BYTES if the client sent so much before it had the answer. The connection
+        reads what is still in the kernel, however much, as everything else. Raises StreamClosedError, and
+        TimeoutError if the client does not take the answer.
+        """
+        assert isinstance(self.ws_connection, Handshake)
+        stream = self.ws_connection.stream
+        if stream.writing():
+            try:
+                async with asyncio.timeout(STALLED_TIMEOUT_S):
+                    await stream.write(b"")
+            except TimeoutError:
+                stream.close()
+                raise
+        # This is done at once if something has come already, which is then in one piece.
+        reading = asyncio.ensure_future(stream.read_bytes(EARLY_BYTES + 1, partial=True))
+        early = reading.result() if reading.done() else b""
+        sock = release_socket(stream)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock, early
+
+    def _requested_session(self) -> str | Close:
+        """The session's id, or why there is none."""
+        values = self.request.query_arguments.get("sessionId", [])
+        if not any(values):
+            return MISSING_SESSION_ID
+        session_id = values[0].decode("utf-8", "replace").lower()
+        if len(values) > 1 or not heads.UUID.fullmatch(session_id):
+            return INVALID_SESSION_ID
+        return session_id
