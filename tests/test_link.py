@@ -215,7 +215,7 @@ async def test_a_greeting_takes_as_long_as_redis_goes_on_answering(monkeypatch: 
 
     async def greet_at_length(connection: RespConnection) -> None:
         for _ in range(20):
-            await connection.ask("PING")
+            await connection.checked_call("PING")
             await asyncio.sleep(0.05)
 
     link = Link(parse(redis.url), "commands", greet_at_length, Metrics())
