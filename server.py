@@ -18,11 +18,13 @@ except ModuleNotFoundError as missing:
 
 from broker import open_broker
 from cli import run_command
-from handlers import front
+from handlers import transport
+from handlers.clients import Clients
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
-from handlers.listening import LISTEN_BACKLOG, FrontServer
+from handlers.listening import LISTEN_BACKLOG, ClientServer
 from handlers.origins import Hosts, Origins
+from handlers.services import Services
 from handlers.tokens import Keys, Tokens
 from lockstep import logs
 from lockstep.config import Settings, SettingsError, read_settings
@@ -31,6 +33,8 @@ from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
+from lockstep.perform import Performer
+from lockstep.session_list import SessionList
 from lockstep.sessions import Sessions
 from lockstep.tasks import Tasks
 
@@ -65,33 +69,40 @@ class Server:
         self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
         self._tasks = Tasks()
         self._is_draining = False
-        self.front = front(
-            broker=self.broker,
+        limits = ConnectionLimits(
+            self.broker,
+            settings.max_connections_per_session,
+            settings.max_connections_per_caller,
+            settings.max_connections_per_ip,
+            settings.max_connections,
+            settings.connection_rate,
+            metrics,
+        )
+        services = Services(
             sessions=self.sessions,
-            hub=self.hub,
-            heartbeat=self.heartbeat,
+            session_list=SessionList(self.broker),
+            performer=Performer(self.sessions),
+            shown_ms=self.broker.shown_ms,
+            tokens=Tokens(keys, settings.jwt_audience, settings.jwt_issuer, settings.anonymous),
             origins=Origins(settings.allowed_origins),
-            keep_alive_s=settings.keep_alive_s,
             hosts=Hosts(settings.own_names) if settings.is_open_on_loopback else None,
-            max_message_bytes=settings.max_message_bytes,
-            not_ready=self.not_ready,
-            metrics=metrics,
             addresses=settings.proxies,
             rates=None if settings.is_open_on_loopback else RateLimits(self.broker, *settings.rates, metrics),
-            tokens=Tokens(keys, settings.jwt_audience, settings.jwt_issuer, settings.anonymous),
-            places=ConnectionLimits(
-                self.broker,
-                settings.max_connections_per_session,
-                settings.max_connections_per_caller,
-                settings.max_connections_per_ip,
-                settings.max_connections,
-                settings.connection_rate,
-                metrics,
-            ),
-            message_rate=settings.message_rate,
+            metrics=metrics,
+            not_ready=self.not_ready,
             is_draining=lambda: self._is_draining,
         )
-        self.http = FrontServer(self.front)
+        clients = Clients(
+            self.hub,
+            self.broker,
+            self.heartbeat,
+            limits,
+            settings.max_message_bytes,
+            settings.message_rate,
+            metrics,
+        )
+        self.transport = transport(services, clients, settings.keep_alive_s)
+        self.http = ClientServer(self.transport)
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()
@@ -135,7 +146,7 @@ class Server:
         spread_s = min(len(peers) / CLOSES_PER_S, self.settings.drain_s / 2)
         linger_s = min(LINGER_S, self.settings.drain_s / 2)
         told = 0
-        while self.front.in_flight or self.hub.peers or now_s() - began_s < linger_s:
+        while self.transport.in_flight or self.hub.peers or now_s() - began_s < linger_s:
             elapsed_s = now_s() - began_s
             if elapsed_s < spread_s:
                 due = int(len(peers) * elapsed_s / spread_s) + 1

@@ -1,98 +1,86 @@
-"""The edge to clients, and its table of contents."""
+"""The edge to clients, and its table of contents: every route, and what it needs."""
 
-from collections.abc import Callable
-from typing import Any
+import re
+from functools import partial
 
 from tornado.web import Application
 
-from handlers import page
-from handlers.api import Front, Route
-from handlers.base import log_request
+from handlers import ops, page, sessions
 from handlers.clients import Clients
 from handlers.handshake import SocketHandler
-from handlers.heartbeat import Heartbeat
-from handlers.ops import (
-    HealthHandler,
-    MetricsHandler,
-    OpenApiHandler,
-    ReadyHandler,
-    TimeHandler,
-)
-from handlers.origins import Hosts, Origins
-from handlers.page import PageHandler
-from handlers.sessions import (
-    CollectionHandler,
-    CommandHandler,
-    EventsHandler,
-    MessagesHandler,
-    SessionHandler,
-)
-from handlers.tokens import Tokens
-from lockstep.addresses import Addresses
-from lockstep.commands import COMMANDS
-from lockstep.contract import Broker
-from lockstep.limits import ConnectionLimits, RateLimits
-from lockstep.live.hub import Hub
-from lockstep.metrics import Metrics
-from lockstep.perform import Performer
-from lockstep.requests import openapi
-from lockstep.rules.state_json import dumps
-from lockstep.session_list import SessionList
-from lockstep.sessions import Sessions
+from handlers.json_errors import log_request
+from handlers.router import Limiting, Need, Route, Router
+from handlers.services import Services
+from handlers.transport import Transport
+from lockstep.access import Access, Scope
+from lockstep.commands import COMMANDS, Command
+from lockstep.wire.payloads import MAX_RELAYED_BYTES
+
+SOCKET_PATHS = ("/ws", "/ws/")
 
 
-def front(
-    broker: Broker,
-    sessions: Sessions,
-    hub: Hub,
-    heartbeat: Heartbeat,
-    origins: Origins,
-    hosts: Hosts | None,
-    keep_alive_s: float,
-    max_message_bytes: int,
-    not_ready: Callable[[], list[str]],
-    metrics: Metrics,
-    addresses: Addresses,
-    rates: RateLimits | None,
-    places: ConnectionLimits,
-    message_rate: int,
-    tokens: Tokens,
-    **settings: Any,
-) -> Front:
-    """Every route, and what its handler needs; `settings` are those of Tornado's application."""
-    api = {"origins": origins}
-    rest = {
-        "origins": origins,
-        "sessions": sessions,
-        "session_list": SessionList(broker),
-        "performer": Performer(sessions),
-    }
-    routes: list[Route] = [
-        (r"/v1/sessions", CollectionHandler, rest),
-        (r"/v1/sessions/([^/]+)", SessionHandler, rest),
-        (rf"/v1/sessions/([^/]+)/({'|'.join(COMMANDS)})", CommandHandler, rest),
-        (r"/v1/sessions/([^/]+)/messages", MessagesHandler, rest),
-        (r"/v1/sessions/([^/]+)/events", EventsHandler, rest),
-        (r"/v1/time", TimeHandler, api | {"shown_ms": broker.shown_ms}),
-        (r"/health", HealthHandler, api),
-        (r"/ready", ReadyHandler, api | {"not_ready": not_ready}),
-        (r"/metrics", MetricsHandler, api | {"metrics": metrics}),
-        (r"/openapi\.json", OpenApiHandler, api | {"document": dumps(openapi.document())}),
-    ]
-    clients = Clients(hub, broker, heartbeat, places, max_message_bytes, message_rate, metrics)
+def _for_session(scope: Scope) -> Need:
+    """Whether or not the session in the path exists: callers without the scope are not told."""
+    return lambda access, session_id: access.require(scope, session_id)
+
+
+def _for_command(command: Command) -> Need:
+    return lambda access, session_id: access.require_command(command.scope, session_id)
+
+
+def _for_all_sessions(access: Access, session_id: str) -> None:
+    access.require_of_all(Scope.ADMIN)
+
+
+def _for_some_session(access: Access, session_id: str) -> None:
+    access.require_scope(Scope.ADMIN)  # the body says for which session
+
+
+ROUTES = [
+    Route("POST", "/v1/sessions", sessions.create_session, _for_some_session),
+    Route("GET", "/v1/sessions", sessions.list_sessions, _for_all_sessions),
+    Route("GET", "/v1/sessions/{id}", sessions.read_session, _for_session(Scope.VIEW)),
+    Route("DELETE", "/v1/sessions/{id}", sessions.delete_session, _for_session(Scope.ADMIN)),
+    *(
+        Route(
+            "POST",
+            f"/v1/sessions/{{id}}/{command.name}",
+            partial(sessions.post_command, command),
+            _for_command(command),
+            Limiting.BY_HANDLER,
+        )
+        for command in COMMANDS.values()
+    ),
+    Route(
+        "POST",
+        "/v1/sessions/{id}/messages",
+        sessions.post_message,
+        _for_session(Scope.CONTROL),
+        max_body_bytes=MAX_RELAYED_BYTES,
+    ),
+    Route("GET", "/v1/sessions/{id}/events", sessions.read_events, _for_session(Scope.VIEW)),
+    Route("GET", "/v1/time", ops.time),
+    Route("GET", "/health", ops.health, limiting=Limiting.NOT),
+    Route("GET", "/ready", ops.ready, limiting=Limiting.NOT),
+    Route("GET", "/metrics", ops.figures, limiting=Limiting.NOT),
+    Route("GET", "/openapi.json", ops.openapi_document, limiting=Limiting.NOT),
+]
+
+
+def transport(services: Services, clients: Clients, keep_alive_s: float) -> Transport:
+    """What serves all routes: those of REST, and the WebSocket and the page, which Tornado serves."""
     application = Application(
         [
-            (r"/ws/?", SocketHandler, {"clients": clients, "addresses": addresses, "tokens": tokens}),
-            (r"/()", PageHandler, {"path": page.HERE, "default_filename": "index.html"}),
-            (r"/(page\.css|page\.js|favicon\.svg)", PageHandler, {"path": page.HERE}),
-            (r"/(lockstep\.js)", PageHandler, {"path": page.CLIENT}),
+            *(
+                (re.escape(path), SocketHandler, {"services": services, "clients": clients})
+                for path in SOCKET_PATHS
+            ),
+            *(
+                (f"({re.escape(path)})", page.PageHandler, {"services": services, "file": file})
+                for path, file in page.FILES.items()
+            ),
         ],
         log_function=log_request,
-        metrics=metrics,
-        origins=origins,
-        **settings,
     )
-    paths = {"/ws", "/ws/", "/", "/page.css", "/page.js", "/favicon.svg", "/lockstep.js"}
-    return Front(
-        routes, application, frozenset(paths), origins, hosts, keep_alive_s, addresses, rates, tokens, metrics
-    )
+    paths = frozenset([*SOCKET_PATHS, *page.FILES])
+    return Transport(services, Router(ROUTES), application, paths, keep_alive_s)

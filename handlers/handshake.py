@@ -7,15 +7,15 @@ import time
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketHandler
 
-from handlers.base import JsonErrors
 from handlers.clients import Clients
 from handlers.connection import Connection
+from handlers.json_errors import JsonErrors
 from handlers.origins import refused_origin
 from handlers.request_timeouts import STALLED_TIMEOUT_S
-from handlers.tokens import SUBPROTOCOL, Tokens
+from handlers.services import Services
+from handlers.tokens import SUBPROTOCOL
 from handlers.tornado_private import Handshake, release_socket
 from lockstep.access import Scope
-from lockstep.addresses import Addresses
 from lockstep.errors import (
     INVALID_SESSION_ID,
     MISSING_SESSION_ID,
@@ -40,9 +40,8 @@ class SocketHandler(JsonErrors, WebSocketHandler):
     Messages never arrive here but at `Clients`.
     """
 
-    def initialize(self, clients: Clients, addresses: Addresses, tokens: Tokens) -> None:
-        self._tokens = tokens
-        self._addresses = addresses
+    def initialize(self, services: Services, clients: Clients) -> None:
+        self.services = services
         self._clients = clients
 
     def get_websocket_protocol(self) -> Handshake | None:
@@ -58,13 +57,13 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         if headers.get("Upgrade", "").lower() != "websocket" or self.request.method == "HEAD":
             self.set_header("Upgrade", "websocket")
             raise UpgradeRequired("This is a WebSocket: connect with an Upgrade")
-        if self.settings["is_draining"]():
+        if self.services.is_draining():
             # The request came by a connection that was open before; a proxy then asks another process.
             raise ShuttingDown()
         await super().get(*args, **kwargs)
 
     def check_origin(self, origin: str) -> bool:
-        if not self.settings["origins"].admits(origin, self.request.host):
+        if not self.services.origins.admits(origin, self.request.host):
             raise refused_origin(origin, self.request.host, self.request_id)
         return True
 
@@ -76,7 +75,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
             return
         requested = self._requested_session()
         session_id = requested if isinstance(requested, str) else None
-        address = self._addresses.client_of(
+        address = self.services.addresses.client_of(
             self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
         )
         connection = Connection(sock, self._clients, session_id, address)
@@ -95,7 +94,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
     async def _admit(self, connection: Connection, session_id: str) -> None:
         try:
             in_query = self.get_query_argument("token", None)
-            access = self._tokens.access(self.request.headers, in_query)
+            access = self.services.tokens.access(self.request.headers, in_query)
             access.require(Scope.VIEW, session_id)
         except Unauthorized as error:
             connection.close(TOKEN_REFUSED.because(error.message))

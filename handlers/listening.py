@@ -14,9 +14,9 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, UnsatisfiableReadError
 
 from handlers import tornado_private
-from handlers.answers import error_body
-from handlers.api import Front
 from handlers.read_scheduler import ReadScheduler
+from handlers.reply import error_reply
+from handlers.transport import Transport
 from lockstep.errors import HeadTooLarge
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,9 @@ READ_BYTES = 4096
 MAX_HEAD_BYTES = 16_384
 MAX_CHUNKS = 4096
 CHUNKS_PER_READ = 32
-_HEAD_TOO_LARGE = error_body(HeadTooLarge(f"The head of a request must not exceed {MAX_HEAD_BYTES} bytes"))
+_HEAD_TOO_LARGE = error_reply(
+    HeadTooLarge(f"The head of a request must not exceed {MAX_HEAD_BYTES} bytes")
+).body
 
 
 class ClientStream(IOStream):
@@ -106,13 +108,13 @@ def descriptor_limit() -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
-class FrontServer(HTTPServer):
-    """Tornado's server, which accepts few at a time, and tells the front when a connection has ended.
+class ClientServer(HTTPServer):
+    """Tornado's server, which accepts few at a time, and tells the transport when a connection has ended.
 
     Raises ValueError where the limit of open files leaves no room for clients.
     """
 
-    request_callback: Front
+    request_callback: Transport
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         if descriptor_limit() < MIN_DESCRIPTORS:
@@ -161,7 +163,7 @@ class FrontServer(HTTPServer):
         try:
             with suppress(OSError):  # the client may be gone already
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.handle_stream(ClientStream(connection, self.request_callback.bodies), address)
+            self.handle_stream(ClientStream(connection, self.request_callback.body_scheduler), address)
         except Exception:
             log.exception("a connection could not be taken in")
 

@@ -1,79 +1,50 @@
 """For operators and clients alike: is it alive, may it have traffic, what time is it."""
 
-from collections.abc import Callable
+from functools import cache
 
-from handlers.api import ApiHandler
-from handlers.origins import Origins
+from handlers.reply import Reply
+from handlers.request import Request
+from handlers.services import Services
 from lockstep import __version__, metrics
-from lockstep.metrics import Metrics
+from lockstep.requests import openapi
+from lockstep.rules.state_json import dumps
 
 DRIFT_TOLERANCE_MS = 50
 
 
-class HealthHandler(ApiHandler):
-    """GET /health: the loop turns."""
-
-    is_limited = False
-
-    async def get(self) -> None:
-        self.reply_bare({"status": "ok"})
+async def health(request: Request, services: Services) -> Reply:
+    """The loop runs."""
+    return Reply(200, dumps({"status": "ok"}))
 
 
-class ReadyHandler(ApiHandler):
-    """GET /ready: may a proxy send traffic here?"""
-
-    is_limited = False
-
-    def initialize(self, origins: Origins, not_ready: Callable[[], list[str]]) -> None:  # type: ignore[override]
-        super().initialize(origins)
-        self._not_ready = not_ready
-
-    async def get(self) -> None:
-        reasons = self._not_ready()
-        if reasons:
-            self.reply_bare({"status": "not_ready", "reasons": reasons}, 503)
-        else:
-            self.reply_bare({"status": "ready"})
+async def ready(request: Request, services: Services) -> Reply:
+    """Whether a proxy may send traffic here."""
+    reasons = services.not_ready()
+    if reasons:
+        return Reply(503, dumps({"status": "not_ready", "reasons": reasons}))
+    return Reply(200, dumps({"status": "ready"}))
 
 
-class MetricsHandler(ApiHandler):
-    """GET /metrics, for Prometheus."""
-
-    is_limited = False
-
-    def initialize(self, origins: Origins, metrics: Metrics) -> None:  # type: ignore[override]
-        super().initialize(origins)
-        self._metrics = metrics
-
-    async def get(self) -> None:
-        self.reply_text(self._metrics.text(), metrics.CONTENT_TYPE)
+async def figures(request: Request, services: Services) -> Reply:
+    """For Prometheus."""
+    return Reply(200, services.metrics.text(), content_type=metrics.CONTENT_TYPE)
 
 
-class TimeHandler(ApiHandler):
-    """GET /v1/time: the clock that all others follow."""
-
-    def initialize(self, origins: Origins, shown_ms: Callable[[], int]) -> None:  # type: ignore[override]
-        super().initialize(origins)
-        self._shown_ms = shown_ms
-
-    async def get(self) -> None:
-        self.reply_bare(
-            {
-                "timestamp_ms": self._shown_ms(),
-                "server_version": __version__,
-                "drift_tolerance_ms": DRIFT_TOLERANCE_MS,
-            }
-        )
+async def time(request: Request, services: Services) -> Reply:
+    """The clock that all others follow."""
+    answer = {
+        "timestamp_ms": services.shown_ms(),
+        "server_version": __version__,
+        "drift_tolerance_ms": DRIFT_TOLERANCE_MS,
+    }
+    return Reply(200, dumps(answer))
 
 
-class OpenApiHandler(ApiHandler):
-    """GET /openapi.json: the contract, for machines."""
+async def openapi_document(request: Request, services: Services) -> Reply:
+    """The contract, for machines."""
+    return Reply(200, _document())
 
-    is_limited = False
 
-    def initialize(self, origins: Origins, document: bytes) -> None:  # type: ignore[override]
-        super().initialize(origins)
-        self._document = document
-
-    async def get(self) -> None:
-        self._send(200, self._document)
+@cache
+def _document() -> bytes:
+    return dumps(openapi.document())

@@ -1,12 +1,13 @@
 """Whose pages may call: one setting for CORS, for what changes something, and for the WebSocket's Origin.
 
-And which names lead here, where no token protects a server that is open on loopback: a page whose own name
-is made to point here (DNS rebinding) would be of the server's own origin.
+Also by which names a server may be called that is open on loopback, where no token protects it: a page whose
+own name is made to point there (DNS rebinding) would be of the server's own origin.
 """
 
 import logging
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 from tornado.httputil import HTTPHeaders
 
@@ -15,7 +16,7 @@ from lockstep.hosts import DEFAULT_PORTS, is_address, split_host
 
 log = logging.getLogger(__name__)
 
-# Those of our own, and those that tracing in browsers adds to each request (W3C Trace Context, Sentry).
+# Our own, and those that tracing in browsers adds to each request (W3C Trace Context, Sentry).
 ALLOWED_HEADERS = (
     "Content-Type, Authorization, If-Match, If-None-Match, Idempotency-Key, Idempotency-TTL, X-Request-ID, "
     "traceparent, tracestate, baggage, sentry-trace"
@@ -27,34 +28,35 @@ EXPOSED_HEADERS = (
 PREFLIGHT_MAX_AGE_S = 600
 MAX_SHOWN = 200
 MAX_REMEMBERED_HOSTS = 256
+_CHANGES = ("POST", "DELETE")
 _SUBDOMAIN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 class Origins:
-    """Empty: only the server's own. "*": any. Else those listed, and the server's own."""
+    """The origins that are admitted: any with "*", else the server's own and those listed."""
 
     def __init__(self, allowed: frozenset[str]) -> None:
-        """`allowed` are as lockstep.hosts.canonical_origin gives them, or "*"."""
+        """`allowed` are origins as lockstep.hosts.canonical_origin gives them, or "*"."""
         self._are_all_allowed = "*" in allowed
         self._is_empty = not allowed
         self._listed = frozenset(each for each in allowed if "*" not in each)
-        # What stands before and behind the subdomain.
+        # Each is split into what comes before and after the subdomain.
         self._wildcards = [tuple(each.split("*")) for each in allowed - {"*"} if "*" in each]
 
     def admits(self, origin: str, host: str) -> bool:
-        """May a page of `origin` open a WebSocket at `host`, or change something there?"""
+        """True if a page of `origin` may open a WebSocket at `host`, or change something there."""
         return self._are_all_allowed or self._lists(origin) or _is_own(origin, host)
 
     def _lists(self, origin: str) -> bool:
         return origin in self._listed or any(
             origin.startswith(before)
-            and origin.endswith(behind)
-            and _SUBDOMAIN.fullmatch(origin[len(before) : -len(behind)])
-            for before, behind in self._wildcards
+            and origin.endswith(after)
+            and _SUBDOMAIN.fullmatch(origin[len(before) : -len(after)])
+            for before, after in self._wildcards
         )
 
     def headers(self, origin: str | None) -> dict[str, str]:
-        """What an answer to a request of this Origin carries."""
+        """The headers of a reply to a request of this Origin."""
         if self._is_empty:
             return {}
         shared = {
@@ -68,7 +70,7 @@ class Origins:
         return {"Vary": "Origin"}
 
     def preflight(self, request: HTTPHeaders, methods: str) -> dict[str, str]:
-        """What the answer to an OPTIONS carries beside `headers`."""
+        """The headers of a reply to OPTIONS, beside those of every reply."""
         if "Access-Control-Allow-Origin" not in self.headers(request.get("Origin")):
             return {}
         return {
@@ -79,17 +81,17 @@ class Origins:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Is a page of `origin` one of the server that was called by `host`?"""
+    """True if a page of `origin` comes from the server that was called by `host`."""
     scheme, _, authority = origin.lower().partition("://")
     if scheme not in DEFAULT_PORTS or not authority:
         return False
     host = host.lower()
-    # Some proxies say the port that goes without saying. Whether it is TLS outside, only they know.
+    # Some proxies write out the default port. Only they know whether clients use TLS.
     return authority == host or f"{authority}:{DEFAULT_PORTS[scheme]}" == host
 
 
 class Hosts:
-    """The names of a server that is open on loopback: IP addresses, localhost, and those of a setting."""
+    """How a server that is open on loopback may be called: IP addresses, localhost, and a setting's names."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names | {"localhost"}
@@ -103,8 +105,30 @@ class Hosts:
         return name in self._names or is_address(name)
 
 
+Refusal = Callable[[str], Forbidden]
+"""Makes the refusal of a request, and logs it, with the request's id."""
+
+
+def foreign_page_refusal(
+    origins: Origins, hosts: Hosts | None, method: str, path: str, is_tornados: bool, headers: HTTPHeaders
+) -> Refusal | None:
+    """The refusal of a request that comes from a page of another site, if this is one.
+
+    A browser names the Origin of every POST and DELETE, and lets no page choose it, nor the Host.
+    """
+    is_of_api = path.startswith("/v1/")
+    host = headers.get("Host")
+    if hosts is not None and (is_of_api or is_tornados) and host is not None and not hosts.admits(host):
+        return partial(refused_host, host)
+    if is_of_api and method in _CHANGES:
+        origin = headers.get("Origin")
+        if origin is not None and not origins.admits(origin, host or ""):
+            return partial(refused_origin, origin, host or "")
+    return None
+
+
 def refused_origin(origin: str, host: str, request_id: str) -> Forbidden:
-    """The refusal of a page's request; its reason is logged, since browsers hide it from the page."""
+    """The refusal of a page's request; the reason is logged, because browsers hide it from the page."""
     log.warning(
         "refused: pages of %r are neither of this server (it was called by the Host %r) nor in --origins; "
         "a proxy in front must pass Host on as it is",

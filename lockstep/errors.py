@@ -73,6 +73,10 @@ class MethodNotAllowed(LockstepError):
     code = "METHOD_NOT_ALLOWED"
     status = 405
 
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.headers = {"Allow": allowed}
+
 
 class SessionExists(LockstepError):
     code = "SESSION_EXISTS"

@@ -53,6 +53,7 @@ class EchoHandler(SocketHandler):
     """The handshake, and then an echo."""
 
     def initialize(self, echo: Echo) -> None:  # type: ignore[override]
+        self.services = Mock(is_draining=lambda: False)
         self._echo = echo
 
     def check_origin(self, origin: str) -> bool:
@@ -69,7 +70,7 @@ async def echoing(port: int = 0, max_message_bytes: int = MAX_MESSAGE_BYTES) -> 
     """The URL of an echo in this process. That its clients have gone it must notice at once."""
     echo = Echo(max_message_bytes)
     echo.heartbeat.start()
-    http = HTTPServer(Application([(r"/.*", EchoHandler, {"echo": echo})], is_draining=lambda: False))
+    http = HTTPServer(Application([(r"/.*", EchoHandler, {"echo": echo})]))
     sockets = bind_sockets(port, "127.0.0.1")
     http.add_sockets(sockets)
     try:

@@ -254,7 +254,7 @@ async def test_who_does_not_finish_his_request_is_cut_off(
                 await reader.read()
         dripping.cancel()
         writer.transport.abort()
-        assert not api.server.front.in_flight
+        assert not api.server.transport.in_flight
 
 
 @pytest.mark.parametrize(
@@ -613,7 +613,7 @@ async def test_of_a_crowd_of_requests_a_turn_of_the_loop_begins_only_some() -> N
     server = Server(Settings(port=0, log_level="error"))
     sockets = bind_sockets(0, "127.0.0.1")
     await server.start(sockets)
-    loop, choose = asyncio.get_running_loop(), server.front.choose
+    loop, find_delegate = asyncio.get_running_loop(), server.transport.find_delegate
     turn, begun_in = 0, Counter[int]()
 
     def next_turn() -> None:
@@ -623,9 +623,9 @@ async def test_of_a_crowd_of_requests_a_turn_of_the_loop_begins_only_some() -> N
 
     def counted(*arguments: Any) -> Any:
         begun_in[turn] += 1
-        return choose(*arguments)
+        return find_delegate(*arguments)
 
-    server.front.choose = counted  # type: ignore[method-assign]
+    server.transport.find_delegate = counted  # type: ignore[method-assign]
     try:
         crowd = [await asyncio.open_connection(*sockets[0].getsockname()[:2]) for _ in range(200)]
         for _, writer in crowd:
@@ -645,14 +645,14 @@ async def test_of_requests_in_line_those_of_a_client_that_is_gone_are_not_begun(
     server = Server(Settings(port=0, log_level="error"))
     sockets = bind_sockets(0, "127.0.0.1")
     await server.start(sockets)
-    choose, begun = server.front.choose, 0
+    find_delegate, begun = server.transport.find_delegate, 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal begun
         begun += 1
-        return choose(*arguments)
+        return find_delegate(*arguments)
 
-    server.front.choose = counted  # type: ignore[method-assign]
+    server.transport.find_delegate = counted  # type: ignore[method-assign]
     try:
         crowd = [await asyncio.open_connection(*sockets[0].getsockname()[:2]) for _ in range(50)]
         for _, writer in crowd:

@@ -16,7 +16,9 @@ from tornado.iostream import IOStream
 from tornado.platform.asyncio import AsyncIOLoop
 from tornado.web import RequestHandler
 
-from handlers.api import ApiHandler, Front
+from handlers.exchange import Exchange
+from handlers.request import Request
+from handlers.transport import Transport
 from lockstep.config import Settings
 from server import Server
 from tests.load import eventually
@@ -44,8 +46,8 @@ def io_loop() -> Iterator[IOLoop]:
 
 
 @pytest.fixture
-def app() -> Front:
-    return Server(Settings(origins="*")).front
+def app() -> Transport:
+    return Server(Settings(origins="*")).transport
 
 
 @pytest.mark.gen_test
@@ -155,7 +157,7 @@ async def test_no_answer_leaves_anything_to_the_collector() -> None:
             await each_kind_of_answer(api)
 
             async def kept() -> str:
-                kinds = ApiHandler, RequestHandler, IOStream
+                kinds = Exchange, Request, RequestHandler, IOStream
                 left = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
                 return str(left) if left else ""
 

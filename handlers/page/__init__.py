@@ -1,10 +1,11 @@
-"""The page at /, one static file each; nothing is built."""
+"""The page at /: one static file for each path; nothing is built."""
 
 from pathlib import Path
 
 from tornado.web import StaticFileHandler
 
-from handlers.base import JsonErrors
+from handlers.json_errors import JsonErrors
+from handlers.services import Services
 
 SECURITY_HEADERS = {
     # Nothing inline, nothing from elsewhere; the WebSocket is of the page's own origin.
@@ -14,15 +15,29 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-HERE = Path(__file__).parent
-CLIENT = HERE.parent.parent / "clients" / "js"
+_HERE = Path(__file__).parent
+FILES = {
+    "/": _HERE / "index.html",
+    "/page.css": _HERE / "page.css",
+    "/page.js": _HERE / "page.js",
+    "/favicon.svg": _HERE / "favicon.svg",
+    "/lockstep.js": _HERE.parent.parent / "clients" / "js" / "lockstep.js",
+}
 
 
 class PageHandler(JsonErrors, StaticFileHandler):
     """A file of the page, revalidated at each visit so that a new release is seen at once."""
 
+    def initialize(self, services: Services, file: Path) -> None:  # type: ignore[override]
+        super().initialize(path=str(file.parent))
+        self.services = services
+        self._file_name = file.name
+
+    def parse_url_path(self, url_path: str) -> str:
+        return self._file_name
+
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Cache-Control", "no-cache")
         for name, value in SECURITY_HEADERS.items():
             self.set_header(name, value)
-        self.admit_origin()
+        self.set_cors_headers()

@@ -1,12 +1,13 @@
-"""What the handlers of Tornado's kind share: those of the page and of the WebSocket's handshake."""
+"""What Tornado's handlers share, those of the page and of the WebSocket's handshake: errors become JSON."""
 
 import logging
 from typing import Any
 
 from tornado.web import HTTPError, RequestHandler
 
-from handlers.answers import error_body, error_headers, log_answer, request_id_of
-from handlers.origins import Origins
+from handlers.reply import error_reply, log_reply
+from handlers.request import request_id_of
+from handlers.services import Services
 from lockstep.errors import LockstepError, MalformedJson, MethodNotAllowed, RouteNotFound
 
 log = logging.getLogger(__name__)
@@ -15,7 +16,9 @@ ALLOWED = "GET, HEAD, OPTIONS"
 
 
 class JsonErrors(RequestHandler):
-    """Errors become JSON."""
+    """A handler of Tornado's whose errors are those of REST. A subclass sets `services`."""
+
+    services: Services
 
     @property
     def request_id(self) -> str:
@@ -28,14 +31,14 @@ class JsonErrors(RequestHandler):
         self.clear_header("Server")
         self.set_header("X-Request-ID", self.request_id)
 
-    def admit_origin(self) -> None:
-        """Let a page of an admitted origin read the answer."""
-        origins: Origins = self.settings["origins"]
-        for name, value in origins.headers(self.request.headers.get("Origin")).items():
+    def set_cors_headers(self) -> None:
+        """Let pages of admitted origins read the reply."""
+        origin = self.request.headers.get("Origin")
+        for name, value in self.services.origins.headers(origin).items():
             self.set_header(name, value)
 
     def options(self, *args: str, **kwargs: str) -> None:
-        self.admit_origin()
+        self.set_cors_headers()
         self.set_header("Allow", ALLOWED)
         self.set_status(204)
 
@@ -48,41 +51,35 @@ class JsonErrors(RequestHandler):
             error = self._translated(error)
         if not isinstance(error, LockstepError):
             error = LockstepError("Internal server error")
-        if error.status == 405:
-            self.set_header("Allow", ALLOWED)
-        for name, value in (error_headers(error) | dict(error.headers)).items():
+        reply = error_reply(error)
+        for name, value in (reply.headers or {}).items():
             self.set_header(name, value)
-        self.admit_origin()
-        self.set_status(error.status)
-        self.set_header("Content-Type", "application/json")
-        self.finish(error_body(error))
+        self.set_cors_headers()
+        self.set_status(reply.status)
+        self.set_header("Content-Type", reply.content_type)
+        self.finish(reply.body)
 
     def _translated(self, error: HTTPError) -> LockstepError:
-        """Tornado's own refusals in our words."""
+        """The error that stands for one of Tornado's."""
         if error.status_code == 404:
             return RouteNotFound(f"No such route: {self.request.path[:200]}")
         if error.status_code == 405:
-            return MethodNotAllowed(f"{self.request.method} is not allowed here")
+            return MethodNotAllowed(f"{self.request.method} is not allowed here", ALLOWED)
         if error.status_code < 500:
             return MalformedJson("The request cannot be read")
         return LockstepError("Internal server error")
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """A refusal is told to the client and in the request's log line; only a bug has a traceback."""
+        """Log bugs only: a refusal is in the reply, and in the request's line."""
         if not isinstance(value, LockstepError | HTTPError):
             log.error("a request failed", exc_info=(typ, value, tb), extra={"request_id": self.request_id})
 
 
 def log_request(handler: RequestHandler) -> None:
+    """Tornado calls this at the end of each of its requests."""
+    assert isinstance(handler, JsonErrors)
     request = handler.request
     method = request.method if request.method in ("GET", "HEAD", "POST") else "other"
-    handler.settings["metrics"].observe_request(
-        method, request.path, handler.get_status(), request.request_time()
-    )
-    log_answer(
-        getattr(handler, "_request_id", None),
-        request.method or "",
-        request.path,
-        handler.get_status(),
-        request.request_time(),
-    )
+    status, duration_s = handler.get_status(), request.request_time()
+    handler.services.metrics.observe_request(method, request.path, status, duration_s)
+    log_reply(handler.request_id, request.method or "", request.path, status, duration_s)
