@@ -1,4 +1,4 @@
-"""What the console script does besides serving: check-config, doctor, token, and help for all of it."""
+"""What the console script does besides serving: check-config, doctor, token, and their help."""
 
 import asyncio
 import inspect
@@ -17,10 +17,12 @@ from broker import check_url, examine
 from handlers.tokens import Keys
 from lockstep import __version__
 from lockstep.access import Scope
-from lockstep.config import Settings, SettingsError, masked, nearest, read_settings, usage
+from lockstep.config import Settings, masked, read_settings
+from lockstep.flags import flag_of, nearest, read_flags
+from lockstep.setting import SettingsError, help_of
 from lockstep.wire.heads import UUID
 
-# What a process opens besides its clients: listeners, Redis, the loop, files.
+# The files that a process opens besides its clients: listeners, Redis, the event loop, logs.
 OWN_DESCRIPTORS = 64
 SCOPES = tuple(scope.name.lower() for scope in Scope)
 TOKEN_OPTIONS = {
@@ -81,15 +83,13 @@ def token(args: Sequence[str]) -> None:
 
     Print a token for a server that was started with the same secret (or the public key).
     """
-    given = dict(_option(arg) for arg in args)
-    for name in given:
-        if name not in TOKEN_OPTIONS:
-            meant = nearest(name, TOKEN_OPTIONS)
-            hint = f"; did you mean {_flag(meant)}?" if meant else "; lockstep token --help lists them"
-            raise SettingsError(f"{_flag(name)}: no such option of token{hint}")
+    given = read_flags(args, TOKEN_OPTIONS, "token")
+    for name, value in given.items():
+        if not value:
+            raise SettingsError(f"{flag_of(name)}=: options are given as --name=value")
     for name in ("sid", "scope"):
         if name not in given:
-            raise SettingsError(f"{_flag(name)} is needed: {TOKEN_OPTIONS[name]}")
+            raise SettingsError(f"{flag_of(name)} is needed: {TOKEN_OPTIONS[name]}")
     now_s = int(time.time())
     claims: dict[str, Any] = {
         "sid": _sid(given["sid"]),
@@ -136,17 +136,6 @@ def _signing_key(given: Mapping[str, str]) -> tuple[Any, str]:
     raise SettingsError("--jwt-secret-file or --jwt-private-key-file is needed: to sign with")
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _option(arg: str) -> tuple[str, str]:
-    name, equals, value = arg.partition("=")
-    if not name.startswith("--") or not equals or not value:
-        raise SettingsError(f"{arg}: options are given as --name=value")
-    return name[2:].replace("-", "_"), value
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "check-config": check_config,
     "doctor": doctor,
@@ -155,7 +144,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def run_command(args: Sequence[str]) -> bool:
-    """Do what the first word asks, or help; False where there is none, which is to serve.
+    """Run the command that the first word names, or print help; False if there is no command: to serve.
 
     Raises SettingsError for a word that is no command.
     """
@@ -168,14 +157,10 @@ def run_command(args: Sequence[str]) -> bool:
         COMMANDS[word](args[1:])
     elif word is not None:
         meant = nearest(word, COMMANDS)
-        raise SettingsError(
-            f"{word}: no such command; "
-            + (
-                f"did you mean {meant}?"
-                if meant
-                else f"there are {', '.join(COMMANDS)}; without one it serves"
-            )
+        hint = (
+            f"did you mean {meant}?" if meant else f"there are {', '.join(COMMANDS)}; without one it serves"
         )
+        raise SettingsError(f"{word}: no such command; {hint}")
     elif late := next((arg for arg in args if arg in COMMANDS), None):
         raise SettingsError(f"{late}: a command comes first: lockstep {late} --SETTING=VALUE")
     else:
@@ -184,11 +169,14 @@ def run_command(args: Sequence[str]) -> bool:
 
 
 def _help(word: str | None) -> str:
-    settings = f"Settings, with their defaults; also LOCKSTEP_PORT=8080, or port = 8080 in FILE:\n\n{usage()}"
+    settings = (
+        "Settings, with their defaults; also LOCKSTEP_PORT=8080, or port = 8080 in FILE:\n\n"
+        + settings_help()
+    )
     if word in COMMANDS:
         options = settings
         if word == "token":
-            options = "\n".join(f"  {_flag(name):<24} {text}" for name, text in TOKEN_OPTIONS.items())
+            options = "\n".join(f"  {flag_of(name):<24} {text}" for name, text in TOKEN_OPTIONS.items())
         return f"usage: {inspect.getdoc(COMMANDS[word])}\n\n{options}"
     commands = "\n\n".join(
         inspect.cleandoc(command.__doc__ or "").replace("\n\n", "\n    ") for command in COMMANDS.values()
@@ -197,3 +185,12 @@ def _help(word: str | None) -> str:
         "usage: lockstep [--SETTING=VALUE ...] [--config=FILE]\n\nServe. Else, by a command in front:\n\n"
         f"{commands}\n\nlockstep COMMAND --help says more.\n\n{settings}"
     )
+
+
+def settings_help() -> str:
+    """Every setting as a flag, with its default and what it is for."""
+    lines = []
+    for field in fields(Settings):
+        default = ("no", "yes")[field.default] if isinstance(field.default, bool) else field.default
+        lines.append(f"  {f'{flag_of(field.name)}={default}':<44} {help_of(field)}")
+    return "\n".join(lines)

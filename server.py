@@ -27,7 +27,7 @@ from handlers.origins import Hosts, Origins
 from handlers.services import Services
 from handlers.tokens import Keys, Tokens
 from lockstep import logs
-from lockstep.config import Settings, SettingsError, read_settings
+from lockstep.config import Settings, read_settings
 from lockstep.errors import GOING_AWAY
 from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.live.deadlines import Deadlines
@@ -36,6 +36,7 @@ from lockstep.metrics import Metrics
 from lockstep.perform import Performer
 from lockstep.session_list import SessionList
 from lockstep.sessions import Sessions
+from lockstep.setting import SettingsError
 from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)

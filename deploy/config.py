@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.config import Settings, SettingsError, read_settings
+from lockstep.config import Settings, read_settings
+from lockstep.setting import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 # supervisord.conf gives these to each process, whatever else is set. It also tells each process to trust

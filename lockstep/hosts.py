@@ -1,7 +1,7 @@
 """Hosts and origins, written as browsers write them, so that two of them can be compared as text."""
 
 import re
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # No page has an origin of one of these schemes: a browser sends "null" for some of them.
@@ -32,8 +32,24 @@ def split_host(text: str) -> tuple[str, int | None]:
     return host, port
 
 
+def host_without_port(text: str) -> str:
+    """The host that `text` names. Raises ValueError, also where it has a port."""
+    host, port = split_host(text)
+    if port is not None:
+        raise ValueError(f"{text!r} has a port")
+    return host
+
+
+def is_loopback(address: str) -> bool:
+    """True if only this machine can reach the address, or the name, to listen on."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def is_address(host: str) -> bool:
-    """Is a host, as `split_host` gives it, an IP address?"""
+    """True if a host, as `split_host` gives it, is an IP address."""
     try:
         return host.startswith("[") or bool(IPv4Address(host))
     except ValueError:
@@ -41,7 +57,7 @@ def is_address(host: str) -> bool:
 
 
 def canonical_origin(text: str) -> str:
-    """An origin as a browser sends it: in lower case, without a port that goes without saying.
+    """An origin as a browser sends it: in lower case, without its scheme's default port.
 
     `*.` before an HTTP or HTTPS name stands for its subdomains, `null` is itself. Raises ValueError.
     """
@@ -55,5 +71,5 @@ def canonical_origin(text: str) -> str:
     host, port = split_host(authority[2:] if is_wildcard else authority)
     if is_wildcard and is_address(host):
         raise ValueError(f"{host} has no subdomains")
-    is_said = port is not None and port != DEFAULT_PORTS.get(scheme)
-    return f"{scheme}://{'*.' if is_wildcard else ''}{host}{f':{port}' if is_said else ''}"
+    shown_port = "" if port in (None, DEFAULT_PORTS.get(scheme)) else f":{port}"
+    return f"{scheme}://{'*.' if is_wildcard else ''}{host}{shown_port}"
