@@ -228,9 +228,9 @@ class Store(Protocol):
     async def commit(self, commit: Commit) -> Outcome:
         """Store and publish ``commit`` if what it expects is still what is stored; else change nothing.
 
-        Applied once at most, however often the request reaches the store. Raises AlreadyDone where
-        another commit with a record of the same key was applied before, and EpochTooLow for a creation
-        whose epoch is not above every earlier one.
+        Applied once at most, however often the request reaches the store. Raises AlreadyDone where another
+        record of the same key is kept, and EpochTooLow for a creation whose epoch is not above every
+        earlier one.
         """
 
     @abc.abstractmethod
@@ -292,7 +292,10 @@ class Bus(Protocol):
 
 
 class Counters(Protocol):
-    """Counts that all processes share. Both kinds are lost with the store, and then begin at 0."""
+    """Counts that all processes share.
+
+    Windows that are lost with the store begin at 0; what a process has let in it counts in anew.
+    """
 
     @abc.abstractmethod
     def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
