@@ -36,7 +36,7 @@ FAR_OFF_MS = 600_000
 
 
 @dataclass(slots=True)
-class _Kept:
+class _StoredSession:
     state: bytes
     lapses_at_ms: int
     last_version: int
@@ -77,7 +77,7 @@ class MemoryBroker(Broker):
 
     def __init__(self, source: TimeSource = time) -> None:
         self._source = source
-        self._kept: dict[str, _Kept] = {}
+        self._sessions: dict[str, _StoredSession] = {}
         self._records: dict[str, bytes] = {}
         self._record_expiries = _SortedSet()
         self._windows = FixedWindows()
@@ -123,7 +123,7 @@ class MemoryBroker(Broker):
         pass
 
     async def load(self, session_ids: list[str]) -> list[bytes | None]:
-        return [kept.state if (kept := self._alive(session_id)) else None for session_id in session_ids]
+        return [stored.state if (stored := self._alive(session_id)) else None for session_id in session_ids]
 
     async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
         states = await self.load(session_ids)
@@ -143,13 +143,13 @@ class MemoryBroker(Broker):
         return [state and state[: heads.BEGINNING_BYTES] for state in await self.load(session_ids)]
 
     async def commit(self, commit: Commit) -> Outcome:
-        kept = self._alive(commit.session_id)
-        stored = kept.state if kept else b""
-        if stored.startswith(commit.beginning):
+        stored = self._alive(commit.session_id)
+        state = stored.state if stored else b""
+        if state.startswith(commit.beginning):
             return Outcome.APPLIED
         if self._check_record(commit.record):
             return Outcome.APPLIED
-        if not stored.startswith(commit.expected) if commit.expected else stored:
+        if not state.startswith(commit.expected) if commit.expected else state:
             return Outcome.CONFLICT
         now_ms = self.now_ms()
         if not now_ms - MAX_BEHIND_MS <= commit.now_ms <= max(now_ms + MAX_AHEAD_MS, commit.not_before_ms):
@@ -161,18 +161,18 @@ class MemoryBroker(Broker):
         if commit.charge is not None and not self._count_if_allowed(commit, commit.charge):
             return Outcome.LIMITED
         lapses_at_ms = commit.lapses_at_ms
-        if kept and not commit.prolongs:
-            lapses_at_ms = min(lapses_at_ms, kept.lapses_at_ms)
-        events = kept.events if kept else deque(maxlen=KEPT_EVENTS)
+        if stored and not commit.prolongs:
+            lapses_at_ms = min(lapses_at_ms, stored.lapses_at_ms)
+        events = stored.events if stored else deque(maxlen=KEPT_EVENTS)
         events.extend(commit.events)
         last_version = commit.first_version + len(commit.events) - 1
-        self._kept[commit.session_id] = _Kept(commit.state, lapses_at_ms, last_version, events)
+        self._sessions[commit.session_id] = _StoredSession(commit.state, lapses_at_ms, last_version, events)
         self._lapses.put(commit.session_id, lapses_at_ms)
         if commit.deadline_ms is None:
             self._deadlines.drop(commit.session_id)
         else:
             self._deadlines.put(commit.session_id, commit.deadline_ms)
-        self._keep(commit.record)
+        self._keep_record(commit.record)
         self._publish_soon(protocol_v1.state_update(commit.session_id, commit.now_ms, commit.state))
         return Outcome.APPLIED
 
@@ -194,24 +194,24 @@ class MemoryBroker(Broker):
     ) -> bool:
         if self._check_record(record):
             return False
-        kept = self._alive(session_id)
-        epoch = heads.epoch_of(session_id, kept.state) if kept else ""
+        stored = self._alive(session_id)
+        epoch = heads.epoch_of(session_id, stored.state) if stored else ""
         if expected is None:
             expected = heads.beginning_of(session_id)
-        is_it = kept is not None and expected != b"" and kept.state.startswith(expected)
+        is_it = stored is not None and expected != b"" and stored.state.startswith(expected)
         if epoch and not is_it and epoch == heads.epoch_of(session_id, expected):
             return False  # it has moved
-        self._keep(record)
-        if kept and (is_it or not epoch):  # what is no state is removed, and nothing is published
-            self._remove(session_id, kept)
+        self._keep_record(record)
+        if stored and (is_it or not epoch):  # what is no state is removed, and nothing is published
+            self._remove(session_id, stored)
         return is_it and epoch != ""
 
     async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
         self._check_record(record)
-        kept = self._alive(session_id)
-        if kept is None:
+        stored = self._alive(session_id)
+        if stored is None:
             return False
-        self._keep(record, heads.epoch_of(session_id, kept.state))
+        self._keep_record(record, heads.epoch_of(session_id, stored.state))
         if self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
@@ -231,14 +231,14 @@ class MemoryBroker(Broker):
         self._occupancy.leave(key, limit)
 
     async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
-        kept = self._alive(session_id)
-        head = heads.read_head(kept.state) if kept else None
-        if kept is None or head is None:
+        stored = self._alive(session_id)
+        head = heads.read_head(stored.state) if stored else None
+        if stored is None or head is None:
             return None
-        oldest = kept.last_version - len(kept.events) + 1
-        skipped = min(max(0, since + 1 - oldest), len(kept.events))
+        oldest = stored.last_version - len(stored.events) + 1
+        skipped = min(max(0, since + 1 - oldest), len(stored.events))
         events: list[bytes] = []
-        for event in islice(kept.events, skipped, None):
+        for event in islice(stored.events, skipped, None):
             max_bytes -= len(event) + 1
             if events and max_bytes < 0:
                 break
@@ -258,7 +258,7 @@ class MemoryBroker(Broker):
 
     def _put_right(self, deadline_ms: int, session_id: str) -> bool:
         """Make the entry what its state says, or remove it; False where it was right."""
-        head = heads.read_head(self._kept[session_id].state)
+        head = heads.read_head(self._sessions[session_id].state)
         if head is not None and head.deadline_ms == deadline_ms:
             return False
         if head is None or head.deadline_ms is None:
@@ -273,7 +273,7 @@ class MemoryBroker(Broker):
     async def lapse(self, limit: int) -> int:
         lapsed = self._lapses.until(self.now_ms(), limit)
         for _, session_id in lapsed:
-            self._remove(session_id, self._kept[session_id])
+            self._remove(session_id, self._sessions[session_id])
         return len(lapsed)
 
     def _take_epoch(self, epoch: str) -> None:
@@ -291,7 +291,7 @@ class MemoryBroker(Broker):
             raise AlreadyDone(kept)
         return True
 
-    def _keep(self, record: IdempotencyRecord | None, epoch: str | None = None) -> None:
+    def _keep_record(self, record: IdempotencyRecord | None, epoch: str | None = None) -> None:
         if record is not None:
             self._records[record.key] = record.content if epoch is None else record.with_epoch(epoch)
             self._record_expiries.put(record.key, self.now_ms() + record.kept_ms)
@@ -301,18 +301,18 @@ class MemoryBroker(Broker):
             self._record_expiries.drop(key)
             del self._records[key]
 
-    def _alive(self, session_id: str) -> _Kept | None:
-        kept = self._kept.get(session_id)
-        if kept is not None and kept.lapses_at_ms <= self.now_ms():
-            self._remove(session_id, kept)
+    def _alive(self, session_id: str) -> _StoredSession | None:
+        stored = self._sessions.get(session_id)
+        if stored is not None and stored.lapses_at_ms <= self.now_ms():
+            self._remove(session_id, stored)
             return None
-        return kept
+        return stored
 
-    def _remove(self, session_id: str, kept: _Kept) -> None:
-        del self._kept[session_id]
+    def _remove(self, session_id: str, stored: _StoredSession) -> None:
+        del self._sessions[session_id]
         self._lapses.drop(session_id)
         self._deadlines.drop(session_id)
-        if epoch := heads.epoch_of(session_id, kept.state):
+        if epoch := heads.epoch_of(session_id, stored.state):
             self._publish_soon(protocol_v1.session_deleted(session_id, self.now_ms(), epoch))
 
     def _publish_soon(self, payload: bytes) -> None:
