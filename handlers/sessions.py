@@ -7,7 +7,7 @@ from lockstep import perform
 from lockstep.commands import Command
 from lockstep.perform import Applied
 from lockstep.requests import kinds, parameters
-from lockstep.requests.kinds import Complaints
+from lockstep.requests.kinds import Violations
 from lockstep.wire import heads
 
 
@@ -29,9 +29,9 @@ async def delete_session(request: Request, services: Services) -> Reply:
 
 
 async def read_session(request: Request, services: Services) -> Reply:
-    complaints = Complaints()
-    session_id = kinds.session_id_in_path(request.session_id, complaints)
-    complaints.raise_if_any()
+    violations = Violations()
+    session_id = kinds.session_id_in_path(request.session_id, violations)
+    violations.raise_if_any()
     state = await services.sessions.read(session_id)
     head = heads.read_head(state)
     assert head is not None
@@ -43,14 +43,14 @@ async def read_session(request: Request, services: Services) -> Reply:
 
 
 async def list_sessions(request: Request, services: Services) -> Reply:
-    complaints = Complaints()
+    violations = Violations()
     fields = {
         "status": parameters.status,
         "limit": parameters.whole_number(1, parameters.MAX_PAGE),
         "cursor": parameters.cursor,
     }
-    query = parameters.query(request.query_arguments(), fields, complaints)
-    complaints.raise_if_any()
+    query = parameters.query(request.query_arguments(), fields, violations)
+    violations.raise_if_any()
     states, place = await services.session_list.page(
         query["status"], query["limit"] or parameters.DEFAULT_PAGE, query["cursor"] or (0, "")
     )
@@ -60,11 +60,11 @@ async def list_sessions(request: Request, services: Services) -> Reply:
 
 
 async def read_events(request: Request, services: Services) -> Reply:
-    complaints = Complaints()
-    session_id = kinds.session_id_in_path(request.session_id, complaints)
+    violations = Violations()
+    session_id = kinds.session_id_in_path(request.session_id, violations)
     fields = {"since": parameters.whole_number(0, kinds.MAX_INT), "epoch": parameters.epoch}
-    query = parameters.query(request.query_arguments(), fields, complaints)
-    complaints.raise_if_any()
+    query = parameters.query(request.query_arguments(), fields, violations)
+    violations.raise_if_any()
     history = await services.sessions.events(session_id, query["since"], query["epoch"])
     next_since = "null" if history.next_since is None else str(history.next_since)
     head = f'{{"epoch":"{history.epoch}","next_since":{next_since},"events":['

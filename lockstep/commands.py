@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 from lockstep.access import Scope
-from lockstep.requests.kinds import MAX_INT, Complaints, Integer, Kind, Record, Text, Uuid
+from lockstep.requests.kinds import MAX_INT, Integer, Kind, Record, Text, Uuid, Violations
 from lockstep.rules import engine
 from lockstep.rules.modes import MAX_TIME_MS
 from lockstep.rules.steps import Step
@@ -33,9 +33,9 @@ class Command(Struct, frozen=True):
     is_limited_as_switch: bool = False
     """Counted by session, beside the limit by caller."""
 
-    def read(self, body: Any, complaints: Complaints) -> dict[str, Any]:
+    def read(self, body: Any, violations: Violations) -> dict[str, Any]:
         """The arguments in a body; a missing body says nothing."""
-        return self.body.read({} if body is None else body, "", complaints)
+        return self.body.read({} if body is None else body, "", violations)
 
 
 def canonical_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ COMMANDS = {
             engine.adjust,
             Record(
                 {
-                    "delta_ms": Integer(-MAX_TIME_MS, MAX_TIME_MS, zero=False),
+                    "delta_ms": Integer(-MAX_TIME_MS, MAX_TIME_MS, allows_zero=False),
                     "target": Text(128),
                     **_VERSION,
                 },

@@ -12,7 +12,7 @@ from lockstep.commands import Command, canonical_arguments
 from lockstep.idempotency import Idempotent, Replay
 from lockstep.limits import RateLimits, RateLimitStatus, SwitchLimit
 from lockstep.requests import bodies, parameters
-from lockstep.requests.kinds import Complaints, session_id_in_path
+from lockstep.requests.kinds import Violations, session_id_in_path
 from lockstep.rules import engine
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import dumps
@@ -50,7 +50,7 @@ class Request(Struct, frozen=True, kw_only=True):
         """
         if self.idempotency_key is None:
             return None
-        kept_s = parameters.idempotency(self.idempotency_key, self.idempotency_ttl)
+        kept_s = parameters.kept_s_of(self.idempotency_key, self.idempotency_ttl)
         return Idempotent.of(
             (self.method, path, self.access.caller, self.idempotency_key),
             (self.method, self.path, self.access.subject or "", self.idempotency_key),
@@ -83,10 +83,10 @@ class Performer:
         body = loads(request.body) if request.body else None
         if isinstance(body, dict) and any(body.get(name) is not None for name in command.fields_of_control):
             request.access.require_scope(Scope.CONTROL)
-        complaints = Complaints()
-        session_id = session_id_in_path(session_id, complaints)
-        arguments = command.read(body, complaints)
-        complaints.raise_if_any()
+        violations = Violations()
+        session_id = session_id_in_path(session_id, violations)
+        arguments = command.read(body, violations)
+        violations.raise_if_any()
         once = request.once(
             f"/v1/sessions/{session_id}/{command.name}", lambda: canonical_arguments(arguments)
         )
@@ -123,9 +123,9 @@ class Performer:
             return await self._again(replay, STATE)
 
     async def delete(self, session_id: str, request: Request) -> Applied:
-        complaints = Complaints()
-        session_id = session_id_in_path(session_id, complaints)
-        complaints.raise_if_any()
+        violations = Violations()
+        session_id = session_id_in_path(session_id, violations)
+        violations.raise_if_any()
         context = await self._admitted(request, request.once(f"/v1/sessions/{session_id}", lambda: None))
         try:
             await self._sessions.delete(session_id, context, request.tags)
@@ -136,10 +136,10 @@ class Performer:
     async def message(self, session_id: str, request: Request) -> Applied:
         """Tell every client of the session what the body says."""
         body = loads(request.body) if request.body else None
-        complaints = Complaints()
-        session_id = session_id_in_path(session_id, complaints)
-        bodies.message(body, complaints)
-        complaints.raise_if_any()
+        violations = Violations()
+        session_id = session_id_in_path(session_id, violations)
+        bodies.check_message(body, violations)
+        violations.raise_if_any()
         answer = dumps({"session_id": session_id})
         path = f"/v1/sessions/{session_id}/messages"
         context = await self._admitted(request, request.once(path, lambda: body))

@@ -12,7 +12,7 @@ from lockstep import commands
 from lockstep.commands import canonical_arguments
 from lockstep.idempotency import Idempotent
 from lockstep.requests import bodies
-from lockstep.requests.kinds import Complaints
+from lockstep.requests.kinds import Violations
 from lockstep.wire import strict_json
 from tests.sessions_under_test import A, B, C
 
@@ -38,9 +38,9 @@ def hash_of(kind: str, raw: bytes) -> str:
     elif kind == "messages":
         meaning = body
     else:
-        complaints = Complaints()
-        meaning = canonical_arguments(commands.COMMANDS[kind].read(body, complaints))
-        complaints.raise_if_any()
+        violations = Violations()
+        meaning = canonical_arguments(commands.COMMANDS[kind].read(body, violations))
+        violations.raise_if_any()
     name = ("POST", "/v1/sessions", "", "key")
     return Idempotent.of(name, name, raw, meaning, 60).meaning_hash
 

@@ -158,11 +158,11 @@ def test_what_does_not_begin_like_a_state_has_no_head(raw: bytes) -> None:
 
 def test_two_states_are_the_same_only_if_epoch_version_and_commit_are() -> None:
     head = Head(SESSION, (EPOCH, 2), "AbC_-012", None)
-    assert head.is_of(replace(head, deadline_ms=5))
-    assert not head.is_of(replace(head, commit="AbC_-013"))
-    assert not head.is_of(replace(head, position=(EPOCH, 3)))
-    assert not head.is_of(replace(head, position=("0lqtw8xc0abce", 2)))
-    assert not head.is_of(None)
+    assert head.is_same_state_as(replace(head, deadline_ms=5))
+    assert not head.is_same_state_as(replace(head, commit="AbC_-013"))
+    assert not head.is_same_state_as(replace(head, position=(EPOCH, 3)))
+    assert not head.is_same_state_as(replace(head, position=("0lqtw8xc0abce", 2)))
+    assert not head.is_same_state_as(None)
 
 
 def test_a_later_creation_is_later_whatever_its_version() -> None:

@@ -11,10 +11,10 @@ from lockstep import errors
 from lockstep.commands import COMMANDS
 from lockstep.errors import LockstepError, ValidationError
 from lockstep.requests import bodies, json_schema, kinds, openapi
-from lockstep.requests.kinds import Complaints
+from lockstep.requests.kinds import Violations
 from lockstep.requests.parameters import (
     MAX_PAGE,
-    idempotency,
+    kept_s_of,
     whole_number,
 )
 from lockstep.rules import state_json
@@ -116,9 +116,9 @@ def is_taken(read: Any) -> bool:
 
 def command_read(name: str, body: dict[str, Any]) -> Any:
     def read() -> None:
-        complaints = Complaints()
-        COMMANDS[name].read(body, complaints)
-        complaints.raise_if_any()
+        violations = Violations()
+        COMMANDS[name].read(body, violations)
+        violations.raise_if_any()
 
     return read
 
@@ -192,6 +192,6 @@ def test_the_limits_of_an_idempotency_key_are_those_of_validation() -> None:
     parameters = DOCUMENT["components"]["parameters"]
     for value, is_good in variants(parameters["IdempotencyKey"]["schema"]):
         if value.isascii():
-            assert is_taken(lambda value=value: idempotency(value, None)) is is_good
+            assert is_taken(lambda value=value: kept_s_of(value, None)) is is_good
     for value, is_good in variants(parameters["IdempotencyTtl"]["schema"]):
-        assert is_taken(lambda value=value: idempotency("key", str(value))) is is_good
+        assert is_taken(lambda value=value: kept_s_of("key", str(value))) is is_good

@@ -9,7 +9,7 @@ from lockstep.commands import COMMANDS
 from lockstep.errors import ValidationError
 from lockstep.identifiers import with_ids
 from lockstep.requests import bodies, parameters
-from lockstep.requests.kinds import Complaints
+from lockstep.requests.kinds import Violations
 from lockstep.rules.engine import Spec
 from lockstep.rules.state import Mode, OnTimeout, Status
 from lockstep.wire import heads
@@ -46,7 +46,7 @@ def complaints(given: Any) -> dict[str, str]:
 
 
 def command_complaints(name: str, given: Any) -> list[str]:
-    found = Complaints()
+    found = Violations()
     COMMANDS[name].read(given, found)
     return [violation.field for violation in found.found]
 
@@ -361,7 +361,7 @@ FIELDS = {
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_command_takes_its_fields_and_no_others(name: str) -> None:
-    found = Complaints()
+    found = Violations()
     read = COMMANDS[name].read(FIELDS[name], found)
     assert found.found == []
     assert set(read) == set(FIELDS[name])
@@ -408,8 +408,8 @@ def test_an_expected_version_is_one_or_more(version: Any) -> None:
 
 @pytest.mark.parametrize("type_", ["CHAT", "x", "state_update", "STATE_UPDATE "])
 def test_a_message_has_a_type_of_its_own(type_: str) -> None:
-    complaints = Complaints()
-    bodies.message({"type": type_, "anything": None}, complaints)
+    complaints = Violations()
+    bodies.check_message({"type": type_, "anything": None}, complaints)
     assert complaints.found == []
 
 
@@ -432,13 +432,13 @@ def test_a_message_has_a_type_of_its_own(type_: str) -> None:
     ],
 )
 def test_a_message_without_one_or_with_the_servers_own_is_refused(given: Any) -> None:
-    complaints = Complaints()
-    bodies.message(given, complaints)
+    complaints = Violations()
+    bodies.check_message(given, complaints)
     assert len(complaints.found) == 1
 
 
 def queried(**given: list[str]) -> Any:
-    found = Complaints()
+    found = Violations()
     fields = {
         "since": parameters.whole_number(0, 100),
         "status": parameters.status,

@@ -215,7 +215,7 @@ class Hub:
         if update.head is not None:
             if room.sent is not None and update.head.position <= room.sent.position:
                 # Late, and dropped: time must not run backwards. Or the store has lost what we know.
-                if not update.head.is_of(room.sent):
+                if not update.head.is_same_state_as(room.sent):
                     self._repair.repair([update.session_id])
                 return
             self._deadlines.arm(update.session_id, update.head.deadline_ms)

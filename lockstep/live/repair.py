@@ -67,7 +67,7 @@ class _Stored(Struct, frozen=True):
         """True if the room's clients are to be sent this state."""
         if self.room is None or self.head is None or self.has_moved:
             return False
-        return self.room.owes_sync or not self.head.is_of(self.room.sent)
+        return self.room.owes_sync or not self.head.is_same_state_as(self.room.sent)
 
 
 class _Worklist:
@@ -227,7 +227,7 @@ class Repair:
             if stored.room is None or stored.has_moved:
                 continue
             head, known = stored.head, stored.room.known
-            is_same = known is None if head is None else head.is_of(known)
+            is_same = known is None if head is None else head.is_same_state_as(known)
             if not is_same:
                 log.warning(
                     "clients had missed a change and are sent the current state",

@@ -5,13 +5,13 @@ from typing import Any
 from lockstep.requests.kinds import (
     MAX_INT,
     Choice,
-    Complaints,
     Integer,
     List,
     Metadata,
     Record,
     Text,
     Uuid,
+    Violations,
 )
 from lockstep.rules.engine import Spec
 from lockstep.rules.modes import MAX_TIME_MS
@@ -29,7 +29,7 @@ ALLOWED_ON_TIMEOUT = {
     Mode.GLOBAL: (OnTimeout.EXPIRE, OnTimeout.FLAG),
     Mode.COUNT_UP: (OnTimeout.EXPIRE,),
 }
-# What a mode needs of the session, of each participant, and how many of those.
+# Which fields a mode needs of the session and of each participant, and how many participants.
 NEEDED = {Mode.PER_CYCLE: ("time_per_cycle_ms",), Mode.GLOBAL: ("total_time_ms",)}
 NEEDED_OF_EACH = {Mode.PER_PARTICIPANT: ("total_time_ms",), Mode.PER_GROUP: ("total_time_ms", "group_id")}
 MIN_PARTICIPANTS = {mode: 0 if mode in (Mode.GLOBAL, Mode.COUNT_UP) else 1 for mode in Mode}
@@ -60,79 +60,79 @@ CREATE = Record(
 
 def spec(body: Any) -> Spec:
     """A request to create a session. Raises ValidationError with all that is wrong."""
-    complaints = Complaints()
-    read = CREATE.read(body, "", complaints)
-    mode: Mode | None = read["sync_mode"]
-    given = read["participants"] or []
-    _check_distinct(given, complaints)
+    violations = Violations()
+    fields = CREATE.read(body, "", violations)
+    mode: Mode | None = fields["sync_mode"]
+    participants = fields["participants"] or []
+    _check_distinct(participants, violations)
     if mode is not None:
-        _check_mode(mode, read, given, complaints)
-    complaints.raise_if_any()
+        _check_mode(mode, fields, participants, violations)
+    violations.raise_if_any()
     assert mode is not None
     return Spec(
-        session_id=read["session_id"] or "",
+        session_id=fields["session_id"] or "",
         mode=mode,
-        on_timeout=read["on_timeout"] or ALLOWED_ON_TIMEOUT[mode][0],
+        on_timeout=fields["on_timeout"] or ALLOWED_ON_TIMEOUT[mode][0],
         participants=tuple(
             Participant(
                 participant_id=each["participant_id"] or "",
-                participant_index=place if each["participant_index"] is None else each["participant_index"],
+                participant_index=index if each["participant_index"] is None else each["participant_index"],
                 budget_ms=each["total_time_ms"],
                 remaining_ms=each["total_time_ms"],
                 group_id=each["group_id"],
             )
-            for place, each in enumerate(given)
+            for index, each in enumerate(participants)
         ),
-        total_time_ms=read["total_time_ms"],
-        time_per_cycle_ms=read["time_per_cycle_ms"],
-        increment_ms=read["increment_ms"] or 0,
-        max_time_ms=read["max_time_ms"],
-        metadata=read["metadata"] or None,
+        total_time_ms=fields["total_time_ms"],
+        time_per_cycle_ms=fields["time_per_cycle_ms"],
+        increment_ms=fields["increment_ms"] or 0,
+        max_time_ms=fields["max_time_ms"],
+        metadata=fields["metadata"] or None,
     )
 
 
-def _check_distinct(given: list[dict[str, Any]], complaints: Complaints) -> None:
+def _check_distinct(participants: list[dict[str, Any]], violations: Violations) -> None:
     seen = set()
-    for place, each in enumerate(given):
+    for index, each in enumerate(participants):
         participant_id = each["participant_id"]
         if participant_id is not None and participant_id in seen:
-            complaints.add(f"participants.{place}.participant_id", "is given twice", "duplicate")
+            violations.add(f"participants.{index}.participant_id", "is given twice", "duplicate")
         seen.add(participant_id)
 
 
 def _check_mode(
-    mode: Mode, read: dict[str, Any], given: list[dict[str, Any]], complaints: Complaints
+    mode: Mode, fields: dict[str, Any], participants: list[dict[str, Any]], violations: Violations
 ) -> None:
     """What this mode needs beyond the shape of the request."""
-    complained = {violation.field for violation in complaints.found}
+    already_wrong = {violation.field for violation in violations.found}
 
     def need(path: str, value: Any) -> None:
-        if value is None and path not in complained:
-            complaints.add(path, f"is required in {mode.value}", "required")
+        if value is None and path not in already_wrong:
+            violations.add(path, f"is required in {mode.value}", "required")
 
     for name in NEEDED.get(mode, ()):
-        need(name, read[name])
-    if len(given) < MIN_PARTICIPANTS[mode] and "participants" not in complained:
-        complaints.add("participants", f"must have 1 to {MAX_PARTICIPANTS} items in {mode.value}", "length")
+        need(name, fields[name])
+    if len(participants) < MIN_PARTICIPANTS[mode] and "participants" not in already_wrong:
+        violations.add("participants", f"must have 1 to {MAX_PARTICIPANTS} items in {mode.value}", "length")
     banks: dict[str, int] = {}
-    for place, each in enumerate(given):
-        path = f"participants.{place}"
+    for index, each in enumerate(participants):
+        path = f"participants.{index}"
         for name in NEEDED_OF_EACH.get(mode, ()):
             need(f"{path}.{name}", each[name])
         group, bank = each["group_id"], each["total_time_ms"]
         if mode is Mode.PER_GROUP and None not in (group, bank) and banks.setdefault(group, bank) != bank:
-            complaints.add(f"{path}.total_time_ms", "must be the same in the whole group", "group")
-    on_timeout = read["on_timeout"]
+            violations.add(f"{path}.total_time_ms", "must be the same in the whole group", "group")
+    on_timeout = fields["on_timeout"]
     if on_timeout is not None and on_timeout not in ALLOWED_ON_TIMEOUT[mode]:
         allowed = ", ".join(ALLOWED_ON_TIMEOUT[mode])
-        complaints.add("on_timeout", f"must be one of {allowed} in {mode.value}", "choice")
+        violations.add("on_timeout", f"must be one of {allowed} in {mode.value}", "choice")
 
 
-def message(body: Any, complaints: Complaints) -> None:
-    """A message for a session's clients: an object with a type that is not the server's own."""
+def check_message(body: Any, violations: Violations) -> None:
+    """A message for a session's clients: an object with a type that is not one of the server's."""
     if not isinstance(body, dict):
-        complaints.add("body", "must be an object", "type")
+        violations.add("body", "must be an object", "type")
     elif not isinstance(body.get("type"), str) or not body["type"]:
-        complaints.add("type", "must be a string that is not empty", "required")
+        violations.add("type", "must be a string that is not empty", "required")
     elif body["type"] in protocol_v1.SERVER_TYPES:
-        complaints.add("type", f"{body['type']} is the server's own", "reserved")
+        violations.add("type", f"{body['type']} is the server's own", "reserved")

@@ -18,9 +18,9 @@ ANSWERED_UUID: Schema = {"type": "string", "format": "uuid"}
 def schema_of(kind: kinds.Kind) -> Schema:
     """What `kind` takes; what JSON Schema cannot say stands in the description."""
     match kind:
-        case kinds.Integer(minimum, maximum, zero):
+        case kinds.Integer(minimum, maximum, allows_zero):
             schema: Schema = {"type": "integer", "minimum": minimum, "maximum": maximum}
-            return schema if zero else schema | {"not": {"const": 0}}
+            return schema if allows_zero else schema | {"not": {"const": 0}}
         case kinds.Uuid():
             return {"type": "string", "pattern": UUID_PATTERN}
         case kinds.Text(max_length):

@@ -11,20 +11,20 @@ from lockstep.wire import heads
 
 MAX_METADATA_BYTES = 4096
 MAX_INT = 2**53 - 1
-MAX_COMPLAINTS = 100
-# Of the name of an unknown field so much is told.
-MAX_NAMED_LENGTH = 200
+MAX_VIOLATIONS = 100
+# The name of an unknown field is anybody's text: it is cut off here.
+MAX_FIELD_LENGTH = 200
 
 
-class Complaints:
-    """The violations found so far, the first MAX_COMPLAINTS."""
+class Violations:
+    """Collects what is wrong with a request, up to MAX_VIOLATIONS."""
 
     def __init__(self) -> None:
         self.found: list[Violation] = []
 
     def add(self, field: str, message: str, code: str) -> None:
-        if len(self.found) < MAX_COMPLAINTS:
-            self.found.append(Violation(field[:MAX_NAMED_LENGTH], message, code))
+        if len(self.found) < MAX_VIOLATIONS:
+            self.found.append(Violation(field[:MAX_FIELD_LENGTH], message, code))
 
     def raise_if_any(self) -> None:
         if self.found:
@@ -32,24 +32,24 @@ class Complaints:
 
 
 class Kind(Protocol):
-    """Turns a JSON value into what the rules work with, or complains and returns None."""
+    """Turns a JSON value into what the rules work with; or adds a violation and returns None."""
 
-    def read(self, value: Any, path: str, complaints: Complaints) -> Any: ...
+    def read(self, value: Any, path: str, violations: Violations) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Integer:
     minimum: int
     maximum: int
-    zero: bool = True
+    allows_zero: bool = True
 
-    def read(self, value: Any, path: str, complaints: Complaints) -> int | None:
+    def read(self, value: Any, path: str, violations: Violations) -> int | None:
         if type(value) is not int:
-            complaints.add(path, "must be an integer", "type")
+            violations.add(path, "must be an integer", "type")
         elif not self.minimum <= value <= self.maximum:
-            complaints.add(path, f"must be from {self.minimum} to {self.maximum}", "range")
-        elif value == 0 and not self.zero:
-            complaints.add(path, "must not be 0", "range")
+            violations.add(path, f"must be from {self.minimum} to {self.maximum}", "range")
+        elif value == 0 and not self.allows_zero:
+            violations.add(path, "must not be 0", "range")
         else:
             return value
         return None
@@ -57,10 +57,10 @@ class Integer:
 
 @dataclass(frozen=True)
 class Uuid:
-    def read(self, value: Any, path: str, complaints: Complaints) -> str | None:
+    def read(self, value: Any, path: str, violations: Violations) -> str | None:
         if isinstance(value, str) and heads.UUID.fullmatch(value.lower()):
             return value.lower()
-        complaints.add(path, "must be a UUID", "uuid")
+        violations.add(path, "must be a UUID", "uuid")
         return None
 
 
@@ -68,11 +68,11 @@ class Uuid:
 class Text:
     max_length: int
 
-    def read(self, value: Any, path: str, complaints: Complaints) -> str | None:
+    def read(self, value: Any, path: str, violations: Violations) -> str | None:
         if not isinstance(value, str):
-            complaints.add(path, "must be a string", "type")
+            violations.add(path, "must be a string", "type")
         elif not 1 <= len(value) <= self.max_length:
-            complaints.add(path, f"must have 1 to {self.max_length} characters", "length")
+            violations.add(path, f"must have 1 to {self.max_length} characters", "length")
         else:
             return value
         return None
@@ -82,20 +82,20 @@ class Text:
 class Choice:
     of: type[Mode] | type[OnTimeout] | type[Status]
 
-    def read(self, value: Any, path: str, complaints: Complaints) -> Any:
+    def read(self, value: Any, path: str, violations: Violations) -> Any:
         if isinstance(value, str) and value in self.of.__members__.values():
             return self.of(value)
-        complaints.add(path, f"must be one of {', '.join(self.of)}", "choice")
+        violations.add(path, f"must be one of {', '.join(self.of)}", "choice")
         return None
 
 
 @dataclass(frozen=True)
 class Metadata:
-    def read(self, value: Any, path: str, complaints: Complaints) -> dict[str, Any] | None:
+    def read(self, value: Any, path: str, violations: Violations) -> dict[str, Any] | None:
         if not isinstance(value, dict):
-            complaints.add(path, "must be an object", "type")
+            violations.add(path, "must be an object", "type")
         elif len(dumps(value)) > MAX_METADATA_BYTES:
-            complaints.add(path, f"must not exceed {MAX_METADATA_BYTES} bytes as JSON", "length")
+            violations.add(path, f"must not exceed {MAX_METADATA_BYTES} bytes as JSON", "length")
         else:
             return value
         return None
@@ -106,14 +106,14 @@ class List:
     of: Kind
     max_length: int
 
-    def read(self, value: Any, path: str, complaints: Complaints) -> list[Any] | None:
+    def read(self, value: Any, path: str, violations: Violations) -> list[Any] | None:
         if not isinstance(value, list):
-            complaints.add(path, "must be an array", "type")
+            violations.add(path, "must be an array", "type")
             return None
         if len(value) > self.max_length:
-            complaints.add(path, f"must have at most {self.max_length} items", "length")
+            violations.add(path, f"must have at most {self.max_length} items", "length")
             return None
-        return [self.of.read(item, f"{path}.{place}", complaints) for place, item in enumerate(value)]
+        return [self.of.read(item, f"{path}.{index}", violations) for index, item in enumerate(value)]
 
 
 @dataclass(frozen=True)
@@ -123,25 +123,25 @@ class Record:
     fields: Mapping[str, Kind]
     required: Collection[str] = ()
 
-    def read(self, value: Any, path: str, complaints: Complaints) -> dict[str, Any]:
+    def read(self, value: Any, path: str, violations: Violations) -> dict[str, Any]:
         prefix = path and path + "."
         if not isinstance(value, dict):
-            complaints.add(path or "body", "must be an object", "type")
+            violations.add(path or "body", "must be an object", "type")
             return dict.fromkeys(self.fields)
         for name in value:
             if name not in self.fields:
-                complaints.add(prefix + name, "is not a known field", "unknown_field")
+                violations.add(prefix + name, "is not a known field", "unknown_field")
         read: dict[str, Any] = {}
         for name, kind in self.fields.items():
             given = value.get(name)
             if given is not None:
-                read[name] = kind.read(given, prefix + name, complaints)
+                read[name] = kind.read(given, prefix + name, violations)
             else:
                 read[name] = None
                 if name in self.required:
-                    complaints.add(prefix + name, "is required", "required")
+                    violations.add(prefix + name, "is required", "required")
         return read
 
 
-def session_id_in_path(text: str, complaints: Complaints) -> str:
-    return Uuid().read(text, "id", complaints) or ""
+def session_id_in_path(text: str, violations: Violations) -> str:
+    return Uuid().read(text, "id", violations) or ""

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lockstep.requests.kinds import Complaints
+from lockstep.requests.kinds import Violations
 from lockstep.rules.state import Status
 from lockstep.rules.state_json import EPOCH_PATTERN
 
-# For Idempotency-Key.
+# Of an Idempotency-Key.
 MAX_KEY_LENGTH = 255
-# A proxy goes on asking other processes for a while: a key outlives that, whatever its caller wants.
+# A proxy may send a request to other processes for a while: its key is kept longer, whatever the caller asks.
 MIN_KEPT_S = 60
 MAX_KEPT_S = 86_400
 MAX_PAGE = 100
@@ -20,20 +20,20 @@ CURSOR = re.compile(r"([0-9]{1,16})-([0-9a-f-]{36})")
 
 
 def query(
-    given: dict[str, list[str]], fields: dict[str, Callable[[str], Any]], complaints: Complaints
+    given: dict[str, list[str]], fields: dict[str, Callable[[str], Any]], violations: Violations
 ) -> dict[str, Any]:
-    """Query arguments by name, each read by its function, which raises ValueError with what it wants."""
+    """Query arguments by name; the function that reads one raises ValueError with what it has to be."""
     read: dict[str, Any] = dict.fromkeys(fields)
     for name, values in given.items():
         if name not in fields:
-            complaints.add(name, "is not a known argument", "unknown_field")
+            violations.add(name, "is not a known argument", "unknown_field")
         elif len(values) > 1:
-            complaints.add(name, "is given twice", "duplicate")
+            violations.add(name, "is given twice", "duplicate")
         elif values[0]:
             try:
                 read[name] = fields[name](values[0])
             except ValueError as error:
-                complaints.add(name, str(error), "format")
+                violations.add(name, str(error), "format")
     return read
 
 
@@ -59,18 +59,18 @@ def epoch(text: str) -> str:
 
 
 def cursor(text: str) -> tuple[int, str]:
-    """Where a list goes on: the instant of lapse and the id that it ended at."""
+    """Where the next page of a list begins: after this instant of lapse and this id."""
     found = CURSOR.fullmatch(text)
     if found is None:
         raise ValueError("must be the next_cursor of another page")
     return int(found[1]), found[2]
 
 
-def idempotency(key: str, ttl: str | None) -> int:
-    """How long, in s, the outcome of a request with this Idempotency-Key is kept."""
-    complaints = Complaints()
+def kept_s_of(key: str, ttl: str | None) -> int:
+    """For how many seconds the outcome of a request with this Idempotency-Key is kept."""
+    violations = Violations()
     if not 1 <= len(key) <= MAX_KEY_LENGTH or not (key.isascii() and key.isprintable()):
-        complaints.add(
+        violations.add(
             "Idempotency-Key", f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters", "format"
         )
     kept_s = MAX_KEPT_S
@@ -79,8 +79,8 @@ def idempotency(key: str, ttl: str | None) -> int:
         if re.fullmatch("[0-9]{1,5}", digits) and int(digits) <= MAX_KEPT_S:
             kept_s = int(digits)
         else:
-            complaints.add("Idempotency-TTL", f"must be 1 to {MAX_KEPT_S} seconds", "range")
-    complaints.raise_if_any()
+            violations.add("Idempotency-TTL", f"must be 1 to {MAX_KEPT_S} seconds", "range")
+    violations.raise_if_any()
     return kept_s
 
 

@@ -168,7 +168,7 @@ def to_dict(session: Session) -> dict[str, Any]:
 
 def state_json(session: Session) -> StateJson:
     state = state_without_participants(session)
-    state.participants = participants_to_list(session)
+    state.participants = participants_json(session)
     return state
 
 
@@ -198,7 +198,7 @@ def _clock_json(session: Session) -> ClockJson | None:
     return ClockJson(kind, remaining_ms=shown_ms)
 
 
-def participants_to_list(session: Session) -> list[ParticipantJson]:
+def participants_json(session: Session) -> list[ParticipantJson]:
     active = session.active
     return [participant_json(each, index == active) for index, each in enumerate(session.participants)]
 

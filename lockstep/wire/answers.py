@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from lockstep.rules.state_json import dumps, iso, participants_to_list
+from lockstep.rules.state_json import dumps, iso, participants_json
 from lockstep.rules.steps import Step
 from lockstep.wire.strict_json import loads
 
@@ -26,7 +26,7 @@ def _switched(step: Step, state: bytes) -> bytes:
         "session_id": session.session_id,
         "active_participant_id": active and active.participant_id,
         "cycle_started_at": iso(session.cycle_started_at_ms),
-        "participants": participants_to_list(session),
+        "participants": participants_json(session),
         "status": session.status.value,
         "version": session.version,
     }

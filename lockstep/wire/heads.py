@@ -32,7 +32,7 @@ class Head(Struct, frozen=True):
     def tag(self) -> str:
         return entity_tag(*self.position, self.commit)
 
-    def is_of(self, other: "Head | None") -> bool:
+    def is_same_state_as(self, other: "Head | None") -> bool:
         """True if both are of the very same state."""
         return other is not None and (self.position, self.commit) == (other.position, other.commit)
 
