@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Any, Protocol
 
-from lockstep.contract import Kind
+from lockstep.live.peers import Kind
 
 
 class Writable(Protocol):

@@ -15,8 +15,8 @@ from typing import Protocol
 from handlers.backlog import Backlog
 from handlers.heartbeat import Heartbeat
 from handlers.read_scheduler import ReadScheduler
-from lockstep.contract import Batch, Kind
 from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
+from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
 from lockstep.wire.encodings import JSON_V1
 from lockstep.wire.frames import (

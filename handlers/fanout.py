@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from handlers.connection import Connection
-from lockstep.contract import Batch
 from lockstep.live.audience import Deliver, one_by_one
+from lockstep.live.peers import Batch
 
 try:
     from handlers import _fanout

@@ -1,6 +1,6 @@
-"""What the middle asks of its edges: a broker on one side, peers on the other.
+"""What the middle asks of a broker: five narrow promises, Store, Bus, Counters, Agenda and Clock.
 
-A broker keeps five narrow promises: Store, Bus, Counters, Agenda and Clock.
+What it asks of clients' connections is in live/peers.py.
 """
 
 import abc
@@ -10,9 +10,6 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from lockstep.errors import Close
-from lockstep.wire.encodings import Encoding
-
 # What every broker agrees on.
 KEPT_EVENTS = 1000
 """A session's history has so many events; older ones are gone."""
@@ -20,17 +17,6 @@ MAX_AHEAD_MS = 20
 """A commit may be dated so far ahead of the broker's clock, as processes measure it a little differently."""
 MAX_BEHIND_MS = 2000
 """A commit may be dated so far behind it: what takes longer is decided again."""
-
-
-class Kind(Enum):
-    """What may become of a frame that a client has not taken yet."""
-
-    MESSAGE = "message"
-    """It is kept."""
-    STATE = "state"
-    """A newer one takes its place."""
-    SYNC = "sync"
-    """A state that answers or repairs: in place of an unsent one, but itself not to be replaced."""
 
 
 class AlreadyDone(Exception):
@@ -71,42 +57,6 @@ class Charge(Struct, frozen=True):
     key: str
     limit: int
     window_ms: int
-
-
-class Batch:
-    """What one turn of the loop brought for a room: its frames in order, and all of them in one piece."""
-
-    __slots__ = ("data", "frames", "size")
-
-    def __init__(self, frames: list[tuple[Kind, bytes]]) -> None:
-        self.frames = frames
-        self.data = frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
-        self.size = len(self.data)
-
-
-class Peer(Protocol):
-    """One client's subscription to one session, as its room sees it. Nothing here ever waits for the client.
-
-    A connection is itself the peer of its first session: an object for each subscription would cost every
-    idle client another 64 bytes. A connection to several sessions needs one for each of the others.
-    """
-
-    @property
-    def encoding(self) -> Encoding:
-        """How the client is told what happens."""
-
-    @property
-    def is_over(self) -> bool:
-        """True when nothing can be sent any more, and its end has been told."""
-
-    def send_batch(self, batch: Batch) -> None:
-        """Send its frames as if one by one, each by its kind, but where that goes at once."""
-
-    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
-        """Send a frame after everything sent before it."""
-
-    def close(self, how: Close) -> None:
-        """Close after what has been sent. May be called again, then does nothing."""
 
 
 class Listener(Protocol):

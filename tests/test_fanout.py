@@ -11,9 +11,9 @@ import pytest
 from handlers import _fanout, fanout
 from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
-from lockstep.contract import Batch, Kind
 from lockstep.errors import SESSION_DELETED
 from lockstep.live.audience import one_by_one
+from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
 from lockstep.wire.frames import encode_text_frame
 

@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import pytest
 
-from lockstep.contract import Batch, Broker, Kind
+from lockstep.contract import Broker
 from lockstep.errors import BrokerUnavailable, Close, SessionNotFound
 from lockstep.live import repair as repair_module
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
+from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1

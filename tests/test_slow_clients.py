@@ -20,8 +20,8 @@ from handlers.connection import Connection
 from handlers.heartbeat import Heartbeat
 from handlers.read_scheduler import SLICE_S, ReadScheduler
 from lockstep.config import Settings
-from lockstep.contract import Kind
 from lockstep.errors import GOING_AWAY, SESSION_DELETED
+from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
 from lockstep.wire.frames import encode_text_frame
 from server import Server

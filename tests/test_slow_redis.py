@@ -6,11 +6,11 @@ from typing import Any
 from uuid import uuid4
 
 from broker.redis import RedisBroker
-from lockstep.contract import Batch, Kind
 from lockstep.errors import Close
 from lockstep.lifetimes import Lifetimes
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
+from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire.encodings import JSON_V1

@@ -1,4 +1,4 @@
--- Remove a session and publish that: one that was kept long enough, or the one that somebody deletes.
+-- Remove a session and publish that: one that was kept long enough, or one that is deleted by request.
 --
 -- KEYS  session, events, deadlines, sessions, [what is kept of the request]
 -- ARGV  1 id, 2 channel, 3 'lapsed' or 'deleted', 4 what a deleted one begins with ('' if there was none),
@@ -20,7 +20,7 @@ elseif done then
 end
 local beginning, is_foreign = beginning_of(session, BEGINNING_BYTES)
 if is_foreign and how == 'lapsed' then
-  -- The key is another program's, and so the entries are nobody's.
+  -- The key is another program's, so that these entries belong to no session.
   return 0, { { 'ZREM', deadlines, id }, { 'ZREM', sessions, id } }
 end
 local epoch = epoch_of(id, beginning)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lockstep.contract import Batch, Kind, Peer
 from lockstep.errors import Close
+from lockstep.live.peers import Batch, Kind, Peer
 from lockstep.wire.encodings import Encoding
 
 # So many peers are served between two looks at the clock.

@@ -6,10 +6,11 @@ import time
 from collections import deque
 from typing import Protocol
 
-from lockstep.contract import Bus, Clock, Kind, Peer, Store
+from lockstep.contract import Bus, Clock, Store
 from lockstep.errors import LockstepError, SessionNotFound
 from lockstep.live.audience import Deliver, one_by_one
 from lockstep.live.deadlines import Deadlines
+from lockstep.live.peers import Kind, Peer
 from lockstep.live.repair import Difference, Gone, Learned, Missed, Repair
 from lockstep.live.room import Room
 from lockstep.live.shared_reads import SharedReads

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from lockstep.contract import Kind, Peer
 from lockstep.errors import SESSION_DELETED
 from lockstep.live.audience import Audience, Deliver
+from lockstep.live.peers import Kind, Peer
 from lockstep.wire.encodings import Encoding
 from lockstep.wire.heads import Head
 from lockstep.wire.payloads import Deletion, Update

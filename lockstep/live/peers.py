@@ -1,0 +1,54 @@
+"""What a room asks of its clients, and what it hands them."""
+
+from enum import Enum
+from typing import Protocol
+
+from lockstep.errors import Close
+from lockstep.wire.encodings import Encoding
+
+
+class Kind(Enum):
+    """What may become of a frame that a client has not taken yet."""
+
+    MESSAGE = "message"
+    """It is kept."""
+    STATE = "state"
+    """A newer one takes its place."""
+    SYNC = "sync"
+    """A state that answers or repairs: in place of an unsent one, but itself not to be replaced."""
+
+
+class Batch:
+    """What one turn of the loop brought for a room: its frames in order, and all of them in one piece."""
+
+    __slots__ = ("data", "frames", "size")
+
+    def __init__(self, frames: list[tuple[Kind, bytes]]) -> None:
+        self.frames = frames
+        self.data = frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
+        self.size = len(self.data)
+
+
+class Peer(Protocol):
+    """One client's subscription to one session, as its room sees it. Nothing here ever waits for the client.
+
+    A connection is itself the peer of its first session: an object for each subscription would cost every
+    idle client another 64 bytes. A connection to several sessions needs one for each of the others.
+    """
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the client is told what happens."""
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing can be sent any more, and its end has been told."""
+
+    def send_batch(self, batch: Batch) -> None:
+        """Send its frames as if one by one, each by its kind, but where that goes at once."""
+
+    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
+        """Send a frame after everything sent before it."""
+
+    def close(self, how: Close) -> None:
+        """Close after what has been sent. May be called again, then does nothing."""
