@@ -1,8 +1,8 @@
-"""A client's socket after the handshake: frames in, frames out, and what becomes of a slow one.
+"""A client's WebSocket after the handshake: frames in, frames out, and the end of it.
 
 Tornado's own class for this costs a task per message and per connection, a Future per write, buffers
-that nobody needs, five more seconds for a peer that has vanished; its write buffer has no limit, and
-it echoes illegal close codes. So the handshake is Tornado's, and what follows is ours.
+that nobody needs, and five more seconds for a client that has vanished; its write buffer has no limit, and
+it echoes illegal close codes. So only the handshake is Tornado's.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
-from handlers.backlog import Backlog
+from handlers.connection_states import Reading, State
 from handlers.heartbeat import Heartbeat
+from handlers.outgoing_queue import OutgoingQueue
 from handlers.read_scheduler import ReadScheduler
 from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
 from lockstep.live.peers import Batch, Kind
@@ -34,23 +35,22 @@ from lockstep.wire.frames import (
 
 log = logging.getLogger(__name__)
 
-# Bounds what one client can take of a turn of the loop: some hundred small messages.
+# Bounds what one client can take of an iteration of the loop: some hundred small messages.
 READ_BYTES = 4096
-MAX_UNSENT_BYTES = 1_048_576
 CLOSE_TIMEOUT_S = 5.0
 TOO_SLOW_TIMEOUT_S = 1.0
 _PING_FRAME = encode_frame(PING, b"")
 
 
 class Service(Protocol):
-    """What all connections of a process share, and who answers their messages."""
+    """What all connections of a process share. It answers their messages."""
 
     heartbeat: Heartbeat
     read_scheduler: ReadScheduler
     max_message_bytes: int
     metrics: Metrics
     message_rate: int
-    """Frames a second of one client; 0: any number."""
+    """How many frames a client may send in a second; 0: any number."""
 
     def on_message(self, connection: "Connection", payload: bytes, is_binary: bool) -> None:
         """A whole message, its bytes as they came."""
@@ -60,36 +60,29 @@ class Service(Protocol):
 
 
 class Connection:
-    """One client, as the hub's Peer. What the socket does not take at once waits, bounded.
+    """One client, and as the hub's Peer its subscription to its session.
 
     There may be tens of thousands, most of them idle: what only some need is made when they need it.
     """
 
     __slots__ = (
-        "_abort_timer",
-        "_backlog",
-        "_expiry_timer",
         "_frames",
         "_frames_in_second",
-        "_is_closing",
-        "_is_deaf",
-        "_is_in_line",
-        "_is_over",
-        "_is_paused",
-        "_loop",
         "_owes_pong",
-        "_peer_has_closed",
         "_reader",
+        "_reading",
         "_second",
         "_service",
         "_socket",
+        "_state",
+        "_timer",
         "address",
         "caller",
-        "clear_descriptor",
         "close_code",
         "heartbeat_slot",
         "invalid_at_s",
         "is_counted",
+        "outgoing",
         "session_id",
     )
 
@@ -100,167 +93,109 @@ class Connection:
     ) -> None:
         self.session_id = session_id
         self.address = address
-        self.caller = ""  # whose share of the session's places it takes; nobody's: empty
-        self.is_counted = False  # counted by the limits
+        self.caller = ""  # counted with its other connections to the session; empty: not counted so
+        self.is_counted = False  # by the connection limits
         self.close_code: int | None = None
         self.heartbeat_slot = -1
-        # When messages of this client were refused; kept by whoever refuses.
+        # When this client sent its last invalid messages; kept by the service.
         self.invalid_at_s: deque[float] | None = None
+        self.outgoing = OutgoingQueue(sock, self)
         self._socket = sock
-        # What may be sent to directly; -1 while something waits, or nothing more may be sent.
-        self.clear_descriptor = sock.fileno()
         self._service = service
-        self._loop = asyncio.get_running_loop()
-        self._backlog: Backlog | None = None
+        self._state = State.OPEN
+        self._reading = Reading.PAUSED
         self._reader: FrameReader | None = None
         self._frames: Iterator[tuple[int, bytes]] | None = None
-        self._abort_timer: asyncio.TimerHandle | None = None
-        self._expiry_timer: asyncio.TimerHandle | None = None
+        # When to close; once that has begun, when to stop waiting for the client.
+        self._timer: asyncio.TimerHandle | None = None
         self._second = self._frames_in_second = 0
         self._owes_pong = False
-        self._is_paused = False
-        self._is_in_line = False  # for its turn to be read
-        self._is_closing = False  # our close frame is sent, or waits to be: nothing comes behind it
-        self._is_deaf = False  # what the client says counts no more
-        self._peer_has_closed = False
-        self._is_over = False
 
     def start(self, early: bytes) -> None:
         """Begin to listen; `early` is what came with the handshake."""
-        if not self._is_over:
-            if not self._is_closing:
-                self._service.heartbeat.add(self)
-            self._listen()
-            if early:
-                self._receive(early)
+        if self.is_over:
+            return
+        if self._state.can_send:
+            self._service.heartbeat.add(self)
+        self._listen()
+        if early:
+            self._receive(early)
+
+    @property
+    def is_over(self) -> bool:
+        return self._state is State.OVER
 
     # --- sending ---------------------------------------------------------------------------------
 
+    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
+        if self._state.can_send:
+            self.outgoing.send(frame, kind)
+
     def send_batch(self, batch: Batch) -> None:
-        if self._is_closing:
-            return
-        if self._backlog is not None:
-            self._queue_all(batch.frames)
-            return
-        try:
-            sent = self._socket.send(batch.data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._abort()
-            return
-        if sent != batch.size:
-            self._fall_behind(batch, sent)
+        if self._state.can_send:
+            self.outgoing.send_batch(batch)
 
     def took(self, batch: Batch, sent: int) -> None:
-        """So many bytes of the batch went when it was offered to `clear_descriptor`; -1: none ever will."""
-        if self.clear_descriptor < 0:
-            self.send_batch(batch)
-        elif sent < 0:
-            self._abort()
-        else:
-            self._fall_behind(batch, sent)
+        """The batch was offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
+        if self._state.can_send:
+            self.outgoing.took(batch, sent)
 
-    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
-        if self._is_closing:
-            return
-        if self._backlog is None:
-            self._write(frame)
-        else:
-            self._queue_all([(kind, frame)])
+    def ping(self) -> None:
+        if self._state.can_send:
+            self._owes_pong = True
+            self.outgoing.send_ping(_PING_FRAME)
 
-    def _pong(self, frame: bytes) -> None:
-        if self._backlog is not None and not self._is_closing:
-            self._backlog.put_pong(frame)
-        else:
-            self.send(frame)
+    def expect_pong(self) -> None:
+        """A client that has vanished answers no closing handshake either."""
+        if self._owes_pong:
+            self.close_code = ABNORMAL_CLOSURE.code
+            self.abort()
 
-    def _write(self, frame: bytes) -> None:
-        """Put the frame on the wire; what the socket does not take now becomes the backlog."""
-        try:
-            sent = self._socket.send(frame)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._abort()
-            return
-        if sent != len(frame):
-            self._begin_backlog(memoryview(frame)[sent:])
+    def on_conflated(self) -> None:
+        self._service.metrics.conflated.inc()
 
-    def _fall_behind(self, batch: Batch, sent: int) -> None:
-        """So many bytes of a batch were taken: one of its frames is in progress, those behind it wait."""
-        for place, (_, frame) in enumerate(batch.frames):
-            if sent < len(frame):
-                self._begin_backlog(memoryview(frame)[sent:])
-                self._queue_all(batch.frames[place + 1 :])
-                return
-            sent -= len(frame)
+    def on_overflow(self) -> None:
+        self._service.metrics.slow_closes.inc()
+        self.close(TOO_SLOW)
 
-    def _begin_backlog(self, rest: memoryview) -> None:
-        self._backlog = Backlog(rest)
-        self.clear_descriptor = -1
-        self._loop.add_writer(self._socket.fileno(), self._on_writable)
+    def on_drained(self) -> None:
+        self._end_if_sent()
 
-    def _queue_all(self, frames: list[tuple[Kind, bytes]]) -> None:
-        assert self._backlog is not None
-        for kind, frame in frames:
-            if self._backlog.put(kind, frame):
-                self._service.metrics.conflated.inc()
-        if self._backlog.waiting_bytes > MAX_UNSENT_BYTES:
-            self._backlog.drop_waiting()
-            self._service.metrics.slow_closes.inc()
-            self.close(TOO_SLOW)
-
-    def _on_writable(self) -> None:
-        assert self._backlog is not None
-        try:
-            self._backlog.flush(self._socket)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._abort()
-            return
-        self._backlog = None
-        self._loop.remove_writer(self._socket.fileno())
-        if not self._is_closing:
-            self.clear_descriptor = self._socket.fileno()
-        self._end_if_done()
+    def on_broken(self) -> None:
+        self.abort()
 
     # --- receiving -------------------------------------------------------------------------------
 
     def pause(self) -> None:
         """Leave what follows unread until `resume`, so that answers come in the order of the questions."""
-        self._is_paused = True
-        self._loop.remove_reader(self._socket.fileno())
+        self._reading = Reading.PAUSED
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
 
     def resume(self) -> None:
-        if self._is_over:
-            return
-        self._is_paused = False
-        if not self._is_in_line:
+        if self._reading is Reading.PAUSED and not self.is_over:
             self._listen()
             self._on_readable()
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._reading = Reading.LISTENING
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._on_readable)
 
     def _on_readable(self) -> None:
         if self._service.read_scheduler.admit_or_queue(self):
             self._read()
         else:
-            # Nor is the socket looked at: a thousand that can be read would be found again at every turn.
-            self._is_in_line = True
-            self._loop.remove_reader(self._socket.fileno())
+            # Nor is the socket looked at: of a thousand that wait, each iteration would find all again.
+            self._reading = Reading.QUEUED
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
 
     def read_on(self) -> None:
-        self._is_in_line = False
-        if not self._is_over and not self._is_paused:
+        if self._reading is Reading.QUEUED and not self.is_over:
             self._listen()
             self._read()
 
     def _read(self) -> None:
         if self._frames is not None:
-            self._handle_frames()  # what was left when it was paused
+            self._handle_frames()  # what was left when reading was paused
             return
         try:
             data = self._socket.recv(READ_BYTES)
@@ -269,14 +204,14 @@ class Connection:
         except OSError:
             data = b""
         if not data:
-            self._abort()
+            self.abort()
         elif len(data) == 6 and data[:2] == b"\x8a\x80" and self._reader is None:
-            self._owes_pong = False  # all that most clients ever say
+            self._owes_pong = False  # a pong: all that most clients ever say
         else:
             self._receive(data)
 
     def _receive(self, data: bytes) -> None:
-        if self._is_deaf:
+        if not self._state.can_hear:
             return
         if self._reader is None:
             self._reader = FrameReader(self._service.max_message_bytes)
@@ -289,47 +224,48 @@ class Connection:
         try:
             for opcode, payload in self._frames:
                 self._handle(opcode, payload)
-                if self._is_paused and not self._is_deaf:
-                    return  # the rest waits in the iterator
-                if self._is_deaf:
+                if not self._state.can_hear:
                     break
+                if self._reading is Reading.PAUSED:
+                    return  # the rest waits in the iterator
         except FrameError as error:
-            self._is_deaf = True
-            self.close(error.close)
+            self._begin_to_end(State.FAILED, error.close.code, error.close.reason)
         self._frames = None
-        if self._is_deaf or (self._reader is not None and self._reader.is_idle):
+        if not self._state.can_hear or (self._reader is not None and self._reader.is_idle):
             self._reader = None
-        self._end_if_done()
-
-    @property
-    def is_over(self) -> bool:
-        return self._is_over
-
-    def _is_talkative(self) -> bool:
-        second = int(self._loop.time())
-        if second != self._second:
-            self._second, self._frames_in_second = second, 0
-        self._frames_in_second += 1
-        return self._frames_in_second > self._service.message_rate
+        self._end_if_sent()
 
     def _handle(self, opcode: int, payload: bytes) -> None:
-        if self._service.message_rate and opcode != CLOSE and self._is_talkative():
+        if self._service.message_rate and opcode != CLOSE and self._count_and_check_rate():
             self._service.metrics.limited.labels("message_rate").inc()
-            self._is_deaf = True
-            self.close(TOO_MANY_MESSAGES)
+            self._begin_to_end(State.FAILED, TOO_MANY_MESSAGES.code, TOO_MANY_MESSAGES.reason)
         elif opcode in (TEXT, BINARY):
-            if not self._is_closing:
+            if self._state.can_send:
                 self._answer(payload, opcode == BINARY)
         elif opcode == PONG:
             self._owes_pong = False
         elif opcode == PING:
-            self._pong(encode_frame(PONG, payload))
+            if self._state.can_send:
+                self.outgoing.send_pong(encode_frame(PONG, payload))
         elif opcode == CLOSE:
-            self._peer_has_closed = True
-            self._is_deaf = True
+            self._handle_close(payload)
+
+    def _handle_close(self, payload: bytes) -> None:
+        try:
             code, _ = decode_close(payload)
+        except FrameError as error:
+            self._begin_to_end(State.CLOSED, error.close.code, error.close.reason)
+        else:
             self.close_code = code
-            self._close(code)
+            self._begin_to_end(State.CLOSED, code)
+
+    def _count_and_check_rate(self) -> bool:
+        """Count a frame; True if it is one too many in this second."""
+        second = int(asyncio.get_running_loop().time())
+        if second != self._second:
+            self._second, self._frames_in_second = second, 0
+        self._frames_in_second += 1
+        return self._frames_in_second > self._service.message_rate
 
     def _answer(self, payload: bytes, is_binary: bool) -> None:
         try:
@@ -340,59 +276,43 @@ class Connection:
 
     # --- ending ----------------------------------------------------------------------------------
 
-    def ping(self) -> None:
-        if self._is_closing:
-            return
-        self._owes_pong = True
-        if self._backlog is not None:
-            # Behind the frame in progress, before those that wait: who is slow shall not look dead.
-            self._backlog.put_urgent(_PING_FRAME)
-        else:
-            self._write(_PING_FRAME)
-
-    def expect_pong(self) -> None:
-        """A peer that has vanished answers no closing handshake either."""
-        if self._owes_pong:
-            self.close_code = ABNORMAL_CLOSURE.code
-            self._abort()
-
     def close(self, how: Close) -> None:
-        self._close(how.code, how.reason)
-
-    def _close(self, code: int | None, reason: str = "") -> None:
-        if self._is_closing:
-            return
-        self._is_closing = True
-        self.clear_descriptor = -1
-        self._service.heartbeat.drop(self)
-        self.close_code = self.close_code or code
-        frame = encode_close(code, reason)
-        if self._backlog is not None:
-            self._backlog.put(Kind.MESSAGE, frame)
-        else:
-            self._write(frame)
-        if not self._is_over:
-            timeout_s = TOO_SLOW_TIMEOUT_S if code == TOO_SLOW.code else CLOSE_TIMEOUT_S
-            self._abort_timer = self._loop.call_later(timeout_s, self._abort)
-            self._end_if_done()
+        if self._state.can_send:
+            self._begin_to_end(State.CLOSING, how.code, how.reason)
 
     def close_in(self, delay_s: float, how: Close) -> None:
         """Close after this delay, if the connection lasts so long."""
-        self._expiry_timer = self._loop.call_later(max(0.0, delay_s), self.close, how)
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), self.close, how)
 
-    def _end_if_done(self) -> None:
-        """The connection ends when both have closed and all is sent."""
-        if self._is_over or not self._is_closing or not self._is_deaf or self._backlog is not None:
+    def _begin_to_end(self, state: State, code: int | None, reason: str = "") -> None:
+        """Move to `state`, and send a close frame unless one has been sent."""
+        must_send = self._state.can_send
+        self._state = state
+        if not must_send:
             return
-        if self._peer_has_closed and not self._has_unread():
-            self._abort()
+        self._service.heartbeat.drop(self)
+        self.close_code = self.close_code or code
+        self.outgoing.finish(encode_close(code, reason))
+        if not self.is_over:
+            timeout_s = TOO_SLOW_TIMEOUT_S if code == TOO_SLOW.code else CLOSE_TIMEOUT_S
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(timeout_s, self.abort)
+            self._end_if_sent()
+
+    def _end_if_sent(self) -> None:
+        """End the connection if nothing more is to be said or heard, and all is sent."""
+        if not self._state.ends_when_sent or not self.outgoing.is_empty:
             return
-        # After a breach (RFC 6455 7.1.7). Our end of it only: with data of the client unread, a full close
-        # would be a reset, which may overtake the close frame.
+        if self._state is State.CLOSED and not self._has_unread():
+            self.abort()
+            return
+        # Only our end of it: with data of the client unread, a full close would be a reset, which may
+        # overtake the close frame.
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            self._abort()
+            self.abort()
 
     def _has_unread(self) -> bool:
         """Does the client talk on behind its close frame?"""
@@ -401,21 +321,17 @@ class Connection:
         except OSError:
             return False
 
-    def _abort(self) -> None:
-        if self._is_over:
+    def abort(self) -> None:
+        """Close the socket at once, whatever is unsent."""
+        if self.is_over:
             return
-        self._is_over = self._is_closing = self._is_deaf = True
-        self.clear_descriptor = -1
+        self._state = State.OVER
         self._service.heartbeat.drop(self)
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
-            self._abort_timer = None
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-            self._expiry_timer = None
-        descriptor = self._socket.fileno()
-        self._loop.remove_reader(descriptor)
-        self._loop.remove_writer(descriptor)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self.outgoing.discard()
         self._socket.close()
-        self._backlog = self._reader = self._frames = None
+        self._reader = self._frames = None
         self._service.on_end(self)

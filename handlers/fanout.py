@@ -13,7 +13,7 @@ except ImportError:  # there was no compiler when this was installed
 else:
 
     def _in_c(connections: Sequence[Connection], batch: Batch) -> None:
-        descriptors = [connection.clear_descriptor for connection in connections]
+        descriptors = [connection.outgoing.clear_descriptor for connection in connections]
         for place, sent in _fanout.send_all(descriptors, batch.data):
             connections[place].took(batch, sent)
 

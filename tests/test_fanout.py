@@ -68,7 +68,7 @@ async def lines(count: int) -> AsyncIterator[Lines]:
         yield made
     finally:
         for connection, theirs in zip(made.connections, made.theirs, strict=True):
-            connection._abort()
+            connection.abort()
             theirs.close()
 
 

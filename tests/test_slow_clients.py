@@ -294,7 +294,7 @@ async def a_line() -> AsyncIterator[Line]:
     try:
         yield line
     finally:
-        line.connection._abort()
+        line.connection.abort()
         await asyncio.wait_for(line.service.ended, 10)
         line.theirs.close()
 
