@@ -17,24 +17,23 @@ FIELDS = (
 )
 """What a line may carry beside its message, given as `extra`."""
 
-
-ACCOUNTS = ("duration_ms", "close_code")
-"""What marks the one line of each request and of each connection's end."""
+ACCESS_FIELDS = ("duration_ms", "close_code")
+"""Only the one line of each request and of each connection's end has one of these."""
 MAX_KINDS = 1000
-# So much waits for a reader of the log; what comes beyond it is dropped.
+# Lines that a slow reader of the log has not read yet; more are dropped.
 MAX_WAITING_BYTES = 1_048_576
 # Lines that come within this time are written together: fewer system calls, and fewer wake-ups.
 GATHER_S = 0.02
-# At the end of the process its last lines are waited for so long.
+# How long the end of the process waits until its last lines are written.
 FLUSH_TIMEOUT_S = 1.0
 # A write of this size to a pipe is never mixed with another process's (pipe(7)).
 ATOMIC_BYTES = 4096
 
 
-class Sparing(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets one line of a kind pass in a second; the next one says how many were left out.
 
-    Only requests and connections have a line each, and who does not want those raises the level.
+    The lines of requests and of connections all pass: a higher level leaves them out.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class Sparing(logging.Filter):
         self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if any(name in vars(record) for name in ACCOUNTS):
+        if any(name in vars(record) for name in ACCESS_FIELDS):
             return True
         kind = record.name, str(record.msg)
         passed_at_s, left_out = self._kinds.get(kind, (-math.inf, 0))
@@ -82,23 +81,23 @@ class TextFormatter(logging.Formatter):
         )
 
 
-class NeverWaiting(logging.Handler):
-    """Writes lines to a descriptor from a thread of its own, so that whoever logs never waits for the reader.
+class NonBlockingHandler(logging.Handler):
+    """Writes lines to a descriptor from a thread of its own, so that the caller never waits for the reader.
 
     While nobody reads, up to 1 MiB is kept. Lines beyond it are dropped and counted, and the next one that
-    is kept says how many. The descriptor stays blocking: its mode is shared with whoever started us.
+    is kept says how many. The descriptor stays blocking: its mode is shared with the process that started us.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._untold = 0  # dropped since the last line that was kept
+        self._dropped_since_last_line = 0
         self._lines: deque[bytes] = deque()
-        # Each is changed by one side only: by whoever holds the handler's lock, or by the thread.
+        # Each is changed by one side only: by the caller, who holds the handler's lock, or by the thread.
         self._dropped = self._unwritable = 0
         self._kept_bytes = self._written_bytes = 0
         self._has_lines = threading.Event()
-        threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
+        threading.Thread(target=self._write_forever, name="log", daemon=True).start()
 
     @property
     def dropped(self) -> int:
@@ -108,28 +107,28 @@ class NeverWaiting(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if self._kept_bytes - self._written_bytes > MAX_WAITING_BYTES:
             self._dropped += 1
-            self._untold += 1
+            self._dropped_since_last_line += 1
             return
-        if self._untold:
-            record.lines_dropped = self._untold
+        if self._dropped_since_last_line:
+            record.lines_dropped = self._dropped_since_last_line
         try:
             line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
         except Exception:
             self.handleError(record)
             return
-        self._untold = 0
+        self._dropped_since_last_line = 0
         self._kept_bytes += len(line)
         self._lines.append(line)
         if not self._has_lines.is_set():
             self._has_lines.set()
 
     def flush(self) -> None:
-        """Wait until what was logged is written, if somebody reads it."""
+        """Wait until what was logged is written; not for long, as there may be no reader."""
         end_s = time.monotonic() + FLUSH_TIMEOUT_S
         while self._written_bytes != self._kept_bytes and time.monotonic() < end_s:
             time.sleep(GATHER_S / 4)
 
-    def _write_for_ever(self) -> None:
+    def _write_forever(self) -> None:
         while True:
             self._has_lines.wait()
             self._has_lines.clear()
@@ -147,24 +146,24 @@ class NeverWaiting(logging.Handler):
             try:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:
-                select.select([], [self._descriptor], [])  # whoever shares it has made it non-blocking
+                select.select([], [self._descriptor], [])  # a process that shares it has made it non-blocking
             except OSError:
                 self._unwritable += piece.count(b"\n")
-                return  # the reader is gone, or the disk is full: there is nobody to tell
+                return  # the reader is gone, or the disk is full: there is nowhere to report it
 
 
 def dropped_lines() -> int:
     """How many lines of this process were dropped."""
-    return sum(each.dropped for each in logging.getLogger().handlers if isinstance(each, NeverWaiting))
+    return sum(each.dropped for each in logging.getLogger().handlers if isinstance(each, NonBlockingHandler))
 
 
 def configure(level: str) -> None:
     """Send everything to standard error, from `level` on."""
-    handler = NeverWaiting(sys.stderr.fileno())
-    handler.addFilter(Sparing())
+    handler = NonBlockingHandler(sys.stderr.fileno())
+    handler.addFilter(RepeatFilter())
     handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Told by our own lines; asyncio and Tornado say only what we cannot.
+    # Each request has a line of our own; Tornado's other lines stay.
     logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from lockstep import logs
-from lockstep.logs import JsonFormatter, NeverWaiting, Sparing
+from lockstep.logs import JsonFormatter, NonBlockingHandler, RepeatFilter
 from tests.processes import ROOT, ServerProcess, wait_until
 
 # What these are called in the code says nothing to whoever runs a server.
@@ -34,7 +34,7 @@ class Log:
         self._out = io.StringIO()
         self._handler = logging.StreamHandler(self._out)
         self._handler.setFormatter(JsonFormatter())
-        self._handler.addFilter(Sparing())
+        self._handler.addFilter(RepeatFilter())
 
     def say(self, at_s: float, message: str, *arguments: object, **extra: object) -> None:
         record = logging.LogRecord("lockstep", logging.WARNING, "", 0, message, arguments, None)
@@ -140,7 +140,7 @@ class Unread:
     def __init__(self, reader: int, writer: int) -> None:
         self._reader = reader
         self._read = b""
-        self.handler = NeverWaiting(writer)
+        self.handler = NonBlockingHandler(writer)
         self.handler.setFormatter(JsonFormatter())
 
     def say(self, message: str) -> None:
@@ -193,7 +193,7 @@ def test_lines_of_processes_that_share_a_pipe_are_not_mixed() -> None:
 
 def test_a_reader_that_is_gone_costs_lines_and_nothing_else() -> None:
     reader, writer = os.pipe()
-    handler = NeverWaiting(writer)
+    handler = NonBlockingHandler(writer)
     os.close(reader)
     handler.handle(logging.LogRecord("lockstep", logging.WARNING, "", 0, "heard by nobody", (), None))
     handler.flush()
