@@ -10,8 +10,6 @@ from lockstep.requests.bodies import (
     PARTICIPANT,
 )
 from lockstep.requests.json_schema import (
-    ANSWERED_UUID,
-    COUNT,
     STRING,
     Schema,
     object_of,
@@ -23,7 +21,7 @@ from lockstep.requests.json_schema import (
 from lockstep.rules.history import Event
 from lockstep.rules.state import Mode
 from lockstep.rules.state_json import ClockJson, ParticipantJson, StateJson
-from lockstep.wire.answers import SWITCHED_FIELDS
+from lockstep.wire.answers import SwitchedJson
 from lockstep.wire.payloads import MAX_RELAYED_BYTES
 from lockstep.wire.protocol_v1 import SERVER_TYPES
 
@@ -34,7 +32,7 @@ def schemas() -> dict[str, Schema]:
         "Participant": schema_of_struct(ParticipantJson),
         "Clock": schema_of_struct(ClockJson),
         "State": schema_of_struct(StateJson),
-        "Switched": _switched(),
+        "Switched": schema_of_struct(SwitchedJson),
         "Event": schema_of_struct(Event),
         "Create": {"oneOf": [ref_to("schemas", name) for name in creations]},
         **creations,
@@ -42,13 +40,6 @@ def schemas() -> dict[str, Schema]:
         "Message": _message(),
         "Violation": object_of({"field": STRING, "message": STRING, "code": STRING}),
     }
-
-
-def _switched() -> Schema:
-    """The answer to a switch: a part of the state, and how the turn before it ended."""
-    state = schema_of_struct(StateJson)["properties"]
-    extras = {"expired_participant_id": ANSWERED_UUID, "lap_ms": COUNT}
-    return object_of({name: state[name] for name in SWITCHED_FIELDS} | extras, extras)
 
 
 def _creation(mode: Mode) -> Schema:

@@ -3,11 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
 
-from lockstep.rules.state_json import dumps, iso, participants_json
+from lockstep.rules.state import Status
+from lockstep.rules.state_json import (
+    Count,
+    Instant,
+    ParticipantJson,
+    UuidText,
+    Version,
+    dumps,
+    iso,
+    participants_json,
+)
 from lockstep.rules.steps import Step
-from lockstep.wire.strict_json import loads
 
 
 class Answer(Struct, frozen=True):
@@ -19,33 +29,38 @@ class Answer(Struct, frozen=True):
     """Of a stored state, and the extras of the transition that was answered first."""
 
 
+class SwitchedJson(Struct):
+    """The answer to a switch: a part of the state, and the extras of its transition."""
+
+    session_id: UuidText
+    active_participant_id: UuidText | None
+    cycle_started_at: Instant | None
+    participants: list[ParticipantJson]
+    status: Status
+    version: Version
+    expired_participant_id: UuidText | UnsetType = UNSET
+    lap_ms: Count | UnsetType = UNSET
+
+
 def _switched(step: Step, state: bytes) -> bytes:
     session = step.session
-    active = session.active_participant
-    answer = {
-        "session_id": session.session_id,
-        "active_participant_id": active and active.participant_id,
-        "cycle_started_at": iso(session.cycle_started_at_ms),
-        "participants": participants_json(session),
-        "status": session.status.value,
-        "version": session.version,
-    }
-    return dumps(answer | step.transitions[-1].extras)
+    answer = SwitchedJson(
+        session.session_id,
+        session.active_participant_id,
+        iso(session.cycle_started_at_ms),
+        participants_json(session),
+        session.status,
+        session.version,
+        **step.transitions[-1].extras,
+    )
+    return dumps(answer)
 
 
-SWITCHED_FIELDS = (
-    "session_id",
-    "active_participant_id",
-    "cycle_started_at",
-    "participants",
-    "status",
-    "version",
-)
+_STORED_SWITCHED = msgspec.json.Decoder(SwitchedJson)
 
 
 def _switched_of_stored(state: bytes, extras: dict[str, Any]) -> bytes:
-    stored = loads(state)
-    return dumps({name: stored[name] for name in SWITCHED_FIELDS} | extras)
+    return dumps(msgspec.to_builtins(_STORED_SWITCHED.decode(state)) | extras)
 
 
 STATE = Answer(lambda step, state: state, lambda state, extras: state)
