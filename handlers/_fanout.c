@@ -1,6 +1,6 @@
-/* One message to many sockets: the loop over send(2) without a Python call for each of them.
+/* Sends one message to many sockets: the loop over send(2), without a Python call for each of them.
  *
- * It is built where there is a compiler; handlers/fanout.py does the same without it.
+ * It is built where there is a compiler; elsewhere handlers/fanout.py does the same in Python.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -9,8 +9,8 @@
 
 PyDoc_STRVAR(send_all_doc,
              "send_all(descriptors: list[int], data: bytes) -> list[tuple[int, int]]\n\n"
-             "Offer the data to each socket. The places of those that did not take all of it, with the number\n"
-             "of bytes they took, or -1 where the socket is broken or the descriptor negative.");
+             "Offer the data to each socket. Returns the index of each that did not take all of it, with the number\n"
+             "of bytes that it took, or -1 where the socket is broken or the descriptor negative.");
 
 static PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
 {
@@ -22,17 +22,17 @@ static PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize
     const char *data = PyBytes_AS_STRING(arguments[1]);
     const Py_ssize_t size = PyBytes_GET_SIZE(arguments[1]);
     if (!missed) return NULL;
-    for (Py_ssize_t place = 0; place < PyList_GET_SIZE(descriptors); place++) {
-        const long descriptor = PyLong_AsLong(PyList_GET_ITEM(descriptors, place));
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(descriptors); index++) {
+        const long descriptor = PyLong_AsLong(PyList_GET_ITEM(descriptors, index));
         if (descriptor == -1 && PyErr_Occurred()) goto failed;
         ssize_t sent = -1;
         if (descriptor >= 0) {
-            /* The GIL is kept: nothing here waits. */
+            /* The GIL is kept, since nothing here waits. */
             sent = send((int)descriptor, data, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
             if (sent == size) continue;
             if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) sent = 0;
         }
-        PyObject *entry = Py_BuildValue("(nn)", place, (Py_ssize_t)sent);
+        PyObject *entry = Py_BuildValue("(nn)", index, (Py_ssize_t)sent);
         if (!entry || PyList_Append(missed, entry) < 0) {
             Py_XDECREF(entry);
             goto failed;

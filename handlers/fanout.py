@@ -14,7 +14,7 @@ else:
 
     def _in_c(connections: Sequence[Connection], batch: Batch) -> None:
         descriptors = [connection.outgoing.clear_descriptor for connection in connections]
-        for place, sent in _fanout.send_all(descriptors, batch.data):
-            connections[place].took(batch, sent)
+        for index, sent in _fanout.send_all(descriptors, batch.data):
+            connections[index].took(batch, sent)
 
     deliver = _in_c

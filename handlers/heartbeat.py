@@ -9,19 +9,19 @@ TICK_S = 0.1
 
 class Pinged(Protocol):
     heartbeat_slot: int
-    """Where the heartbeat keeps it; -1 while it does not."""
+    """Set by the heartbeat: the tick that the connection belongs to; -1 for none."""
 
     def ping(self) -> None: ...
 
     def expect_pong(self) -> None:
-        """The answer to the last ping is due: without it, be gone at once."""
+        """The answer to the last ping is due: a connection that has none ends at once."""
 
 
 class Heartbeat:
     """Pings each connection every `interval_s` and looks for its answer `timeout_s` later.
 
-    A connection belongs to one tick of the interval. Connections opened together are dealt to
-    ticks in turn, so that they do not ping together.
+    A connection belongs to one tick of the interval. Connections that open together are dealt to
+    successive ticks, so that they are not pinged together.
     """
 
     def __init__(self, interval_s: float, timeout_s: float) -> None:
@@ -55,8 +55,8 @@ class Heartbeat:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now, self._now = self._now, (self._now + 1) % len(self._slots)
-        # Set first, so that no connection's failure ends it for all. After a stall the missed
-        # ticks are not made up for in a burst.
+        # The timer is set first, so that an error of one connection does not end the heartbeat of all.
+        # Ticks missed in a stall are not made up for in a burst.
         self._next_at_s = max(self._next_at_s + self._tick_s, loop.time())
         self._timer = loop.call_at(self._next_at_s, self._tick)
         for connection in tuple(self._slots[now - self._timeout_ticks]):

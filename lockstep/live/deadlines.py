@@ -1,4 +1,4 @@
-"""A clock that runs out is told promptly: by a timer where somebody watches, else by the sweep."""
+"""Expires clocks when they run out: by a timer for sessions with clients here, by sweeps for all others."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,16 @@ from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-# Clocks are set to a second or more, so a look ahead of one second, twice a second, sees nearly all
-# of them before they run out; what was adjusted or resumed with less is at most one interval late.
+# Clocks are set to a second or more, so a sweep twice a second that looks one second ahead finds nearly all
+# of them before they run out. A clock that was adjusted to less, or resumed with less, is at most one
+# interval late.
 SWEEP_AHEAD_MS = 1000
 SWEEP_INTERVAL_S = 0.5
 SWEEP_LIMIT = 2000
-# Time for the process whose clients are watching to be first.
+# A sweep waits up to this long, so that the process whose clients are watching comes first.
 SWEEP_GRACE_MS = 50
-# So few replaced deadlines are not worth tidying up.
-SPARE = 64
+# The heap is not rebuilt for fewer replaced deadlines than this.
+MIN_REPLACED = 64
 
 
 class DeadlineBroker(Agenda, Clock, Protocol):
@@ -30,11 +31,11 @@ class DeadlineBroker(Agenda, Clock, Protocol):
 
 
 class Deadlines:
-    """The timers of this process's watched sessions, and its part in the sweep.
+    """One timer for all sessions with clients at this process, and this process's sweeps.
 
-    It only prompts: whether something is due is decided where every change is, so that any number
-    of processes may prompt for the same expiry and one of them fires it. A prompt that fails is
-    not repeated: the session stays due, and the next sweep of any process finds it.
+    It only prompts `Sessions` to settle a session, which decides whether something is due as for every
+    change. So any number of processes may prompt for the same expiry, and one of them commits it. A prompt
+    that fails is not repeated: the session stays due, and the next sweep of any process finds it.
     """
 
     def __init__(self, broker: DeadlineBroker, sessions: Sessions) -> None:
@@ -54,26 +55,26 @@ class Deadlines:
         )
 
     async def close(self) -> None:
-        """Stop. What is armed here is found by the sweeps of the others."""
+        """Stop. The sweeps of other processes find what is armed here."""
         if self._timer is not None:
             self._timer.cancel()
         self._heap.clear()
         await self._tasks.close()
 
     def arm(self, session_id: str, deadline_ms: int | None) -> None:
-        """Prompt at `deadline_ms`, and no more at what was armed for this session before."""
+        """Prompt at `deadline_ms`, and no longer when this session was to be prompted before; None: never."""
         if deadline_ms is None:
             self._armed.pop(session_id, None)
         elif self._armed.get(session_id) != deadline_ms:
             self._armed[session_id] = deadline_ms
             heapq.heappush(self._heap, (deadline_ms, session_id))
-            if len(self._heap) > 2 * len(self._armed) + SPARE:
-                self._tidy()
+            if len(self._heap) > 2 * len(self._armed) + MIN_REPLACED:
+                self._remove_replaced()
             if self._heap[0] == (deadline_ms, session_id):
                 self._set_timer()
 
-    def _tidy(self) -> None:
-        """Replaced deadlines stay in the heap; there shall not be more of them than live ones."""
+    def _remove_replaced(self) -> None:
+        """Rebuild the heap: replaced deadlines stay in it, but should not outnumber the others."""
         self._heap = [(at_ms, session_id) for session_id, at_ms in self._armed.items()]
         heapq.heapify(self._heap)
 
@@ -82,9 +83,9 @@ class Deadlines:
             self._timer.cancel()
         if self._heap:
             delay_s = max(0, self._heap[0][0] - self._broker.now_ms()) / 1000
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         now_ms = self._broker.now_ms()
         while self._heap and self._heap[0][0] <= now_ms:
             at_ms, session_id = heapq.heappop(self._heap)
@@ -98,8 +99,8 @@ class Deadlines:
             await self._sessions.settle(session_id)
         except SessionNotFound:
             pass  # deleted since it was armed
-        except StateCorrupt:  # told once, by the service
-            await self._forget(session_id)
+        except StateCorrupt:  # Sessions has logged it
+            await self._forget_deadline(session_id)
         except LockstepError as error:
             log.warning(
                 "a clock has run out, and storing that is tried again: %s",
@@ -107,15 +108,15 @@ class Deadlines:
                 extra={"session_id": session_id},
             )
 
-    async def _forget(self, session_id: str) -> None:
-        """Who cannot be settled shall not be in the way of those who can."""
-        with contextlib.suppress(BrokerUnavailable):  # then the next sweep finds it again
+    async def _forget_deadline(self, session_id: str) -> None:
+        """Keep a session that cannot be settled from taking the place of others in the next sweeps."""
+        with contextlib.suppress(BrokerUnavailable):  # the next sweep then finds it again
             await self._broker.forget_deadline(session_id)
 
     async def _sweep(self) -> None:
-        # The broker's clock may have been set since the timer was.
+        # The broker's clock may have been changed since the timer was set.
         self._set_timer()
-        # Together, and yet each for itself: what hinders the one does not hinder the other.
+        # Both at once, and what hinders one of them does not hinder the other.
         due, lapsed = await asyncio.gather(
             self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT),
             self._broker.lapse(SWEEP_LIMIT),
@@ -130,6 +131,7 @@ class Deadlines:
     def _prompt_for(self, due: list[tuple[int, str]]) -> None:
         for deadline_ms, session_id in due:
             prompt_at_ms = deadline_ms + random.randrange(SWEEP_GRACE_MS)
-            # Who watches it armed it earlier; if later, then for what is no more stored.
+            # A process that watches the session has armed an earlier instant. One that has armed a later
+            # instant has armed it for a state that is not stored any more.
             if self._armed.get(session_id, prompt_at_ms + 1) > prompt_at_ms:
                 self.arm(session_id, prompt_at_ms)

@@ -56,8 +56,8 @@ def decode_close(payload: bytes) -> tuple[int | None, str]:
 class FrameReader:
     """Cuts a client's bytes into messages. It keeps what is unfinished, and never more than the limit.
 
-    A message grows by what comes, so neither one that is announced to be huge nor one that comes byte by
-    byte costs more than its bytes; and text that cannot become UTF-8 is refused in the midst of a frame.
+    A message takes memory as it arrives: one that is announced to be huge, or that arrives byte by byte,
+    costs no more than its bytes. Text that cannot become UTF-8 is refused in the middle of a frame.
     """
 
     __slots__ = (
@@ -74,7 +74,7 @@ class FrameReader:
     def __init__(self, max_message_bytes: int) -> None:
         self._max_bytes = max_message_bytes
         self._buffer = b""  # the beginning of a header or of a control frame
-        # The message that has begun, and the frame of it: is that the last, and how much is to come.
+        # The message that has begun; of its current frame whether it is the last, and how much is missing.
         self._message: bytearray | None = None
         self._opcode = 0
         self._is_last = False
@@ -90,7 +90,7 @@ class FrameReader:
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield (opcode, payload) of each message and control frame that `data` completes.
 
-        Raises FrameError at the first breach; what came before it has been yielded.
+        Raises FrameError when the client breaks the protocol; what came before that has been yielded.
         """
         data = self._buffer + data if self._buffer else data
         self._buffer = b""
@@ -104,7 +104,7 @@ class FrameReader:
                 is_last, opcode, at, length = header
                 end = at + length
                 if opcode in _CONTROL_OPCODES or (is_last and opcode != CONTINUATION and end <= len(data)):
-                    # All at once, as most come.
+                    # The whole frame at once, as most arrive.
                     if end > len(data):
                         self._buffer = data[start:]
                         return
@@ -125,7 +125,7 @@ class FrameReader:
                 yield self._finish()
 
     def _header_at(self, data: bytes, start: int) -> tuple[bool, int, int, int] | None:
-        """Is the frame the last of its message, its opcode, where its payload begins, how long it is."""
+        """(Is it the last of its message, opcode, index of its payload, length of that); None: incomplete."""
         if len(data) - start < 2:
             return None
         first, second = data[start], data[start + 1]
@@ -156,7 +156,7 @@ class FrameReader:
         return (final, opcode, at, length) if at <= len(data) else None
 
     def _begin(self, is_last: bool, opcode: int, mask: bytes, length: int) -> None:
-        """A frame that comes in pieces, or is itself a piece of a message."""
+        """Begin a frame that arrives in pieces, or that is itself a piece of a message."""
         if opcode != CONTINUATION:
             self._message = bytearray()
             self._opcode = opcode
@@ -187,7 +187,7 @@ def _check_utf8(decoder: codecs.IncrementalDecoder, piece: bytes, final: bool) -
         decoder.decode(piece, final)
     except UnicodeDecodeError:
         raise FrameError(INVALID_PAYLOAD) from None
-    # Python waits for a surrogate's third byte, which cannot help it.
+    # Python's decoder waits for the third byte of a surrogate, which no byte can make valid.
     pending, _ = decoder.getstate()
     if pending[:1] == b"\xed" and pending[1:] >= b"\xa0":
         raise FrameError(INVALID_PAYLOAD)
