@@ -1,9 +1,9 @@
 """JSON Schema made from what reads and writes JSON: kinds of values, and structs."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from msgspec import Struct, inspect
+from msgspec import Struct, UnsetType, inspect
 
 from lockstep.requests import kinds
 
@@ -46,13 +46,14 @@ def record_of(properties: dict[str, Schema], required: Iterable[str]) -> Schema:
 
 
 def schema_of_struct(struct: type[Struct]) -> Schema:
-    """What is answered as `struct`. A field with a default may be absent, and is never null."""
+    """What is answered as `struct`. A field that may be UNSET is absent then, and never null."""
     info = inspect.type_info(struct)
     assert isinstance(info, inspect.StructType)
+    hints = get_type_hints(struct, include_extras=True)
     properties, optional = {}, []
     for field in info.fields:
         type_ = field.type
-        if not field.required:
+        if UnsetType in get_args(hints[field.name]):
             optional.append(field.encode_name)
             type_ = _without_none(type_)
         properties[field.encode_name] = _schema_of_type(type_)

@@ -35,7 +35,7 @@ Object = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 
 
 class ParticipantJson(Struct):
-    """A participant in JSON. A field with a default is left out where it is UNSET."""
+    """A participant in JSON. A field that is UNSET is left out."""
 
     participant_id: UuidText
     participant_index: Count
@@ -49,20 +49,20 @@ class ParticipantJson(Struct):
     group_id: str | UnsetType = UNSET
 
 
-class ClockJson(Struct, omit_defaults=True):
+class ClockJson(Struct):
     """The clock on show: what remains of it; in count_up, what has elapsed."""
 
     kind: ClockKind
-    remaining_ms: Count | None = None
-    elapsed_ms: Count | None = None
+    remaining_ms: Count | UnsetType = UNSET
+    elapsed_ms: Count | UnsetType = UNSET
 
 
 class StateJson(Struct):
     """A session in JSON; its first five fields are read by their position elsewhere (wire/heads.py).
 
     A field has the value of the session's attribute of that name, or of that name with `_ms`; only
-    participants, clock and instants (`..._at`) are converted. One with a default is left out where it is
-    UNSET.
+    participants, clock and instants (`..._at`) are converted. A field that is UNSET is left out. A new field
+    needs a default, for states that were stored before it.
     """
 
     session_id: UuidText
@@ -110,7 +110,7 @@ class _StoredState(StateJson):
         if self.clock is None or self.mode in BANK_MODES:
             return None
         shown_ms = self.clock.elapsed_ms if self.mode is Mode.COUNT_UP else self.clock.remaining_ms
-        if shown_ms is None:
+        if shown_ms is UNSET:
             raise ValueError("a clock that shows nothing")
         return shown_ms
 
