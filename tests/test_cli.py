@@ -1,4 +1,4 @@
-"""What the console script says to whoever meets it for the first time: one line for what it cannot do."""
+"""The console script: its commands, its help, and one line for a mistake."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import jwt
 import pytest
 
 from cli import COMMANDS, TOKEN_OPTIONS
+from lockstep import __version__
 from lockstep.access import Scope
 from lockstep.config import Settings
 from tests.processes import ROOT
@@ -64,6 +65,14 @@ def test_a_broker_that_cannot_be_one_ends_the_start_and_says_what_one_looks_like
     said = complaint(*command, "--port=0", f"--broker={url}")
     assert said.startswith("lockstep: broker: ")
     assert "a broker looks like memory://, redis://127.0.0.1:6379/0" in said
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert lockstep("--version").stdout == f"lockstep {__version__}\n"
+
+
+def test_a_flag_may_be_given_in_two_words() -> None:
+    assert "port = 8001\n" in lockstep("check-config", "--port", "8001").stdout
 
 
 def test_help_lists_every_command_and_every_setting() -> None:
