@@ -230,6 +230,7 @@ class Close:
     may_come_back: bool
 
     def because(self, reason: str) -> "Close":
+        """The same, with a reason that says more."""
         return replace(self, reason=reason)
 
 

@@ -19,7 +19,7 @@ from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1
-from lockstep.wire.encodings import JSON_V1
+from lockstep.wire.encodings import JSON_V1, Encoding, JsonV1
 from lockstep.wire.frames import encode_text_frame
 
 T0 = 1_704_067_200_000
@@ -47,7 +47,7 @@ class FakePeer:
     """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
 
     is_over = False
-    encoding = JSON_V1
+    encoding: Encoding = JSON_V1
 
     def __init__(self) -> None:
         self.got: list[Any] = []
@@ -196,6 +196,31 @@ async def test_a_state_goes_to_every_peer_of_its_room_as_the_bytes_published() -
         assert first.frames[-1] == encode_text_frame(published(1))
         assert first.frames[-1] is second.frames[-1], "encoded once, before the loop"
         assert other.heard == []
+
+
+async def test_each_audience_gets_frames_in_its_own_encoding_made_once_for_all_of_it() -> None:
+    class Loud(JsonV1):
+        def relayed(self, message: bytes) -> bytes:
+            return super().relayed(message.replace(b"hello", b"HELLO"))
+
+    loud = Loud()
+
+    class LoudPeer(FakePeer):
+        encoding = loud
+
+    async with a_world() as world:
+        plain = [await world.join() for _ in range(2)]
+        others = [await world.join(peer=LoudPeer()) for _ in range(2)]
+        world.hub.on_relayed(S, b'{"type":"NOTE","text":"hello"}')
+        world.hub.on_published(published(1))
+        await served()
+        assert [peer.got[0]["text"] for peer in plain + others] == ["hello", "hello", "HELLO", "HELLO"]
+        assert [peer.heard[1] for peer in plain + others] == [("STATE_UPDATE", 1)] * 4
+        assert plain[0].frames[-2] is plain[1].frames[-2]
+        assert others[0].frames[-2] is others[1].frames[-2]
+        for peer in plain + others:
+            world.hub.leave(S, peer)
+        assert (world.broker.unheard, world.hub.peers) == ([S], [])
 
 
 async def test_a_state_that_is_not_newer_is_dropped() -> None:

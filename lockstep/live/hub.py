@@ -215,7 +215,8 @@ class Hub:
     def _deliver(self, room: Room, update: Update) -> None:
         if update.head is not None:
             if room.sent is not None and update.head.position <= room.sent.position:
-                # Late, and dropped: time must not run backwards. Or the store has lost what we know.
+                # It is late and dropped, since time must not run backwards; or else the store has lost what
+                # this room knows.
                 if not update.head.is_same_state_as(room.sent):
                     self._repair.repair([update.session_id])
                 return

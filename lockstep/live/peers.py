@@ -19,7 +19,7 @@ class Kind(Enum):
 
 
 class Batch:
-    """What one turn of the loop brought for a room: its frames in order, and all of them in one piece."""
+    """What one iteration of the loop brought for an audience: its frames in order, and all in one piece."""
 
     __slots__ = ("data", "frames", "size")
 
@@ -42,13 +42,13 @@ class Peer(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """True when nothing can be sent any more, and its end has been told."""
+        """True when nothing can be sent any more, and whoever has to know of the end has been told."""
 
     def send_batch(self, batch: Batch) -> None:
-        """Send its frames as if one by one, each by its kind, but where that goes at once."""
+        """Send its frames: in one piece if possible, else one by one, each by its kind."""
 
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         """Send a frame after everything sent before it."""
 
     def close(self, how: Close) -> None:
-        """Close after what has been sent. May be called again, then does nothing."""
+        """Close the connection behind what has been sent. It may be called again, and then does nothing."""

@@ -28,18 +28,18 @@ class Room:
     def __init__(self) -> None:
         # One for each encoding that somebody here speaks; in most rooms that is one.
         self.audiences: tuple[Audience, ...] = ()
-        # What the latest state here says of itself, and its JSON; None until one has come.
+        # The head of the latest state that was sent here, and its JSON; None until one has come.
         self.sent: Head | None = None
         self.sent_state: bytes | None = None
-        # What is stored as far as we know: newer than `sent` where it was read, not heard.
+        # The head of what is stored as far as this process knows: newer than `sent` if it was read.
         self.known: Head | None = None
         # A read of the store can tell by it whether an update came in between.
         self.update_count = 0
-        # Somebody came while the store was away, and was promised the state for when it is back.
+        # A client came while the store was away, and is owed the state when it is back.
         self.owes_sync = False
         self.is_ended = False
         self.is_scheduled = False  # by the hub, to be served
-        # When the changes were committed that not all peers have been sent yet.
+        # When the changes were committed that some peers have not been sent yet.
         self.committed_ms: list[int] = []
 
     @property
