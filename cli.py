@@ -14,7 +14,7 @@ from typing import Any
 import jwt
 
 from broker import check_url, examine
-from handlers.tokens import Keys
+from handlers.token_keys import TokenKeys
 from lockstep import __version__
 from lockstep.access import Scope
 from lockstep.config import Settings, masked, read_settings
@@ -53,7 +53,7 @@ def check_config(args: Sequence[str]) -> None:
 def _settings(args: Sequence[str]) -> Settings:
     settings = read_settings(args, os.environ)
     check_url(settings.broker)
-    Keys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
+    TokenKeys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
     return settings
 
 
@@ -129,10 +129,10 @@ def _ttl_s(text: str) -> int:
 
 def _signing_key(given: Mapping[str, str]) -> tuple[Any, str]:
     if "jwt_secret_file" in given:
-        Keys.read(given["jwt_secret_file"], "")
+        TokenKeys.read(given["jwt_secret_file"], "")
         return Path(given["jwt_secret_file"]).read_bytes().strip(), "HS256"
     if "jwt_private_key_file" in given:
-        return Keys.private(given["jwt_private_key_file"])
+        return TokenKeys.private(given["jwt_private_key_file"])
     raise SettingsError("--jwt-secret-file or --jwt-private-key-file is needed: to sign with")
 
 

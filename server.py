@@ -25,7 +25,8 @@ from handlers.heartbeat import Heartbeat
 from handlers.listening import LISTEN_BACKLOG, ClientServer
 from handlers.origins import Hosts, Origins
 from handlers.services import Services
-from handlers.tokens import Keys, Tokens
+from handlers.token_keys import TokenKeys
+from handlers.tokens import Tokens
 from lockstep import logs
 from lockstep.config import Settings, read_settings
 from lockstep.errors import GOING_AWAY
@@ -42,15 +43,15 @@ from lockstep.tasks import Tasks
 log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 10_000
-# What is larger is given back to the system when it is freed. Left alone glibc raises this bound, and large
-# bodies that came at once leave a heap full of holes: mallopt(3).
+# Larger blocks are given back to the system when they are freed. By default glibc raises this bound, and many
+# large bodies at once leave a heap full of holes: mallopt(3).
 MMAP_THRESHOLD_BYTES = 131_072
 _M_MMAP_THRESHOLD = -3
-# So long a new process takes nobody in, to have its broker first.
+# How long a new process waits for its broker before it accepts connections.
 CONNECT_FIRST_S = 1.0
-# A stopping process sends its clients away at this pace: they come back to processes that have work to do.
+# A stopping process closes its clients at this pace: they come back to processes that have work to do.
 CLOSES_PER_S = 500
-# For so long at least requests are answered that a proxy had sent before it knew.
+# How long a stopping process answers at least: a proxy may have sent requests before it noticed.
 LINGER_S = 0.3
 
 
@@ -59,7 +60,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        keys = Keys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
+        keys = TokenKeys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
         self.metrics = metrics = Metrics()
         metrics.watch(metrics.ready, lambda: not self.not_ready())
         metrics.max_connections.set(settings.max_connections)
@@ -113,8 +114,8 @@ class Server:
         self.heartbeat.start()
         connecting = asyncio.create_task(self.broker.start(self.hub))
         try:
-            # Who asks a process that has just come waits these milliseconds. Where there is no broker it
-            # listens all the same, and says so.
+            # Early requests wait in the kernel for these milliseconds. Without a broker the process listens
+            # all the same, and answers that there is none.
             await asyncio.wait((connecting,), timeout=CONNECT_FIRST_S)
             self.http.add_sockets(sockets)
             await connecting
@@ -125,7 +126,7 @@ class Server:
         self._tasks.spawn(self.metrics.measure_lag())
 
     async def stop(self) -> None:
-        """Finish what is in flight, tell the clients, leave; never longer than the drain time."""
+        """Finish what is in flight, close the clients, leave; never longer than the drain time."""
         self._is_draining = True
         self.http.stop()
         try:
@@ -140,20 +141,20 @@ class Server:
         await self.broker.close()
 
     async def _drain(self) -> None:
-        """Return when requests are answered and clients are gone; they are told a few at a time."""
+        """Return when requests are answered and clients are gone, which are closed a few at a time."""
         now_s = asyncio.get_running_loop().time
         began_s = now_s()
         peers = self.hub.peers
         spread_s = min(len(peers) / CLOSES_PER_S, self.settings.drain_s / 2)
         linger_s = min(LINGER_S, self.settings.drain_s / 2)
-        told = 0
+        closed = 0
         while self.transport.in_flight or self.hub.peers or now_s() - began_s < linger_s:
             elapsed_s = now_s() - began_s
             if elapsed_s < spread_s:
                 due = int(len(peers) * elapsed_s / spread_s) + 1
-                leaving, told = peers[told:due], due
+                leaving, closed = peers[closed:due], due
             else:
-                # Again and again: by a connection that was open before somebody may still have come.
+                # Repeatedly: new clients may still have come by a connection that was open before.
                 leaving = self.hub.peers
             for peer in leaving:
                 peer.close(GOING_AWAY)
@@ -181,7 +182,7 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     await asyncio.wait((started, stopping), return_when=asyncio.FIRST_COMPLETED)
     if started.done():
         started.result()
-        # What is there now stays: the collector need not look at it again, and at the rest less often.
+        # What exists now stays: the collector need not look at it again, nor at the rest so often.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 10, 10)
@@ -196,7 +197,7 @@ def listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for address in addresses:
-            # A socket for each family: to one for both, callers by IPv4 would have addresses of IPv6.
+            # One socket for each family: a shared one would show callers by IPv4 with addresses of IPv6.
             everywhere = None if address == "::" else address
             sockets += bind_sockets(port, everywhere, backlog=LISTEN_BACKLOG)
             port = sockets[0].getsockname()[1]
@@ -213,7 +214,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where it is installed: the same, and quicker."""
+    """The loop of uvloop where that is installed: it does the same, faster."""
     try:
         import uvloop
     except ImportError:

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from tornado.httputil import HTTPHeaders
 
-from handlers.tokens import Keys, Tokens
+from handlers.token_keys import TokenKeys
+from handlers.tokens import Tokens
 from lockstep.access import Access
 from lockstep.errors import Unauthorized
 from tests.processes import ROOT, Answer, ServerProcess, parse_answer, request
@@ -374,7 +375,7 @@ def pem(key: Any) -> bytes:
 def test_a_public_key_verifies_its_algorithm_and_no_other(tmp_path: Path, algorithm: str) -> None:
     path = tmp_path / "keys.pem"
     path.write_bytes(pem(PRIVATE[algorithm]))
-    keys = Keys.read("", str(path))
+    keys = TokenKeys.read("", str(path))
     assert keys is not None
     assert keys.claims(token(key=PRIVATE[algorithm], algorithm=algorithm))["scope"] == "admin"
     for other in PRIVATE.keys() - {algorithm}:
@@ -389,14 +390,14 @@ def test_a_public_key_verifies_its_algorithm_and_no_other(tmp_path: Path, algori
 
 
 def test_keys_are_rotated_by_their_names(tmp_path: Path) -> None:
-    def jwks(**keys: Any) -> Keys:
+    def jwks(**keys: Any) -> TokenKeys:
         named = [
             json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) | {"kid": kid}
             for kid, key in keys.items()
         ]
         path = tmp_path / "keys.json"
         path.write_text(json.dumps({"keys": named}))
-        found = Keys.read("", str(path))
+        found = TokenKeys.read("", str(path))
         assert found is not None
         return found
 
@@ -418,16 +419,16 @@ def test_keys_are_rotated_by_their_names(tmp_path: Path) -> None:
 def test_several_public_keys_in_one_file_are_tried_in_turn(tmp_path: Path) -> None:
     path = tmp_path / "keys.pem"
     path.write_bytes(b"".join(pem(key) for key in PRIVATE.values()))
-    keys = Keys.read("", str(path))
+    keys = TokenKeys.read("", str(path))
     assert keys is not None
     for algorithm, key in PRIVATE.items():
         assert keys.claims(token(key=key, algorithm=algorithm))["sid"] == "*"
 
 
-def keys_of(tmp_path: Path) -> Keys:
+def keys_of(tmp_path: Path) -> TokenKeys:
     path = tmp_path / "secret"
     path.write_text(SECRET)
-    keys = Keys.read(str(path), "")
+    keys = TokenKeys.read(str(path), "")
     assert keys is not None
     return keys
 
@@ -496,8 +497,8 @@ def test_a_token_made_by_the_command_is_believed(tmp_path: Path) -> None:
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public.write_bytes(pem(key))
     for signing, keys in (
-        (f"--jwt-secret-file={secret}", Keys.read(str(secret), "")),
-        (f"--jwt-private-key-file={private}", Keys.read("", str(public))),
+        (f"--jwt-secret-file={secret}", TokenKeys.read(str(secret), "")),
+        (f"--jwt-private-key-file={private}", TokenKeys.read("", str(public))),
     ):
         made = lockstep(
             "token", f"--sid={ANNA},{BERT}", "--scope=control", "--ttl=60", f"--sub={ANNA}", signing
@@ -585,7 +586,7 @@ async def test_with_tokens_switches_are_limited_exactly_over_two_processes_and_a
 
 
 def caller_of(**claims: Any) -> str:
-    tokens = Tokens(Keys([(None, SECRET.encode(), "HS256")]), "")
+    tokens = Tokens(TokenKeys([(None, SECRET.encode(), "HS256")]), "")
     headers = HTTPHeaders({"Authorization": f"Bearer {token(**claims)}"})
     return tokens.access(headers, None).caller
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from tornado.httputil import HTTPHeaders
 
-from handlers.tokens import Keys, Tokens
+from handlers.token_keys import TokenKeys
+from handlers.tokens import Tokens
 from lockstep.access import Access, Scope
 from lockstep.errors import Unauthorized
 from tests.fuzzing import examples
@@ -41,7 +42,7 @@ def claims(**changes: Any) -> dict[str, Any]:
 
 
 def access(token: str, tokens: Tokens | None = None) -> Access:
-    tokens = tokens or Tokens(Keys([(None, SECRET.encode(), "HS256")]))
+    tokens = tokens or Tokens(TokenKeys([(None, SECRET.encode(), "HS256")]))
     return tokens.access(HTTPHeaders({"Authorization": f"Bearer {token}"}), None)
 
 
@@ -168,7 +169,7 @@ def test_limits_count_a_caller_by_its_subject_else_by_what_its_token_says() -> N
 
 
 def test_a_token_that_is_signed_anew_is_the_same_client() -> None:
-    tokens, said = Tokens(Keys([(None, P256.public_key(), "ES256")])), claims()
+    tokens, said = Tokens(TokenKeys([(None, P256.public_key(), "ES256")])), claims()
     del said["sub"]
     # Such signatures are random, and anybody can turn one into another that is as good.
     one, other = signed(said, P256, "ES256"), signed(said, P256, "ES256")
@@ -199,7 +200,7 @@ odd_tokens = st.builds(lambda said, headers: signed(said, **headers), odd_claims
 def test_whatever_is_signed_is_understood_or_refused_for_a_reason(
     token: str, audience: str, issuer: str
 ) -> None:
-    tokens = Tokens(Keys([(None, SECRET.encode(), "HS256")]), audience, issuer)
+    tokens = Tokens(TokenKeys([(None, SECRET.encode(), "HS256")]), audience, issuer)
     reason = reason_of(token, tokens)
     assert not reason or reason in REASONS
 
@@ -301,7 +302,7 @@ UNFIT = {
 
 
 def test_of_a_realms_keys_those_that_fit_are_used_and_only_for_what_they_are(tmp_path: Path) -> None:
-    tokens = Tokens(Keys.read("", key_set(tmp_path / "realm.json", *REALM)))
+    tokens = Tokens(TokenKeys.read("", key_set(tmp_path / "realm.json", *REALM)))
     said = claims()
     for key, algorithm, kid in ((RSA, "RS256", "sig"), (P256, "ES256", "p256"), (ED, "EdDSA", "ed")):
         assert reason_of(signed(said, key, algorithm, kid=kid), tokens) == ""
@@ -325,7 +326,7 @@ def test_a_key_that_does_not_fit_is_left_out_with_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, unfit: Any
 ) -> None:
     path = tmp_path / "keys.json"
-    tokens = Tokens(Keys.read("", key_set(path, unfit, jwk(OTHER_P256, kid="good"))))
+    tokens = Tokens(TokenKeys.read("", key_set(path, unfit, jwk(OTHER_P256, kid="good"))))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(path) in caplog.text
     assert "is not used" in caplog.text
@@ -333,7 +334,7 @@ def test_a_key_that_does_not_fit_is_left_out_with_a_line(
     for key, algorithm in ((P256, "ES256"), (RSA, "RS256"), (WEAK, "RS256"), (RSA, "RS512"), (P384, "ES384")):
         assert reason_of(signed(claims(), key, algorithm), tokens) == "signature"
     with pytest.raises(ValueError, match="no key in it can be used"):
-        Keys.read("", key_set(path, unfit))
+        TokenKeys.read("", key_set(path, unfit))
 
 
 def test_a_set_without_a_usable_key_ends_the_start_with_one_line(tmp_path: Path) -> None:
