@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:
 
 from broker import open_broker
 from cli import run_command
-from handlers import transport
+from handlers import build_transport
 from handlers.clients import Clients
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
@@ -103,7 +103,7 @@ class Server:
             settings.message_rate,
             metrics,
         )
-        self.transport = transport(services, clients, settings.keep_alive_s)
+        self.transport = build_transport(services, clients, settings.keep_alive_s)
         self.http = ClientServer(self.transport)
 
     def not_ready(self) -> list[str]:

@@ -67,7 +67,7 @@ ROUTES = [
 ]
 
 
-def transport(services: Services, clients: Clients, keep_alive_s: float) -> Transport:
+def build_transport(services: Services, clients: Clients, keep_alive_s: float) -> Transport:
     """What serves all routes: those of REST, and the WebSocket and the page, which Tornado serves."""
     application = Application(
         [

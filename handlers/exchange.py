@@ -95,10 +95,10 @@ class Exchange(HTTPMessageDelegate):
 
     def data_received(self, chunk: bytes) -> None:
         request = self._request
-        request.body_bytes += len(chunk)
-        if self._refusal is None and request.body_bytes <= MAX_BODY_BYTES:
+        request.received_bytes += len(chunk)
+        if self._refusal is None and request.received_bytes <= MAX_BODY_BYTES:
             request.body += chunk
-        elif request.body_bytes > self._max_drained_bytes:
+        elif request.received_bytes > self._max_drained_bytes:
             self._refuse_body()
 
     def _refuse_body(self) -> None:

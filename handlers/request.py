@@ -34,13 +34,13 @@ class Request:
         "_query",
         "access",
         "body",
-        "body_bytes",
         "charge",
         "headers",
         "max_body_bytes",
         "method",
         "path",
         "rate_limit",
+        "received_bytes",
         "request_id",
         "session_id",
     )
@@ -64,7 +64,7 @@ class Request:
         self.request_id = request_id_of(headers)
         self.access: Access = OPEN
         self.body = bytearray()  # no more of it is kept than any handler takes
-        self.body_bytes = 0  # of the whole body
+        self.received_bytes = 0  # of the whole body
         self.max_body_bytes = max_body_bytes
         self.charge: Awaitable[RateLimitStatus] | None = None
         self.rate_limit: RateLimitStatus | None = None
@@ -105,7 +105,7 @@ class Request:
 
     def read_body(self) -> bytes:
         """The body's bytes. Raises PayloadTooLarge and UnsupportedMediaType."""
-        if self.body_bytes > self.max_body_bytes:
+        if self.received_bytes > self.max_body_bytes:
             raise too_large(self.max_body_bytes)
         if not self.body:
             return b""

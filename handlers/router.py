@@ -62,7 +62,6 @@ class Router:
         self._fixed = {path: each for path, each in methods.items() if ID not in path}
         self._with_id = {path: each for path, each in methods.items() if ID in path}
         assert all(path.startswith(SESSIONS + ID) for path in self._with_id)
-        self.routes = [route for each in by_path.values() for route in each]
 
     def find(self, method: str, path: str) -> tuple[Route, str]:
         """The route of a request, and what stands for the session's id in its path."""
