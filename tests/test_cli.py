@@ -51,7 +51,7 @@ def secret(tmp_path: Path) -> Path:
         (["check-config", "--drain=1"], "--drain: no such setting; did you mean --drain-s?"),
     ],
 )
-def test_what_is_no_command_is_told_with_the_nearest(args: list[str], said: str) -> None:
+def test_an_unknown_command_is_answered_with_the_nearest_one(args: list[str], said: str) -> None:
     assert complaint(*args) == f"lockstep: {said}"
 
 
@@ -59,9 +59,7 @@ def test_what_is_no_command_is_told_with_the_nearest(args: list[str], said: str)
     "url", ["redis:/x", "http://127.0.0.1/0", "", "redis://127.0.0.1:99999", "localhost:6379"]
 )
 @pytest.mark.parametrize("command", [[], ["check-config"], ["doctor"]])
-def test_a_broker_that_cannot_be_one_ends_the_start_and_says_what_one_looks_like(
-    command: list[str], url: str
-) -> None:
+def test_an_impossible_broker_url_ends_the_start_with_examples(command: list[str], url: str) -> None:
     said = complaint(*command, "--port=0", f"--broker={url}")
     assert said.startswith("lockstep: broker: ")
     assert "a broker looks like memory://, redis://127.0.0.1:6379/0" in said
@@ -114,7 +112,7 @@ def test_help_of_a_command_lists_what_it_takes(command: str) -> None:
         (["--sid=*", "--scope=view"], "--jwt-secret-file or --jwt-private-key-file is needed"),
     ],
 )
-def test_a_token_that_nobody_would_believe_is_not_made(args: list[str], said: str) -> None:
+def test_a_token_that_no_server_would_accept_is_not_made(args: list[str], said: str) -> None:
     assert said in complaint("token", *args)
 
 
@@ -138,7 +136,7 @@ def test_a_token_to_play_names_the_participant(sub: list[str], secret: Path) -> 
 
 
 @pytest.mark.parametrize("script", ["server.py", "deploy/stack.py"])
-def test_a_python_without_what_is_needed_is_told_where_it_is(script: str) -> None:
+def test_a_python_without_the_packages_names_the_one_that_has_them(script: str) -> None:
     # -S: as the system's own Python, which knows nothing of .venv.
     done = subprocess.run(
         [sys.executable, "-S", script, "doctor"],

@@ -47,7 +47,7 @@ class Log:
         return [json.loads(line) for line in self._out.getvalue().splitlines()]
 
 
-def test_of_a_kind_one_line_a_second_is_written_and_the_next_says_how_many_were_not() -> None:
+def test_each_kind_of_line_is_written_once_a_second_and_the_rest_counted() -> None:
     log = Log()
     for at_s in (100.0, 100.1, 100.9):
         log.say(at_s, "%s was refused", at_s)
@@ -61,7 +61,7 @@ def test_of_a_kind_one_line_a_second_is_written_and_the_next_says_how_many_were_
     assert [line.get("left_out") for line in log.lines] == [None, None, 2]
 
 
-def test_after_the_clock_was_set_back_the_first_line_of_a_kind_is_written() -> None:
+def test_the_first_line_after_the_clock_was_set_back_is_written() -> None:
     log = Log()
     for at_s in (10_000.0, 6_400.0, 6_400.5, 6_401.0):
         log.say(at_s, "%s was refused", at_s)
@@ -159,7 +159,7 @@ class Unread:
         return told
 
 
-def test_what_nobody_reads_is_dropped_and_counted_and_the_next_line_says_how_much(
+def test_unread_lines_are_dropped_and_counted_in_the_next_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logs, "MAX_WAITING_BYTES", 20_000)

@@ -114,7 +114,7 @@ def test_an_example_that_is_not_true_would_be_noticed(told: Any, real: Any) -> N
     assert list(differences(told, real))
 
 
-async def test_the_story_happens_as_it_is_told() -> None:
+async def test_the_story_happens_as_it_is_written() -> None:
     server = ServerProcess("--log-level=warning")
     try:
         (url,) = re.findall(r"^    wss://HOST(/ws\S+)$", DOC, re.MULTILINE)
@@ -268,7 +268,7 @@ def test_every_mode_has_a_formula() -> None:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def test_every_field_of_a_state_is_told() -> None:
+def test_every_field_of_a_state_is_documented() -> None:
     fields = set()
     for mode in Mode:
         session = pending(
@@ -436,13 +436,13 @@ def test_a_clock_runs_by_a_field_where_the_table_says_so(mode: Mode, field: str)
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_what_a_timeout_may_do_is_told_with_the_default_in_front(mode: Mode) -> None:
+def test_the_policies_of_a_timeout_are_documented_default_first(mode: Mode) -> None:
     first, *others = creation_table()["on_timeout"][mode].split(", ")
     assert first == f"**{bodies.ALLOWED_ON_TIMEOUT[mode][0]}**"
     assert others == list(bodies.ALLOWED_ON_TIMEOUT[mode][1:])
 
 
-def test_the_limits_of_a_creation_are_those_that_are_told() -> None:
+def test_the_limits_of_a_creation_are_those_documented() -> None:
     limits = creation_limits()
     fields = dict(bodies.CREATE.fields)
     fields |= {f"participants.N.{name}": kind for name, kind in bodies.PARTICIPANT.fields.items()}
@@ -467,7 +467,7 @@ def test_the_limits_of_a_creation_are_those_that_are_told() -> None:
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_an_adjust_takes_the_targets_that_are_told(mode: Mode) -> None:
+def test_an_adjust_takes_the_documented_targets(mode: Mode) -> None:
     cell = creation_table()[ADJUST][mode]
     session = created(mode, required(mode) | {"participants", "participants.N.participant_id"})
     member, group = VALUES["participants.N.participant_id"][1], VALUES["participants.N.group_id"][1]  # type: ignore[index]

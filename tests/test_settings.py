@@ -100,7 +100,7 @@ def test_an_unknown_key_is_named_wherever_it_stands(file: Path) -> None:
 
 
 @pytest.mark.parametrize("arg", ["port=8001", "--port", "-p", "8001", "", "--", "-port=1"])
-def test_what_is_no_setting_is_named(arg: str) -> None:
+def test_an_argument_that_is_no_setting_is_named(arg: str) -> None:
     assert arg in complaint([arg])
 
 
@@ -205,7 +205,7 @@ def test_origins_are_a_list(given: str, allowed: set[str]) -> None:
     assert read_settings([f"--origins={given}"], {}).allowed_origins == allowed
 
 
-def test_of_an_unknown_key_the_nearest_is_told_as_it_is_spelled_there(file: Path) -> None:
+def test_an_unknown_key_is_answered_with_the_nearest_one(file: Path) -> None:
     assert complaint(["--drain=1"]).endswith("did you mean --drain-s?")
     assert complaint([], {"LOCKSTEP_ORIGIN": "*"}).endswith("did you mean LOCKSTEP_ORIGINS?")
     file.write_text('brocker = "memory://"')
@@ -213,7 +213,7 @@ def test_of_an_unknown_key_the_nearest_is_told_as_it_is_spelled_there(file: Path
     assert complaint(["--zzz=1"]).endswith("lockstep --help lists them")
 
 
-def test_the_usage_explains_every_setting() -> None:
+def test_help_explains_every_setting() -> None:
     for field in fields(Settings):
         assert help_of(field)
         assert f"--{field.name.replace('_', '-')}=" in settings_help()

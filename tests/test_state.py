@@ -34,7 +34,7 @@ ALWAYS = {
     "updated_at",
     "metadata",
 }
-IN_EVERY_SEAT = {
+IN_EVERY_PARTICIPANT = {
     "participant_id",
     "participant_index",
     "budget_ms",
@@ -109,11 +109,11 @@ def test_a_state_has_these_fields_and_no_other(mode: Mode, extra: set[str]) -> N
         assert set(read(each)) == ALWAYS | extra
 
 
-def test_a_seat_has_these_fields_and_no_other() -> None:
-    for seat in read(pending(60_000, 60_000))["participants"]:
-        assert set(seat) == IN_EVERY_SEAT
-    for seat in read(a_session_of(Mode.PER_GROUP))["participants"]:
-        assert set(seat) == IN_EVERY_SEAT | {"group_id"}
+def test_a_participant_has_these_fields_and_no_other() -> None:
+    for participant in read(pending(60_000, 60_000))["participants"]:
+        assert set(participant) == IN_EVERY_PARTICIPANT
+    for participant in read(a_session_of(Mode.PER_GROUP))["participants"]:
+        assert set(participant) == IN_EVERY_PARTICIPANT | {"group_id"}
 
 
 def test_an_optional_field_that_was_not_given_is_absent() -> None:
@@ -122,7 +122,7 @@ def test_an_optional_field_that_was_not_given_is_absent() -> None:
     assert read(pending(mode=Mode.COUNT_UP, max_time_ms=5_000))["max_time_ms"] == 5_000
 
 
-def test_what_is_not_set_is_null_or_zero_as_the_contract_says() -> None:
+def test_an_unset_field_is_null_or_zero_as_the_contract_says() -> None:
     data = read(pending(None, mode=Mode.COUNT_UP))
     for key in (
         "active_participant_id",
@@ -135,8 +135,12 @@ def test_what_is_not_set_is_null_or_zero_as_the_contract_says() -> None:
     ):
         assert data[key] is None
     assert (data["increment_ms"], data["metadata"], data["lap_count"]) == (0, {}, 0)
-    seat = data["participants"][0]
-    assert (seat["budget_ms"], seat["total_time_ms"], seat["time_remaining_ms"]) == (None, None, None)
+    participant = data["participants"][0]
+    assert (participant["budget_ms"], participant["total_time_ms"], participant["time_remaining_ms"]) == (
+        None,
+        None,
+        None,
+    )
 
 
 def test_the_words_are_those_of_the_contract() -> None:
@@ -160,7 +164,7 @@ def test_the_words_are_those_of_the_contract() -> None:
     }
 
 
-def test_a_seat_tells_what_it_began_with_what_is_left_and_what_was_used() -> None:
+def test_a_participant_shows_its_budget_what_is_left_and_what_was_used() -> None:
     session = engine.switch(running(60_000, 30_000), T0 + 4_000).session
     assert read(session)["participants"] == [
         {
@@ -190,14 +194,14 @@ def test_a_seat_tells_what_it_began_with_what_is_left_and_what_was_used() -> Non
 
 def test_participants_stand_in_the_order_given_and_not_in_that_of_their_turns() -> None:
     data = read(running(60_000, 60_000, order=(9, 2)))
-    assert [seat["participant_index"] for seat in data["participants"]] == [9, 2]
+    assert [participant["participant_index"] for participant in data["participants"]] == [9, 2]
     assert data["active_participant_id"] == B
 
 
-def test_whose_turn_it_is_stays_so_while_paused() -> None:
+def test_the_active_participant_stays_active_while_paused() -> None:
     data = read(engine.pause(running(60_000, 60_000), T0 + 1_000).session)
     assert data["active_participant_id"] == A
-    assert [seat["is_active"] for seat in data["participants"]] == [True, False]
+    assert [participant["is_active"] for participant in data["participants"]] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,7 @@ def test_numbers_are_integers_and_truths_are_booleans() -> None:
     data = read(session)
     for key in ("version", "deadline_ms", "increment_ms"):
         assert type(data[key]) is int
-    for seat in data["participants"]:
+    for participant in data["participants"]:
         for key in (
             "participant_index",
             "budget_ms",
@@ -237,8 +241,8 @@ def test_numbers_are_integers_and_truths_are_booleans() -> None:
             "time_used_ms",
             "cycle_count",
         ):
-            assert type(seat[key]) is int
-        assert (type(seat["is_active"]), type(seat["has_expired"])) == (bool, bool)
+            assert type(participant[key]) is int
+        assert (type(participant["is_active"]), type(participant["has_expired"])) == (bool, bool)
 
 
 # --- instants ------------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ def test_no_instant_is_null() -> None:
     assert state_json.from_iso(None) is None
 
 
-def test_a_state_tells_when_it_was_created_started_changed_and_ended() -> None:
+def test_a_state_shows_when_it_was_created_started_changed_and_ended() -> None:
     session = engine.start(pending(60_000), T0 + 1_500).session
     session = engine.complete(session, T0 + 2_750).session
     data = read(session)
@@ -360,7 +364,7 @@ def test_metadata_cannot_stand_in_for_a_field() -> None:
         ),
     ],
 )
-def test_what_is_not_a_state_is_not_read_as_one(raw: bytes) -> None:
+def test_bytes_that_are_no_state_are_refused(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         state_json.from_json(raw)
 

@@ -19,22 +19,22 @@ MODES = [mode.value for mode in Mode]
 ID = "0A0b0c0d-1111-4222-8333-ABCDEFabcdef"
 
 
-def seat(total_time_ms: Any = 60_000, **fields: Any) -> dict[str, Any]:
+def participant(total_time_ms: Any = 60_000, **fields: Any) -> dict[str, Any]:
     return {"participant_id": str(uuid.uuid4()), "total_time_ms": total_time_ms} | fields
 
 
-def body(mode: str = "per_participant", seats: int = 2, **fields: Any) -> dict[str, Any]:
+def body(mode: str = "per_participant", count: int = 2, **fields: Any) -> dict[str, Any]:
     """A request that is in order, but for what `fields` say."""
     group = {"group_id": "red"} if mode == "per_group" else {}
     times = {"global": {"total_time_ms": 60_000}, "per_cycle": {"time_per_cycle_ms": 10_000}}.get(mode, {})
-    return {"sync_mode": mode, "participants": [seat(**group) for _ in range(seats)]} | times | fields
+    return {"sync_mode": mode, "participants": [participant(**group) for _ in range(count)]} | times | fields
 
 
 def spec(**fields: Any) -> Spec:
     return bodies.spec(body(**fields))
 
 
-def complaints(given: Any) -> dict[str, str]:
+def violations_of(given: Any) -> dict[str, str]:
     """The code of each violation by its field."""
     with pytest.raises(ValidationError) as error:
         bodies.spec(given)
@@ -45,7 +45,7 @@ def complaints(given: Any) -> dict[str, str]:
     return {each["field"]: each["code"] for each in details}
 
 
-def command_complaints(name: str, given: Any) -> list[str]:
+def violations_of_command(name: str, given: Any) -> list[str]:
     found = Violations()
     COMMANDS[name].read(given, found)
     return [violation.field for violation in found.found]
@@ -64,7 +64,7 @@ def test_the_least_that_each_mode_needs_is_enough(mode: str) -> None:
 
 
 def test_ids_are_taken_in_any_case_and_kept_in_lower_case() -> None:
-    made = spec(session_id=ID, participants=[seat(participant_id=ID.upper())])
+    made = spec(session_id=ID, participants=[participant(participant_id=ID.upper())])
     assert made.session_id == ID.lower()
     assert made.participants[0].participant_id == ID.lower()
 
@@ -91,15 +91,15 @@ def test_ids_are_taken_in_any_case_and_kept_in_lower_case() -> None:
         1.5,
     ],
 )
-def test_what_is_no_uuid_is_refused(bad: Any) -> None:
-    assert set(complaints(body(session_id=bad))) == {"session_id"}
-    bad_seat = body(participants=[seat(participant_id=bad)])
-    assert set(complaints(bad_seat)) == {"participants.0.participant_id"}
+def test_an_id_that_is_no_uuid_is_refused(bad: Any) -> None:
+    assert set(violations_of(body(session_id=bad))) == {"session_id"}
+    bad_one = body(participants=[participant(participant_id=bad)])
+    assert set(violations_of(bad_one)) == {"participants.0.participant_id"}
 
 
 @pytest.mark.parametrize("time_ms", [1_000, 1_001, DAY_MS - 1, DAY_MS])
 def test_times_within_the_limits_are_taken(time_ms: int) -> None:
-    assert spec(participants=[seat(time_ms)]).participants[0].budget_ms == time_ms
+    assert spec(participants=[participant(time_ms)]).participants[0].budget_ms == time_ms
     assert spec(mode="per_cycle", time_per_cycle_ms=time_ms).time_per_cycle_ms == time_ms
     assert spec(mode="global", total_time_ms=time_ms).total_time_ms == time_ms
     assert spec(mode="count_up", max_time_ms=time_ms).max_time_ms == time_ms
@@ -110,14 +110,14 @@ def test_times_within_the_limits_are_taken(time_ms: int) -> None:
     [999, 0, -1_000, DAY_MS + 1, 10**30, 1_000.0, 60_000.5, "60000", True, False, [], {}, [60_000]],
 )
 def test_times_beyond_the_limits_are_refused(time_ms: Any) -> None:
-    bad = body(participants=[seat(time_ms), seat()])
-    assert set(complaints(bad)) == {"participants.0.total_time_ms"}
+    bad = body(participants=[participant(time_ms), participant()])
+    assert set(violations_of(bad)) == {"participants.0.total_time_ms"}
     for mode, field in (
         ("per_cycle", "time_per_cycle_ms"),
         ("global", "total_time_ms"),
         ("count_up", "max_time_ms"),
     ):
-        assert set(complaints(body(mode, **{field: time_ms}))) == {field}
+        assert set(violations_of(body(mode, **{field: time_ms}))) == {field}
 
 
 @pytest.mark.parametrize("increment_ms", [0, 1, 60_000])
@@ -127,18 +127,18 @@ def test_increments_within_the_limits_are_taken(increment_ms: int) -> None:
 
 @pytest.mark.parametrize("increment_ms", [-1, 60_001, 1.0, "5", True])
 def test_increments_beyond_the_limits_are_refused(increment_ms: Any) -> None:
-    assert set(complaints(body(increment_ms=increment_ms))) == {"increment_ms"}
+    assert set(violations_of(body(increment_ms=increment_ms))) == {"increment_ms"}
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_thousand_participants_are_taken_and_one_more_refused(mode: str) -> None:
-    assert len(spec(mode=mode, seats=1_000).participants) == 1_000
-    assert set(complaints(body(mode, seats=1_001))) == {"participants"}
+    assert len(spec(mode=mode, count=1_000).participants) == 1_000
+    assert set(violations_of(body(mode, count=1_001))) == {"participants"}
 
 
 @pytest.mark.parametrize("mode", ["global", "count_up"])
 @pytest.mark.parametrize("fields", [{"participants": []}, {"participants": None}])
-def test_nobody_need_take_part_where_the_clock_is_the_sessions(mode: str, fields: dict[str, Any]) -> None:
+def test_modes_with_one_clock_need_no_participants(mode: str, fields: dict[str, Any]) -> None:
     assert spec(mode=mode, **fields).participants == ()
     given = body(mode)
     del given["participants"]
@@ -147,24 +147,31 @@ def test_nobody_need_take_part_where_the_clock_is_the_sessions(mode: str, fields
 
 @pytest.mark.parametrize("mode", ["per_participant", "per_cycle", "per_group"])
 @pytest.mark.parametrize("participants", [[], None])
-def test_somebody_must_take_part_elsewhere(mode: str, participants: Any) -> None:
-    assert set(complaints(body(mode, participants=participants))) == {"participants"}
+def test_the_other_modes_need_a_participant(mode: str, participants: Any) -> None:
+    assert set(violations_of(body(mode, participants=participants))) == {"participants"}
 
 
-def test_a_participant_twice_is_refused_in_whatever_case() -> None:
-    twice = [seat(participant_id=ID.upper()), seat(), seat(participant_id=ID.lower())]
-    assert set(complaints(body(participants=twice))) == {"participants.2.participant_id"}
+def test_a_participant_given_twice_is_refused_in_any_case() -> None:
+    twice = [participant(participant_id=ID.upper()), participant(), participant(participant_id=ID.lower())]
+    assert set(violations_of(body(participants=twice))) == {"participants.2.participant_id"}
 
 
-def test_the_place_in_the_list_is_the_default_index() -> None:
-    made = spec(participants=[seat(), seat(participant_index=0), seat(participant_index=None), seat()])
+def test_the_default_index_is_that_in_the_list() -> None:
+    made = spec(
+        participants=[
+            participant(),
+            participant(participant_index=0),
+            participant(participant_index=None),
+            participant(),
+        ]
+    )
     assert [each.participant_index for each in made.participants] == [0, 0, 2, 3]
 
 
 @pytest.mark.parametrize("index", [1.0, "1", True, [], -1])
 def test_an_index_is_a_whole_number(index: Any) -> None:
-    bad = body(participants=[seat(participant_index=index)])
-    assert set(complaints(bad)) == {"participants.0.participant_index"}
+    bad = body(participants=[participant(participant_index=index)])
+    assert set(violations_of(bad)) == {"participants.0.participant_index"}
 
 
 @pytest.mark.parametrize(
@@ -179,17 +186,17 @@ def test_an_index_is_a_whole_number(index: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("is_null", [True, False])
-def test_what_a_mode_needs_is_missed_by_name(mode: str, missing: str, is_null: bool) -> None:
+def test_a_missing_field_of_a_mode_is_named(mode: str, missing: str, is_null: bool) -> None:
     given = body(mode)
     holder, name = (given["participants"][0], missing[15:]) if "." in missing else (given, missing)
     if is_null:
         holder[name] = None
     else:
         del holder[name]
-    assert set(complaints(given)) == {missing}
+    assert set(violations_of(given)) == {missing}
 
 
-def test_a_participant_needs_no_id_of_the_callers() -> None:
+def test_a_participant_may_be_given_without_an_id() -> None:
     given = spec(mode="per_cycle", participants=[{}, {"participant_id": ID}, {"participant_id": None}])
     ids = [each.participant_id for each in with_ids(given).participants]
     assert ids[1] == ID.lower()
@@ -198,15 +205,17 @@ def test_a_participant_needs_no_id_of_the_callers() -> None:
 
 
 def test_the_bank_of_a_group_is_one() -> None:
-    seats = [
-        seat(60_000, group_id="red"),
-        seat(50_000, group_id="blue"),
-        seat(60_000, group_id="red"),
-        seat(50_001, group_id="blue"),
+    participants = [
+        participant(60_000, group_id="red"),
+        participant(50_000, group_id="blue"),
+        participant(60_000, group_id="red"),
+        participant(50_001, group_id="blue"),
     ]
-    assert set(complaints(body("per_group", participants=seats))) == {"participants.3.total_time_ms"}
-    seats[3]["total_time_ms"] = 50_000
-    assert len(spec(mode="per_group", participants=seats).participants) == 4
+    assert set(violations_of(body("per_group", participants=participants))) == {
+        "participants.3.total_time_ms"
+    }
+    participants[3]["total_time_ms"] = 50_000
+    assert len(spec(mode="per_group", participants=participants).participants) == 4
 
 
 def test_a_time_that_is_not_needed_may_be_given_and_is_kept() -> None:
@@ -240,14 +249,14 @@ def test_each_mode_has_its_policies_and_its_default(mode: str) -> None:
         if policy in ALLOWED[mode]:
             assert spec(mode=mode, on_timeout=policy).on_timeout == policy
         else:
-            assert set(complaints(body(mode, on_timeout=policy))) == {"on_timeout"}
+            assert set(violations_of(body(mode, on_timeout=policy))) == {"on_timeout"}
     for nonsense in ("FLAG", "", "never", 1, True, [], {}):
-        assert set(complaints(body(mode, on_timeout=nonsense))) == {"on_timeout"}
+        assert set(violations_of(body(mode, on_timeout=nonsense))) == {"on_timeout"}
 
 
 @pytest.mark.parametrize("mode", ["", "PER_CYCLE", "per_moon", 1, True, [], {}, 1.5])
 def test_an_unknown_mode_is_refused(mode: Any) -> None:
-    assert "sync_mode" in complaints(body() | {"sync_mode": mode})
+    assert "sync_mode" in violations_of(body() | {"sync_mode": mode})
 
 
 def metadata_of(size: int, letter: str = "x") -> dict[str, str]:
@@ -258,18 +267,18 @@ def metadata_of(size: int, letter: str = "x") -> dict[str, str]:
 
 def test_metadata_may_have_4096_bytes_as_json() -> None:
     assert spec(metadata=metadata_of(4096)).metadata == metadata_of(4096)
-    assert set(complaints(body(metadata=metadata_of(4097)))) == {"metadata"}
+    assert set(violations_of(body(metadata=metadata_of(4097)))) == {"metadata"}
     # Bytes are counted, not characters.
     assert spec(metadata=metadata_of(4096, "é")).metadata
-    assert set(complaints(body(metadata=metadata_of(4098, "é")))) == {"metadata"}
+    assert set(violations_of(body(metadata=metadata_of(4098, "é")))) == {"metadata"}
 
 
 @pytest.mark.parametrize("metadata", ["x", 1, True, [], [1]])
 def test_metadata_is_an_object(metadata: Any) -> None:
-    assert set(complaints(body(metadata=metadata))) == {"metadata"}
+    assert set(violations_of(body(metadata=metadata))) == {"metadata"}
 
 
-def test_under_metadata_anything_goes() -> None:
+def test_metadata_may_hold_anything() -> None:
     metadata = {"session_id": None, "a": [1, {"b": [None, True, 1.5, -(10**20)]}], "": {"": ""}}
     assert spec(metadata=metadata).metadata == metadata
 
@@ -277,36 +286,36 @@ def test_under_metadata_anything_goes() -> None:
 def test_unknown_fields_are_refused_by_name() -> None:
     given = body(colour="red", Sync_mode="per_cycle")
     given["participants"][1]["name"] = "Anna"
-    assert set(complaints(given)) == {"colour", "Sync_mode", "participants.1.name"}
+    assert set(violations_of(given)) == {"colour", "Sync_mode", "participants.1.name"}
 
 
 def test_unknown_fields_are_refused_also_as_null() -> None:
-    assert set(complaints(body(colour=None))) == {"colour"}
+    assert set(violations_of(body(colour=None))) == {"colour"}
 
 
 @pytest.mark.parametrize("given", [None, [], [body()], "text", 5, True, 1.5])
 def test_a_request_is_an_object(given: Any) -> None:
-    (field,) = complaints(given)
+    (field,) = violations_of(given)
     assert field == "body"
 
 
 @pytest.mark.parametrize("participants", [{}, "x", 5, True])
 def test_participants_are_an_array(participants: Any) -> None:
-    assert set(complaints(body(participants=participants))) == {"participants"}
+    assert set(violations_of(body(participants=participants))) == {"participants"}
 
 
 @pytest.mark.parametrize("bad", [None, [], "x", 5, True])
 def test_a_participant_is_an_object(bad: Any) -> None:
-    assert "participants.1" in complaints(body(participants=[seat(), bad]))
+    assert "participants.1" in violations_of(body(participants=[participant(), bad]))
 
 
 @pytest.mark.parametrize("group_id", ["", 5, True, []])
 def test_a_group_id_is_text(group_id: Any) -> None:
-    seats = [seat(group_id=group_id)]
-    assert set(complaints(body("per_group", participants=seats))) == {"participants.0.group_id"}
+    participants = [participant(group_id=group_id)]
+    assert set(violations_of(body("per_group", participants=participants))) == {"participants.0.group_id"}
 
 
-def test_all_violations_are_told_at_once() -> None:
+def test_all_violations_are_reported_at_once() -> None:
     given = {
         "session_id": "x",
         "sync_mode": "per_group",
@@ -324,7 +333,7 @@ def test_all_violations_are_told_at_once() -> None:
             {"total_time_ms": 6_000, "group_id": "red"},
         ],
     }
-    assert set(complaints(given)) == {
+    assert set(violations_of(given)) == {
         "session_id",
         "total_time_ms",
         "time_per_cycle_ms",
@@ -365,42 +374,42 @@ def test_a_command_takes_its_fields_and_no_others(name: str) -> None:
     read = COMMANDS[name].read(FIELDS[name], found)
     assert found.found == []
     assert set(read) == set(FIELDS[name])
-    assert command_complaints(name, FIELDS[name] | {"now": 1}) == ["now"]
+    assert violations_of_command(name, FIELDS[name] | {"now": 1}) == ["now"]
     for field in FIELDS[name]:
-        assert command_complaints(name, FIELDS[name] | {field: 1.5}) == [field]
-        assert command_complaints(name, FIELDS[name] | {field: False}) == [field]
+        assert violations_of_command(name, FIELDS[name] | {field: 1.5}) == [field]
+        assert violations_of_command(name, FIELDS[name] | {field: False}) == [field]
 
 
 @pytest.mark.parametrize("name", sorted(set(FIELDS) - {"adjust"}))
 def test_a_command_may_say_nothing(name: str) -> None:
     for nothing in (None, {}, dict.fromkeys(FIELDS[name])):
-        assert command_complaints(name, nothing) == []
+        assert violations_of_command(name, nothing) == []
 
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("given", [[], "x", 5, True])
 def test_a_commands_body_is_an_object(name: str, given: Any) -> None:
-    assert command_complaints(name, given) == ["body"]
+    assert violations_of_command(name, given) == ["body"]
 
 
 @pytest.mark.parametrize("delta_ms", [1, -1, DAY_MS, -DAY_MS])
 def test_an_adjustment_within_the_limits_is_taken(delta_ms: int) -> None:
-    assert command_complaints("adjust", {"delta_ms": delta_ms}) == []
+    assert violations_of_command("adjust", {"delta_ms": delta_ms}) == []
 
 
 @pytest.mark.parametrize("delta_ms", [0, DAY_MS + 1, -DAY_MS - 1, 1.0, "1", True, None, []])
 def test_an_adjustment_beyond_the_limits_is_refused(delta_ms: Any) -> None:
-    assert command_complaints("adjust", {"delta_ms": delta_ms}) == ["delta_ms"]
+    assert violations_of_command("adjust", {"delta_ms": delta_ms}) == ["delta_ms"]
 
 
 def test_an_adjustment_needs_a_delta() -> None:
-    assert command_complaints("adjust", None) == ["delta_ms"]
-    assert command_complaints("adjust", {"target": ID}) == ["delta_ms"]
+    assert violations_of_command("adjust", None) == ["delta_ms"]
+    assert violations_of_command("adjust", {"target": ID}) == ["delta_ms"]
 
 
 @pytest.mark.parametrize("version", [0, -1, 1.0, "1", True, [], 10**30])
 def test_an_expected_version_is_one_or_more(version: Any) -> None:
-    assert command_complaints("pause", {"expected_version": version}) == ["expected_version"]
+    assert violations_of_command("pause", {"expected_version": version}) == ["expected_version"]
 
 
 # --- messages, queries, headers ------------------------------------------------------------------
@@ -408,9 +417,9 @@ def test_an_expected_version_is_one_or_more(version: Any) -> None:
 
 @pytest.mark.parametrize("type_", ["CHAT", "x", "state_update", "STATE_UPDATE "])
 def test_a_message_has_a_type_of_its_own(type_: str) -> None:
-    complaints = Violations()
-    bodies.check_message({"type": type_, "anything": None}, complaints)
-    assert complaints.found == []
+    violations = Violations()
+    bodies.check_message({"type": type_, "anything": None}, violations)
+    assert violations.found == []
 
 
 @pytest.mark.parametrize(
@@ -432,9 +441,9 @@ def test_a_message_has_a_type_of_its_own(type_: str) -> None:
     ],
 )
 def test_a_message_without_one_or_with_the_servers_own_is_refused(given: Any) -> None:
-    complaints = Violations()
-    bodies.check_message(given, complaints)
-    assert len(complaints.found) == 1
+    violations = Violations()
+    bodies.check_message(given, violations)
+    assert len(violations.found) == 1
 
 
 def queried(**given: list[str]) -> Any:
@@ -460,7 +469,7 @@ def test_query_arguments_are_read() -> None:
     assert place == (1_704_067_200_000, ID.lower())
 
 
-def test_all_that_is_wrong_with_a_query_is_told_at_once() -> None:
+def test_all_violations_of_a_query_are_reported_at_once() -> None:
     assert queried(since=["abc"], status=["x"], epoch=["x"], cursor=["x"], what=["1"]) == [
         "cursor",
         "epoch",
