@@ -15,7 +15,7 @@ from lockstep.errors import SESSION_DELETED
 from lockstep.live.audience import one_by_one
 from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
-from lockstep.wire.frames import encode_text_frame
+from lockstep.wire.frames import TEXT, encode_frame
 
 Deliver = Callable[[Sequence[Connection], Batch], None]
 WAYS = {"in C": fanout.deliver, "one by one": one_by_one}
@@ -73,7 +73,7 @@ async def lines(count: int) -> AsyncIterator[Lines]:
 
 
 def batch_of(*payloads: bytes, kind: Kind = Kind.MESSAGE) -> Batch:
-    return Batch([(kind, encode_text_frame(payload)) for payload in payloads])
+    return Batch([(kind, encode_frame(TEXT, payload)) for payload in payloads])
 
 
 def test_the_module_in_c_is_in_use_where_it_was_built() -> None:
@@ -132,7 +132,7 @@ async def test_whatever_is_mixed_arrives_as_it_was_sent(way: str, seed: int) -> 
                 expected = [each + batch.data for each in expected]
             else:
                 place = chance.randrange(5)
-                frame = encode_text_frame(bytes(chance.randrange(100)))
+                frame = encode_frame(TEXT, bytes(chance.randrange(100)))
                 made.connections[place].send(frame)
                 expected[place] += frame
             await asyncio.sleep(0)

@@ -18,7 +18,6 @@ from lockstep.wire.frames import (
     decode_close,
     encode_close,
     encode_frame,
-    encode_text_frame,
 )
 from tests.ws_client import encode
 
@@ -157,7 +156,7 @@ def test_an_encoded_frame_has_the_shortest_header_and_the_payload(size: int) -> 
 
 
 def test_a_text_frame_carries_the_message_as_it_is() -> None:
-    assert encode_text_frame("grüße".encode()) == bytes([0x81, 7]) + "grüße".encode()
+    assert encode_frame(TEXT, "grüße".encode()) == bytes([0x81, 7]) + "grüße".encode()
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 4001])

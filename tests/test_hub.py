@@ -20,7 +20,7 @@ from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1
 from lockstep.wire.encodings import JSON_V1, Encoding, JsonV1
-from lockstep.wire.frames import encode_text_frame
+from lockstep.wire.frames import TEXT, encode_frame
 
 T0 = 1_704_067_200_000
 S = "00000000-0000-4000-8000-00000000005e"
@@ -193,7 +193,7 @@ async def test_a_state_goes_to_every_peer_of_its_room_as_the_bytes_published() -
         world.hub.on_published(published(1))
         await served()
         assert first.heard == second.heard == [("STATE_UPDATE", 1)]
-        assert first.frames[-1] == encode_text_frame(published(1))
+        assert first.frames[-1] == encode_frame(TEXT, published(1))
         assert first.frames[-1] is second.frames[-1], "encoded once, before the loop"
         assert other.heard == []
 
@@ -398,7 +398,7 @@ async def test_a_message_is_relayed_as_it_is_to_its_room_alone() -> None:
         raw = b' {"n" : 1.50, "type" : "NOTE"}\n'
         world.hub.on_relayed(S, raw)
         await served()
-        assert first.frames[-1] == second.frames[-1] == encode_text_frame(raw)
+        assert first.frames[-1] == second.frames[-1] == encode_frame(TEXT, raw)
         assert other.heard == []
 
 

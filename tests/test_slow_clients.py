@@ -23,7 +23,7 @@ from lockstep.config import Settings
 from lockstep.errors import GOING_AWAY, SESSION_DELETED
 from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
-from lockstep.wire.frames import encode_text_frame
+from lockstep.wire.frames import encode_frame
 from server import Server
 from tests.processes import ServerProcess, wait_until
 from tests.ws_client import PING, PONG, TEXT, Closed, WsClient, encode
@@ -263,7 +263,7 @@ class Line:
     def send(self, *messages: Any) -> None:
         """Integers as states of that version, others as messages."""
         for message in messages:
-            frame = encode_text_frame(json.dumps(message).encode())
+            frame = encode_frame(TEXT, json.dumps(message).encode())
             self.connection.send(frame, Kind.STATE if isinstance(message, int) else Kind.MESSAGE)
 
     def clog(self) -> None:
@@ -332,7 +332,7 @@ async def test_a_client_that_reads_gets_every_state() -> None:
 async def test_a_mebibyte_of_messages_is_kept_and_a_byte_more_is_too_much(over: int) -> None:
     def frame_of(size: int) -> bytes:
         header = 10 if size > 65_539 else 4
-        frame = encode_text_frame(b'"' + b"x" * (size - header - 2) + b'"')
+        frame = encode_frame(TEXT, b'"' + b"x" * (size - header - 2) + b'"')
         assert len(frame) == size
         return frame
 
@@ -382,7 +382,7 @@ async def test_states_count_nothing_however_big() -> None:
     async with a_line() as line:
         line.clog()
         for _ in range(10):
-            line.connection.send(encode_text_frame(b'"' + b"s" * MIB + b'"'), Kind.STATE)
+            line.connection.send(encode_frame(TEXT, b'"' + b"s" * MIB + b'"'), Kind.STATE)
         line.send(note(1))
         async with await line.client() as client:
             assert await line.heard(client) == ["s" * MIB, note(1)]
@@ -415,7 +415,7 @@ async def test_a_sync_takes_the_place_of_the_unsent_state_and_keeps_it() -> None
     async with a_line() as line:
         line.clog()
         line.send(1, note(1))
-        line.connection.send(encode_text_frame(b'"sync of 2"'), Kind.SYNC)
+        line.connection.send(encode_frame(TEXT, b'"sync of 2"'), Kind.SYNC)
         line.send(3, note(2), 4)
         async with await line.client() as client:
             assert await line.heard(client) == ["sync of 2", note(1), 4, note(2)]
@@ -429,7 +429,7 @@ async def test_what_comes_after_a_close_does_not_cost_the_close_frame() -> None:
         line.send(1, *notes)
         line.connection.close(GOING_AWAY)
         line.send(2, note(99, 60_000))
-        line.connection.send(encode_text_frame(b'"' + b"s" * 100_000 + b'"'), Kind.SYNC)
+        line.connection.send(encode_frame(TEXT, b'"' + b"s" * 100_000 + b'"'), Kind.SYNC)
         async with await line.client() as client:
             assert [await client.recv() for _ in range(18)] == [1, *notes]
             assert await client.recv() == Closed(1001, "Server shutting down")
@@ -523,7 +523,7 @@ async def test_whatever_happens_messages_are_complete_and_states_are_in_order(se
             if kind < 0.5:
                 version += 1
                 sent.append(version)
-                line.connection.send(encode_text_frame(f"{version}{' ' * size}".encode()), Kind.STATE)
+                line.connection.send(encode_frame(TEXT, f"{version}{' ' * size}".encode()), Kind.STATE)
             elif kind < 0.9:
                 sent.append(note(number, size))
                 line.send(sent[-1])

@@ -28,10 +28,6 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
     return bytes((0x80 | opcode, 127)) + length.to_bytes(8, "big") + payload
 
 
-def encode_text_frame(message: bytes) -> bytes:
-    return encode_frame(TEXT, message)
-
-
 def encode_close(code: int | None, reason: str = "") -> bytes:
     if code is None:
         return encode_frame(CLOSE, b"")
