@@ -71,11 +71,11 @@ async def read_events(request: Request, services: Services) -> Reply:
     return Reply(200, data(head.encode() + b",".join(history.events) + b"]}"))
 
 
-def _change(request: Request, services: Services) -> perform.Request:
+def _change(request: Request, services: Services) -> perform.Change:
     """The change that is asked for. Raises PayloadTooLarge and UnsupportedMediaType."""
     headers = request.headers
     key = headers.get("Idempotency-Key")
-    return perform.Request(
+    return perform.Change(
         access=request.access,
         request_id=request.request_id,
         method=request.method,

@@ -1,4 +1,4 @@
-"""The commands, each declared once: REST, /openapi.json and the docs' tables read them from here."""
+"""The commands, each declared once: REST and /openapi.json read them from here."""
 
 from collections.abc import Callable
 from typing import Any

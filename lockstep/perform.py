@@ -23,7 +23,7 @@ from lockstep.wire.answers import STATE, Answer
 from lockstep.wire.strict_json import loads
 
 
-class Request(Struct, frozen=True, kw_only=True):
+class Change(Struct, frozen=True, kw_only=True):
     """A change as its transport received it. Its token is good, and allows this to be asked for at all.
 
     `path` and `body` are as they were sent. `received_at_s` (epoch seconds) is when a proxy of ours received
@@ -43,8 +43,8 @@ class Request(Struct, frozen=True, kw_only=True):
     admission: Callable[[], Awaitable[None]] | None = None
     rates: RateLimits | None = None
 
-    def once(self, path: str, meaning: Callable[[], Any]) -> Idempotent | None:
-        """By what it is known again, if it names itself. Raises ValidationError.
+    def identified_by(self, path: str, meaning: Callable[[], Any]) -> Idempotent | None:
+        """What it is known again by, if it has an Idempotency-Key. Raises ValidationError.
 
         `path` is the one way to write its path, and `meaning()` what its body says, however that was spelled.
         """
@@ -78,30 +78,30 @@ class Performer:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    async def command(self, command: Command, session_id: str, request: Request) -> Applied:
+    async def command(self, command: Command, session_id: str, change: Change) -> Applied:
         """Raises LockstepError."""
-        body = loads(request.body) if request.body else None
+        body = loads(change.body) if change.body else None
         if isinstance(body, dict) and any(body.get(name) is not None for name in command.fields_of_control):
-            request.access.require_scope(Scope.CONTROL)
+            change.access.require_scope(Scope.CONTROL)
         violations = Violations()
         session_id = session_id_in_path(session_id, violations)
         arguments = command.read(body, violations)
         violations.raise_if_any()
-        once = request.once(
+        idempotent = change.identified_by(
             f"/v1/sessions/{session_id}/{command.name}", lambda: canonical_arguments(arguments)
         )
-        guards = _guards(request, arguments.pop("expected_version"))
+        guards = _guards(change, arguments.pop("expected_version"))
         rule: Rule = partial(command.rule, **arguments)
         limit = None
-        if command.is_limited_as_switch and request.rates is not None:
-            limit = request.rates.switch_limit(session_id)
+        if command.is_limited_as_switch and change.rates is not None:
+            limit = change.rates.switch_limit(session_id)
         if limit is not None:
             rule = _limited(rule, limit)
         context = Context(
-            request.access.subject,
-            request.request_id,
-            once,
-            request.admission,
+            change.access.subject,
+            change.request_id,
+            idempotent,
+            change.admission,
             limit,
             guards,
             command.answer,
@@ -112,47 +112,49 @@ class Performer:
             return await self._again(replay, command.answer)
         return _applied(200, changed, None if limit is None else limit.status)
 
-    async def create(self, request: Request) -> Applied:
-        body = loads(request.body) if request.body else None
-        _require_named(request.access, body)
+    async def create(self, change: Change) -> Applied:
+        body = loads(change.body) if change.body else None
+        _require_named(change.access, body)
         spec = bodies.spec(body)
-        context = await self._admitted(request, request.once("/v1/sessions", lambda: spec))
+        context = await self._admitted(change, change.identified_by("/v1/sessions", lambda: spec))
         try:
             return _applied(201, await self._sessions.create(spec, context))
         except Replay as replay:
             return await self._again(replay, STATE)
 
-    async def delete(self, session_id: str, request: Request) -> Applied:
+    async def delete(self, session_id: str, change: Change) -> Applied:
         violations = Violations()
         session_id = session_id_in_path(session_id, violations)
         violations.raise_if_any()
-        context = await self._admitted(request, request.once(f"/v1/sessions/{session_id}", lambda: None))
+        context = await self._admitted(
+            change, change.identified_by(f"/v1/sessions/{session_id}", lambda: None)
+        )
         try:
-            await self._sessions.delete(session_id, context, request.tags)
+            await self._sessions.delete(session_id, context, change.tags)
         except Replay:
             return Applied(204, is_replayed=True)
         return Applied(204)
 
-    async def message(self, session_id: str, request: Request) -> Applied:
+    async def message(self, session_id: str, change: Change) -> Applied:
         """Tell every client of the session what the body says."""
-        body = loads(request.body) if request.body else None
+        body = loads(change.body) if change.body else None
         violations = Violations()
         session_id = session_id_in_path(session_id, violations)
         bodies.check_message(body, violations)
         violations.raise_if_any()
         answer = dumps({"session_id": session_id})
         path = f"/v1/sessions/{session_id}/messages"
-        context = await self._admitted(request, request.once(path, lambda: body))
+        context = await self._admitted(change, change.identified_by(path, lambda: body))
         try:
-            await self._sessions.publish(session_id, request.body, context, answer)
+            await self._sessions.publish(session_id, change.body, context, answer)
         except Replay as replay:
             return await self._again(replay, STATE)
         return Applied(202, session_id, answer)
 
-    async def _admitted(self, request: Request, once: Idempotent | None) -> Context:
-        if request.admission is not None:
-            await request.admission()
-        return Context(request.access.subject, request.request_id, once)
+    async def _admitted(self, change: Change, idempotent: Idempotent | None) -> Context:
+        if change.admission is not None:
+            await change.admission()
+        return Context(change.access.subject, change.request_id, idempotent)
 
     async def _again(self, replay: Replay, answer: Answer) -> Applied:
         """The answer that was given; where that was too long to be kept, one of the session as it is now."""
@@ -173,11 +175,11 @@ def _applied(status: int, changed: Changed, rate_limit: RateLimitStatus | None =
     return Applied(status, session.session_id, changed.answer, session.tag, rate_limit=rate_limit)
 
 
-def _guards(request: Request, expected_version: int | None) -> tuple[Guard, ...]:
+def _guards(change: Change, expected_version: int | None) -> tuple[Guard, ...]:
     """Whose turn it is comes first, then what the sender saw."""
-    guards = request.access.guards
-    if request.tags is not None:
-        guards = (*guards, engine.as_tagged(request.tags))
+    guards = change.access.guards
+    if change.tags is not None:
+        guards = (*guards, engine.as_tagged(change.tags))
     if expected_version is not None:
         guards = (*guards, engine.at_version(expected_version))
     return guards

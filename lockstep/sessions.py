@@ -108,14 +108,14 @@ class Sessions:
     async def create(self, spec: Spec, context: Context = NOBODY) -> Changed:
         """Raises SessionExists, and leaves what is there untouched; Replay where it was done before."""
         spec = with_ids(spec)
-        await self._stored.refuse_if_formerly_done(spec.session_id, context.once)
+        await self._stored.refuse_if_formerly_done(spec.session_id, context.idempotent)
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
         epoch_ms = 0
         while asyncio.get_running_loop().time() < give_up_at:
             now_ms = self._broker.now_ms()
             created = engine.create(spec, new_epoch(max(now_ms, epoch_ms)), now_ms)
             try:
-                async with self._stored.looked_up(spec.session_id, context.once):
+                async with self._stored.looked_up(spec.session_id, context.idempotent):
                     outcome, changed = await self._commit(None, Decision(created, 0), now_ms, context)
             except EpochTooLow as error:
                 epoch_ms = epoch_instant_ms(error.last) + 1
@@ -171,7 +171,7 @@ class Sessions:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GIVE_UP_S
         while loop.time() < give_up_at:
-            raw = await self._stored.load(session_id, context.once)
+            raw = await self._stored.load(session_id, context.idempotent)
             if context.admission is not None:
                 await context.admission()
             session = self._stored.decode(session_id, raw)
@@ -201,7 +201,7 @@ class Sessions:
         self, before: Session | None, decision: Decision, now_ms: int, context: Context
     ) -> tuple[Outcome, Changed]:
         """Offer what was decided to the store."""
-        step, settled, once = decision.step, decision.settled, context.once
+        step, settled, idempotent = decision.step, decision.settled, context.idempotent
         session = replace(step.session, commit=new_commit())
         last = replace(step.transitions[-1], session=session)
         transitions = (*step.transitions[:-1], last)
@@ -211,9 +211,9 @@ class Sessions:
         answer = context.answer.of_step(Step(session, transitions), state) if decided else state
         changed = Changed(session, transitions, answer)
         done = None
-        if once is not None and decided:
-            once.require_in_time()
-            done = once.done(
+        if idempotent is not None and decided:
+            idempotent.require_in_time()
+            done = idempotent.done(
                 200 if before else 201,
                 session.session_id,
                 session.commit,
@@ -246,8 +246,8 @@ class Sessions:
         try:
             outcome = await self._broker.commit(commit)
         except AlreadyDone as already:
-            assert once is not None
-            raise once.replay(already.content) from None
+            assert idempotent is not None
+            raise idempotent.replay(already.content) from None
         if outcome is Outcome.APPLIED:
             for transition in by_themselves:
                 self._metrics.expiry_lateness.observe(max(0, now_ms - transition.at_ms) / 1000)
@@ -265,18 +265,18 @@ class Sessions:
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GIVE_UP_S
-        once = context.once
-        done = once.done(204, session_id, new_commit(), b"") if once else None
+        idempotent = context.idempotent
+        done = idempotent.done(204, session_id, new_commit(), b"") if idempotent else None
         while loop.time() < give_up_at:
             try:
-                async with self._stored.looked_up(session_id, once):
-                    expected = await self._deletable(session_id, once, tags)
-                    if once is not None:
-                        once.require_in_time()
+                async with self._stored.looked_up(session_id, idempotent):
+                    expected = await self._deletable(session_id, idempotent, tags)
+                    if idempotent is not None:
+                        idempotent.require_in_time()
                     is_deleted = await self._broker.delete(session_id, expected, done)
             except AlreadyDone as already:
-                assert once is not None
-                raise once.replay(already.content) from None
+                assert idempotent is not None
+                raise idempotent.replay(already.content) from None
             if is_deleted:
                 log.info("session deleted", extra={"session_id": session_id})
             if is_deleted or tags is None or not expected:
@@ -284,7 +284,7 @@ class Sessions:
         raise SessionBusy(session_id)
 
     async def _deletable(
-        self, session_id: str, once: Idempotent | None, tags: frozenset[str] | None
+        self, session_id: str, idempotent: Idempotent | None, tags: frozenset[str] | None
     ) -> bytes:
         """What the session to be deleted begins with, and no later one does; empty where there is none."""
         if tags is None:
@@ -293,7 +293,7 @@ class Sessions:
             epoch = heads.epoch_of(session_id, beginning or b"")
             return heads.beginning_of(session_id, epoch) if epoch else b""
         try:
-            await self._stored.load(session_id, once)
+            await self._stored.load(session_id, idempotent)
             session = (await self.settle(session_id)).session
         except SessionNotFound:
             return b""
@@ -305,19 +305,19 @@ class Sessions:
         self, session_id: str, message: bytes, context: Context = NOBODY, answer: bytes = b""
     ) -> None:
         """Send a message to every client of an existing session. Raises Replay where it was sent before."""
-        once = context.once
+        idempotent = context.idempotent
         done = None
-        if once is not None:
-            await self._stored.refuse_if_formerly_done(session_id, once)
-            once.require_in_time()
-            done = once.done(202, session_id, new_commit(), answer)
+        if idempotent is not None:
+            await self._stored.refuse_if_formerly_done(session_id, idempotent)
+            idempotent.require_in_time()
+            done = idempotent.done(202, session_id, new_commit(), answer)
         try:
-            async with self._stored.looked_up(session_id, once):
+            async with self._stored.looked_up(session_id, idempotent):
                 if not await self._broker.publish(session_id, message, done):
                     raise SessionNotFound(session_id)
         except AlreadyDone as already:
-            assert once is not None
-            raise once.replay(already.content) from None
+            assert idempotent is not None
+            raise idempotent.replay(already.content) from None
 
 
 def _with_state(refusal: LockstepError, session: Session) -> LockstepError:

@@ -22,19 +22,19 @@ class Stored:
         self._store = store
         self._corrupt: set[str] = set()
 
-    async def load(self, session_id: str, once: Idempotent | None = None) -> bytes:
+    async def load(self, session_id: str, idempotent: Idempotent | None = None) -> bytes:
         """The stored state. Raises SessionNotFound, and Replay where the request was done before."""
-        if once is None:
+        if idempotent is None:
             (raw,) = await self._store.load([session_id])
         else:
-            raw = await self.recall(session_id, once)
+            raw = await self.recall(session_id, idempotent)
         if raw is None:
             raise SessionNotFound(session_id)
         return raw
 
-    async def recall(self, session_id: str, once: Idempotent) -> bytes | None:
+    async def recall(self, session_id: str, idempotent: Idempotent) -> bytes | None:
         """The stored state, if any. Raises Replay where the request was done before."""
-        keys = (once.key,) if once.former_key is None else (once.key, once.former_key)
+        keys = (idempotent.key,) if idempotent.former_key is None else (idempotent.key, idempotent.former_key)
         try:
             raw, kept, *formerly_kept = await self._store.recall(session_id, *keys)
         except BrokerUnavailable:
@@ -44,16 +44,16 @@ class Stored:
         if kept is None and formerly_kept and formerly_kept[0] and was_kept_by_former(formerly_kept[0]):
             kept = formerly_kept[0]
         if kept is not None:
-            raise once.replay(kept)
+            raise idempotent.replay(kept)
         return raw
 
-    async def refuse_if_formerly_done(self, session_id: str, once: Idempotent | None) -> None:
+    async def refuse_if_formerly_done(self, session_id: str, idempotent: Idempotent | None) -> None:
         """Raises Replay where a process of version 0.1 did it. The store itself finds what others did."""
-        if once is not None and once.former_key is not None:
-            await self.recall(session_id, once)
+        if idempotent is not None and idempotent.former_key is not None:
+            await self.recall(session_id, idempotent)
 
     @asynccontextmanager
-    async def looked_up(self, session_id: str, once: Idempotent | None) -> AsyncIterator[None]:
+    async def looked_up(self, session_id: str, idempotent: Idempotent | None) -> AsyncIterator[None]:
         """Around a change, with which the store itself looks for a record: where it could not, this does.
 
         Else "not_applied" would be said of a request that another process has done.
@@ -61,8 +61,8 @@ class Stored:
         try:
             yield
         except BrokerUnavailable as error:
-            if once is not None and error.details == {"outcome": "not_applied"}:
-                await self.recall(session_id, once)
+            if idempotent is not None and error.details == {"outcome": "not_applied"}:
+                await self.recall(session_id, idempotent)
             raise
 
     def decode(self, session_id: str, raw: bytes) -> Session:

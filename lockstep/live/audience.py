@@ -65,7 +65,7 @@ class Audience:
             self._ahead[peer] = len(self._pending)
             peer.send_batch(Batch(missing))
 
-    def serve(self, deliver: Deliver, is_over: Callable[[], bool]) -> bool:
+    def serve(self, deliver: Deliver, time_is_up: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""
         while self._unserved or self._pending:
             if not self._unserved:
@@ -75,18 +75,18 @@ class Audience:
             while self._unserved:
                 peers = [self._unserved.popitem()[0] for _ in range(min(PEERS_PER_LOOK, len(self._unserved)))]
                 deliver(peers, batch)
-                if is_over() and self._unserved:
+                if time_is_up() and self._unserved:
                     return False
         self._batch = None
         return True
 
-    def close(self, how: Close, is_over: Callable[[], bool]) -> bool:
+    def close(self, how: Close, time_is_up: Callable[[], bool]) -> bool:
         """Close all peers; True when that is done, False when the time was over first."""
         closed = 0
         while self.peers:
             self.peers.popitem()[0].close(how)
             closed += 1
-            if closed % PEERS_PER_LOOK == 0 and is_over():
+            if closed % PEERS_PER_LOOK == 0 and time_is_up():
                 return False
         return True
 

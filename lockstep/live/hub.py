@@ -155,13 +155,13 @@ class Hub:
     def _serve(self) -> None:
         until_s = time.monotonic() + SERVE_SLICE_S
 
-        def is_over() -> bool:
+        def time_is_up() -> bool:
             return time.monotonic() >= until_s
 
         while self._scheduled:
             room = self._scheduled.popleft()
             try:
-                is_done = room.serve(self._deliver_to_peers, is_over)
+                is_done = room.serve(self._deliver_to_peers, time_is_up)
                 if is_done and room.committed_ms:
                     now_ms = self._broker.now_ms()
                     for committed_ms in room.committed_ms:
@@ -173,7 +173,7 @@ class Hub:
             room.is_scheduled = not is_done
             if not is_done:
                 self._scheduled.append(room)
-            if is_over():
+            if time_is_up():
                 break
         loop = asyncio.get_running_loop()
         self._serving = loop.call_soon(self._serve) if self._scheduled else None

@@ -103,13 +103,13 @@ class Room:
 
     # --- serving ---------------------------------------------------------------------------------
 
-    def serve(self, deliver: Deliver, is_over: Callable[[], bool]) -> bool:
+    def serve(self, deliver: Deliver, time_is_up: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""
         for audience in self.audiences:
-            if not audience.serve(deliver, is_over):
+            if not audience.serve(deliver, time_is_up):
                 return False
         if self.is_ended:
             for audience in self.audiences:
-                if not audience.close(SESSION_DELETED, is_over):
+                if not audience.close(SESSION_DELETED, time_is_up):
                     return False
         return True

@@ -116,7 +116,7 @@ def _end(session: Session, status: Status, now_ms: int) -> Session:
 
 
 class Spec(Struct, frozen=True):
-    """A validated request to create a session. Ids that are empty are left to the service."""
+    """A validated request to create a session. Ids that are empty are made by `Sessions.create`."""
 
     session_id: str
     mode: Mode

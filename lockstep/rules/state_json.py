@@ -58,11 +58,11 @@ class ClockJson(Struct):
 
 
 class StateJson(Struct):
-    """A session in JSON; its first five fields are read by their position elsewhere (wire/heads.py).
+    """A session in JSON; its first seven fields are read by their position elsewhere (wire/heads.py).
 
     A field has the value of the session's attribute of that name, or of that name with `_ms`; only
-    participants, clock and instants (`..._at`) are converted. A field that is UNSET is left out. A new field
-    needs a default, for states that were stored before it.
+    participants, clock and instants (`..._at`) are converted. A field that is UNSET is left out. A new field comes
+    last, with the session's own default, for states that were stored before it.
     """
 
     session_id: UuidText
@@ -119,7 +119,8 @@ def _instants(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(index for index, name in enumerate(names) if name.endswith(("_at", "_at_ms")))
 
 
-# By which names, and in which order, a state takes its values from a session, and a session from a state.
+# By which names, and in which order, a state takes its values from a session, and a session from a state:
+# `started_at` is `started_at_ms` there.
 _STATE_FIELDS = [n if hasattr(Session, n) else f"{n}_ms" for n in StateJson.__struct_fields__]
 _SESSION_FIELDS = [
     n if hasattr(_StoredState, n) else n.removesuffix("_ms") for n in Session.__struct_fields__
