@@ -15,8 +15,9 @@ class Context(Struct, frozen=True):
     """Who asks for a change, in which request, and what else is to hold for it.
 
     `actor` and `request_id` are kept in its events. `idempotent` is given where the request is to be done
-    once, however often it comes. `admission` is given where a limit may still refuse it: it is called when the
-    state has been read, before anything is decided. What `limit` allows is counted together with the change.
+    once, however often it comes. `admission` is given where a limit may still refuse it: it is called when
+    the state has been read, before anything is decided. What `limit` allows is counted together with the
+    change.
     """
 
     actor: str | None = None

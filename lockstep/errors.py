@@ -1,4 +1,4 @@
-"""What a client can be told, and nothing else: one class per code of the contract."""
+"""What a client can be told, and nothing else: one class for each code, and the table of close codes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -61,8 +61,8 @@ class StateJson(Struct):
     """A session in JSON; its first seven fields are read by their position elsewhere (wire/heads.py).
 
     A field has the value of the session's attribute of that name, or of that name with `_ms`; only
-    participants, clock and instants (`..._at`) are converted. A field that is UNSET is left out. A new field comes
-    last, with the session's own default, for states that were stored before it.
+    participants, clock and instants (`..._at`) are converted. A field that is UNSET is left out. A new field
+    comes last, with the session's own default, for states that were stored before it.
     """
 
     session_id: UuidText

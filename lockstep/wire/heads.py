@@ -1,4 +1,4 @@
-"""A stored state and a published update are recognised by their beginnings; the rest is never parsed."""
+"""The beginning of a stored state, by which it is recognised without being parsed."""
 
 import re
 
@@ -8,7 +8,7 @@ from lockstep.rules.state import Session, Status, entity_tag
 
 Position = tuple[str, int]
 """Where a state stands among those of its id: (epoch, version)."""
-# A stored state and a published update are recognised by their beginnings; the rest is never parsed.
+
 STATE_BEGINS = (
     rb'\{"session_id":"([0-9a-f-]{36})","epoch":"([0-9a-z]{13})","version":(\d{1,15}),'
     rb'"commit":"([\w-]{8})","deadline_ms":(\d{1,15}|null),'
