@@ -39,7 +39,7 @@ fuzz: .venv/.tested  ## as many generated requests, frames and payloads as FUZZ 
 		tests/test_fuzz_bus.py tests/test_frames.py
 
 conformance: .venv/.tested  ## the Autobahn test suite against the WebSocket; needs a Python 2.7
-	$(BIN)/python -m tests.autobahn $(PYTHON2)
+	$(BIN)/python -m tests.support.autobahn $(PYTHON2)
 
 bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machine that does nothing else
 	$(BIN)/python -m bench.engine

@@ -17,9 +17,9 @@ from pathlib import Path
 import ujson
 
 from lockstep.wire.frames import encode_frame
-from tests.load import chess, data, rest
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
+from tests.support.load import chess, data, rest
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
 
 VERSION = re.compile(rb'"version":(\d+),')
 

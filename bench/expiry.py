@@ -7,8 +7,8 @@ The scene and its checks (none twice, none missed, none early) are in tests/supp
 import asyncio
 
 from bench.delivery import machine
-from tests.redis_server import RedisServer
 from tests.support.expiries import p99_lateness_ms
+from tests.support.redis_server import RedisServer
 
 GOAL_P99_MS = 250
 

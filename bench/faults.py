@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from bench.delivery import machine
-from tests.redis_server import Proxy, RedisServer
-from tests.test_faults import LoopLag, scene
+from tests.support.faults import LoopLag, scene
+from tests.support.redis_server import Proxy, RedisServer
 
 
 async def frozen(redis: RedisServer, _: Proxy) -> None:

@@ -25,7 +25,7 @@ from bench.idle import Clients
 from bench.observed import lags
 from bench.rest import disturbance, running_session
 from bench.slow import Sent, change, publish, times
-from tests.hostiles import KINDS, crowd
+from tests.support.hostiles import KINDS, crowd
 
 TITLE = "Hostile clients"
 HONEST_CLIENTS = 200
@@ -47,7 +47,7 @@ async def play(
             await asyncio.sleep(options.seconds)
         else:
             command = (
-                *(sys.executable, "-m", "tests.hostiles", str(server.port), name),
+                *(sys.executable, "-m", "tests.support.hostiles", str(server.port), name),
                 *(str(crowd(name, options.hostile)), str(options.seconds), session_id),
             )
             attack = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)

@@ -21,7 +21,7 @@ from typing import Any
 
 import tornado
 
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parent.parent
 BENCH = Path(__file__).parent

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bench.delivery import machine, percentile
-from tests.load import eventually
+from tests.support.load import eventually
 from tests.support.stack import Stack, loaded
 
 CLIENTS = 200

@@ -29,7 +29,7 @@ from bench.delivery import Caller, percentile
 from bench.idle import Clients
 from bench.observed import lags
 from bench.rest import disturbance, running_session
-from tests.ws_client import Closed, WsClient
+from tests.support.ws_client import Closed, WsClient
 
 TITLE = "Slow clients"
 PAUSE_S = 4.0

@@ -15,8 +15,8 @@ from playwright.async_api import Browser, Page, async_playwright
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from tests.browser import FLAGS, chromium_path  # noqa: E402
-from tests.processes import ServerProcess  # noqa: E402
+from tests.support.browser import FLAGS, chromium_path  # noqa: E402
+from tests.support.processes import ServerProcess  # noqa: E402
 
 # Two screens in their frames; what they show is put in as pictures.
 FRAME = """

@@ -10,10 +10,10 @@ import pytest
 # Without it a bare assert in there says nothing of the values it compared.
 pytest.register_assert_rewrite("tests.support")
 
-from tests.processes import ServerProcess  # noqa: E402
-from tests.redis_server import RedisServer  # noqa: E402
 from tests.support.api import Api  # noqa: E402
-from tests.ws_client import abort_all  # noqa: E402
+from tests.support.processes import ServerProcess  # noqa: E402
+from tests.support.redis_server import RedisServer  # noqa: E402
+from tests.support.ws_client import abort_all  # noqa: E402
 
 TEST_TIMEOUT_S = 150
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from lockstep.access import Access, Scope
 from lockstep.errors import Forbidden, InvalidStateTransition, LockstepError
 from lockstep.rules.state import BANK_MODES, Mode, OnTimeout, Session, Status
-from tests.fuzzing import examples
-from tests.sessions_under_test import T0, A, B, C, active, pending, remaining, running
 from tests.support import settled_rules as engine
+from tests.support.fuzzing import examples
+from tests.support.plans import Plan, moves, plans
+from tests.support.sessions_under_test import T0, A, B, C, active, pending, remaining, running
 from tests.support.settled_rules import guarded
-from tests.test_engine_laws import Plan, moves, plans
 
 SWITCH = guarded(engine.switch, *Access(Scope.PLAY, subject=A.upper()).guards)
 LAPS: dict[str, Any] = {"mode": Mode.COUNT_UP}

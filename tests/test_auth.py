@@ -5,8 +5,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,23 +23,10 @@ from handlers.token_keys import TokenKeys
 from handlers.tokens import Tokens
 from lockstep.access import Access
 from lockstep.errors import Unauthorized
-from tests.processes import ROOT, Answer, ServerProcess, parse_answer, request
-from tests.redis_server import RedisServer
-from tests.ws_client import Closed, WsClient
-
-SECRET = "a secret of more than thirty-two bytes, for tests only"
-AUDIENCE, ISSUER = "clocks", "https://login.example"
-ANNA, BERT = str(uuid4()), str(uuid4())
-
-
-def token(scope: str = "admin", sid: Any = "*", ttl_s: float = 600, key: Any = SECRET, **claims: Any) -> str:
-    algorithm = claims.pop("algorithm", "HS256")
-    headers = claims.pop("headers", None)
-    ours = {"iss": ISSUER, "aud": AUDIENCE}
-    body = {"scope": scope, "sid": sid, "exp": int(time.time() + ttl_s)} | ours | claims
-    return jwt.encode(
-        {k: v for k, v in body.items() if v is not None}, key, algorithm=algorithm, headers=headers
-    )
+from tests.support.processes import Answer, ServerProcess, lockstep, parse_answer, request
+from tests.support.redis_server import RedisServer
+from tests.support.tokens import ANNA, AUDIENCE, BERT, ISSUER, SECRET, token
+from tests.support.ws_client import Closed, WsClient
 
 
 @pytest.fixture(scope="module")
@@ -473,11 +458,6 @@ def test_a_bad_key_file_ends_the_start_with_one_line(
     assert str(path) in done.stderr
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def lockstep(*args: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "server.py", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_without_keys_nobody_else_can_be_let_in_by_mistake() -> None:

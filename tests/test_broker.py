@@ -8,10 +8,6 @@ import asyncio
 import json
 import re
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from uuid import uuid4
 
 import pytest
@@ -19,34 +15,29 @@ from msgspec import structs
 
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
-from lockstep.contract import AlreadyDone, Broker, Charge, Commit, EpochTooLow, IdempotencyRecord, Outcome
+from lockstep.contract import AlreadyDone, Broker, Charge, EpochTooLow, IdempotencyRecord, Outcome
 from lockstep.identifiers import new_epoch
 from lockstep.metrics import Metrics
-from lockstep.rules import history, state_json
-from lockstep.rules.engine import Spec
-from lockstep.rules.state import Mode, OnTimeout, Participant, Session
-from lockstep.rules.steps import Rule, Step
+from lockstep.rules import state_json
+from lockstep.rules.state import Mode, Session
 from lockstep.wire import heads
-from tests.redis_server import RedisServer
 from tests.support import settled_rules as engine
+from tests.support.brokers import PATIENCE_S, YieldingBroker, started
+from tests.support.commits import (
+    ONE_DAY_MS,
+    applied,
+    commit_of,
+    created,
+    creation,
+    fell_due,
+    new_id,
+    next_epoch,
+    spec,
+)
+from tests.support.redis_server import RedisServer
 
-PATIENCE_S = 10.0
 HISTORY_BYTES = 2**24
 HOUR_MS = 3_600_000
-ONE_DAY_MS = 86_400_000
-
-
-class YieldingBroker(MemoryBroker):
-    """The embedded broker as one across a network: others have their turn between load and commit."""
-
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
-        loaded = await super().load(session_ids)
-        await asyncio.sleep(0)
-        return loaded
-
-    async def commit(self, commit: Commit) -> Outcome:
-        await asyncio.sleep(0)
-        return await super().commit(commit)
 
 
 @pytest.fixture(params=["memory", "memory_yielding", "redis", "redis_targeted"])
@@ -60,131 +51,7 @@ def broker(request: pytest.FixtureRequest) -> Broker:
     )
 
 
-@dataclass
-class Ears:
-    """A listener that remembers what it heard, and in which task (None: in no task at all)."""
-
-    published: list[bytes] = field(default_factory=list)
-    relayed: list[tuple[str, bytes]] = field(default_factory=list)
-    tasks: list[asyncio.Task[object] | None] = field(default_factory=list)
-    gaps: int = 0
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def on_published(self, payload: bytes) -> None:
-        self.published.append(payload)
-        self._heard()
-
-    def on_relayed(self, session_id: str, payload: bytes) -> None:
-        self.relayed.append((session_id, payload))
-        self._heard()
-
-    def on_gap(self) -> None:
-        self.gaps += 1
-        self._heard()
-
-    def _heard(self) -> None:
-        self.tasks.append(asyncio.current_task())
-        self._moved.set()
-
-    async def until(self, condition: Callable[["Ears"], object]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition(self):
-                self._moved.clear()
-                await self._moved.wait()
-
-    async def until_published(self, count: int) -> list[bytes]:
-        await self.until(lambda ears: len(ears.published) >= count)
-        return self.published
-
-
-@asynccontextmanager
-async def started(broker: Broker, *session_ids: str) -> AsyncIterator[Ears]:
-    """The broker between start and close, hearing these sessions."""
-    ears = Ears()
-    await broker.start(ears)
-    try:
-        for session_id in session_ids:
-            assert await broker.hear(session_id)
-        yield ears
-    finally:
-        await broker.close()
-
-
-# --- commits, as sessions.py makes them ----------------------------------------------------------
-
-
-_MADE_AT_MS = [0]
-
-
-def next_epoch() -> str:
-    """Above those of all creations before, whatever their instants are said to be."""
-    # A second ahead: not in the same millisecond as one that a service has just made.
-    _MADE_AT_MS.append(max(_MADE_AT_MS.pop() + 1, int(time.time() * 1000) + 1000))
-    return new_epoch(_MADE_AT_MS[0])
-
-
-def spec(session_id: str, mode: Mode = Mode.PER_PARTICIPANT, bank_ms: int = 60_000, **fields: object) -> Spec:
-    return Spec(
-        session_id=session_id,
-        mode=mode,
-        on_timeout=OnTimeout.EXPIRE if mode in (Mode.GLOBAL, Mode.COUNT_UP) else OnTimeout.FLAG,
-        participants=tuple(Participant(str(uuid4()), place, bank_ms, bank_ms) for place in range(2)),
-        **fields,  # type: ignore[arg-type]
-    )
-
-
-def commit_of(
-    broker: Broker, before: Session | None, step: Step, *, settled: int = 0, lapses_in_ms: int = ONE_DAY_MS
-) -> tuple[Commit, Session]:
-    """A commit of the step; the first `settled` of its transitions are expiries."""
-    now_ms = broker.now_ms()
-    session = structs.replace(step.session, commit=secrets.token_urlsafe(6))
-    transitions = (*step.transitions[:-1], structs.replace(step.transitions[-1], session=session))
-    commit = Commit(
-        session_id=session.session_id,
-        expected=heads.beginning(before) if before else b"",
-        state=state_json.to_json(session),
-        beginning=heads.beginning(session),
-        first_version=transitions[0].session.version,
-        events=tuple(history.events(before, transitions)),
-        now_ms=now_ms,
-        deadline_ms=session.deadline_ms,
-        due_ms=transitions[settled - 1].at_ms if settled else None,
-        lapses_at_ms=now_ms + lapses_in_ms,
-        prolongs=settled < len(transitions),
-        not_before_ms=before.updated_at_ms if before else 0,
-    )
-    return commit, session
-
-
-def creation(broker: Broker, session_id: str, ago_ms: int = 0, **fields: object) -> tuple[Commit, Session]:
-    """The commit of a new session whose instants lie `ago_ms` back."""
-    lapses_in_ms = fields.pop("lapses_in_ms", ONE_DAY_MS)
-    at_ms = broker.now_ms() - ago_ms
-    created = engine.create(spec(session_id, **fields), next_epoch(), at_ms)  # type: ignore[arg-type]
-    return commit_of(broker, None, created, lapses_in_ms=lapses_in_ms)  # type: ignore[arg-type]
-
-
-async def created(broker: Broker, session_id: str, ago_ms: int = 0, **fields: object) -> Session:
-    commit, session = creation(broker, session_id, ago_ms, **fields)
-    assert await broker.commit(commit) is Outcome.APPLIED
-    return session
-
-
-async def applied(broker: Broker, before: Session, *rules: Rule, ago_ms: int = 0, **how: int) -> Session:
-    """One commit of all these rules, one transition each."""
-    step = Step(before)
-    for rule in rules:
-        step = step.followed_by(rule(step.session, broker.now_ms() - ago_ms))
-    commit, session = commit_of(broker, before, step, **how)
-    assert await broker.commit(commit) is Outcome.APPLIED
-    return session
-
-
-async def fell_due(broker: Broker, session_id: str, ago_ms: int = 5_000) -> Session:
-    """A running session of one second, which was over some time ago and nobody has settled."""
-    session = await created(broker, session_id, ago_ms=ago_ms + 1_000, mode=Mode.GLOBAL, total_time_ms=1_000)
-    return await applied(broker, session, engine.start, ago_ms=ago_ms + 1_000)
+# --- what is stored, and when --------------------------------------------------------------------
 
 
 async def stored(broker: Broker, session_id: str) -> bytes | None:
@@ -196,10 +63,6 @@ async def reached(broker: Broker, instant_ms: int) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while broker.now_ms() < instant_ms:
             await asyncio.sleep((instant_ms - broker.now_ms()) / 1000)
-
-
-def new_id() -> str:
-    return str(uuid4())
 
 
 # --- commit --------------------------------------------------------------------------------------

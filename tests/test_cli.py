@@ -12,7 +12,7 @@ from cli import COMMANDS, TOKEN_OPTIONS
 from lockstep import __version__
 from lockstep.access import Scope
 from lockstep.config import Settings
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 SESSION = "7f3c1f6e-2f6b-4b0e-9a51-0d6f3c1d2e3f"
 PLAYER = "11111111-1111-4111-8111-111111111111"

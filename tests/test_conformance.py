@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from tests.echo_server import echoing
-from tests.ws_client import BINARY, CLOSE, PING, PONG, TEXT, WsClient, encode
+from tests.support.echo_server import echoing
+from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, WsClient, encode
 
 CONTINUATION = 0x0
 MIB = 1_048_576

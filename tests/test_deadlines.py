@@ -22,8 +22,9 @@ from lockstep.rules.state_json import iso
 from lockstep.sessions import Sessions
 from lockstep.wire import payloads
 from tests.support import settled_rules as engine
-from tests.test_broker import PATIENCE_S, Ears, commit_of, creation, new_id, next_epoch
-from tests.test_sessions import spec, told
+from tests.support.brokers import PATIENCE_S, Ears
+from tests.support.commits import commit_of, creation, new_id, next_epoch
+from tests.support.sessions import spec, told
 
 
 class FakeBroker:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from handlers.listening import MIN_DESCRIPTORS, RESERVED_DESCRIPTORS
-from tests.load import chess, data, eventually, rest
-from tests.processes import ROOT, ServerProcess
-from tests.redis_server import RedisServer
-from tests.ws_client import WsClient
+from tests.support.load import chess, data, eventually, rest
+from tests.support.processes import ROOT, ServerProcess
+from tests.support.redis_server import RedisServer
+from tests.support.ws_client import WsClient
 
 PLACES = 30
 

@@ -13,7 +13,8 @@ from lockstep.errors import (
     ValidationError,
 )
 from lockstep.rules.state import Mode, OnTimeout, Session, Status
-from tests.sessions_under_test import (
+from tests.support import settled_rules as engine
+from tests.support.sessions_under_test import (
     DAY,
     DEFAULT_POLICY,
     EPOCH,
@@ -32,7 +33,6 @@ from tests.sessions_under_test import (
     turns,
     used,
 )
-from tests.support import settled_rules as engine
 
 TEAMS: dict[str, Any] = {"mode": Mode.PER_GROUP, "groups": ("red", "red", "blue")}
 ROUNDS: dict[str, Any] = {"mode": Mode.PER_CYCLE, "time_per_cycle_ms": 10_000}

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from lockstep.rules.state_json import from_iso
-from tests.load import chess, data, rest
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
 from tests.support.expiries import p99_lateness_ms
+from tests.support.load import chess, data, rest
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
 from tests.support.variants import first_of
 
 # 250 ms on an idle machine, see bench/expiry.py; this one may be busy.

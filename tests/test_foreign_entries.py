@@ -22,13 +22,14 @@ from lockstep.rules.state import Session
 from lockstep.rules.steps import Step
 from lockstep.sessions import Sessions
 from lockstep.wire import payloads
-from tests.load import eventually
-from tests.redis_server import RedisServer
-from tests.shifted_redis import shim
 from tests.support import settled_rules as engine
-from tests.test_broker import ONE_DAY_MS, Ears, applied, commit_of, created, new_id, next_epoch
-from tests.test_hub import FakePeer
-from tests.test_sessions import spec
+from tests.support.brokers import Ears
+from tests.support.commits import ONE_DAY_MS, applied, commit_of, created, new_id, next_epoch
+from tests.support.load import eventually
+from tests.support.peers import FakePeer
+from tests.support.redis_server import RedisServer
+from tests.support.sessions import spec
+from tests.support.shifted_redis import shim
 
 
 @asynccontextmanager

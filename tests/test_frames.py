@@ -19,7 +19,7 @@ from lockstep.wire.frames import (
     encode_close,
     encode_frame,
 )
-from tests.ws_client import encode
+from tests.support.ws_client import encode
 
 LIMIT = 1000
 LONGEST_HEADER = 14

@@ -22,13 +22,12 @@ from lockstep.wire.payloads import (
     read_relayed,
     update_id,
 )
-from tests.fuzzing import examples
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
-from tests.sessions_under_test import SESSION, T0, running
-from tests.test_fuzz_socket import json_values
-from tests.test_websocket import watching
-from tests.ws_client import CLOSE, TEXT
+from tests.support.fuzzing import examples, json_values
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
+from tests.support.sessions_under_test import SESSION, T0, running
+from tests.support.sockets import watching
+from tests.support.ws_client import CLOSE, TEXT
 
 STATE = to_json(replace(running(60_000, 60_000), commit="q7Rw_x0A"))
 UPDATE = protocol_v1.state_update(SESSION, T0, STATE)

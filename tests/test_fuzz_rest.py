@@ -17,9 +17,9 @@ from schemathesis.specs.openapi.checks import (
 
 from lockstep.requests import openapi
 from lockstep.wire.heads import UUID
-from tests.fuzzing import examples
-from tests.processes import ServerProcess
-from tests.test_websocket import command, create
+from tests.support.fuzzing import examples
+from tests.support.processes import ServerProcess
+from tests.support.sockets import command, create
 
 # Not asked: whether all that fits the schema is taken (some rules are between fields, and a command needs a
 # status); whether all that does not is refused (headers that nobody knows are not, null is as good as no

@@ -10,24 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzzing import examples
-from tests.processes import ServerProcess
 from tests.support.api import SOME_ID
-from tests.test_websocket import create, watch_url, watching
-from tests.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
+from tests.support.fuzzing import examples, json_values
+from tests.support.processes import ServerProcess
+from tests.support.sockets import create, watch_url, watching
+from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
 
 ANSWERS = {"CONNECTED", "STATE_SYNC", "PONG", "ERROR"}
 CLOSES = {None, 1002, 1007, 1008, 1009, *range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)  # which JSON has not
-    | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
 said = st.one_of(
     st.fixed_dictionaries(
         {"type": st.sampled_from(["PING", "RECONNECT", "PING", "RECONNECT", "NOPE"])},

@@ -26,15 +26,14 @@ from handlers.listening import RESERVED_DESCRIPTORS
 from handlers.read_scheduler import READS_PER_SLICE
 from lockstep.config import Settings
 from server import Server
-from tests import hostiles, load
-from tests.echo_server import Echo
-from tests.load import eventually
-from tests.processes import ROOT, ServerProcess, parse_answer
-from tests.redis_server import RedisServer
+from tests.support import hostiles, load
 from tests.support.api import SOME_ID, serving
-from tests.test_limits import running
-from tests.test_websocket import command, create, watching
-from tests.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
+from tests.support.echo_server import Echo
+from tests.support.load import eventually
+from tests.support.processes import ROOT, ServerProcess, parse_answer, running
+from tests.support.redis_server import RedisServer
+from tests.support.sockets import command, create, watching
+from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
 
 CONTINUATION = 0x0
 SOCKET = f"GET /ws?sessionId={SOME_ID} HTTP/1.1\r\nHost: localhost\r\n"
@@ -512,7 +511,7 @@ async def hostile_crowd(server: ServerProcess, name: str, size: int, honest: int
             count = hostiles.crowd(name, size)
             # From a process of its own: the load shall be the server's, not the honest clients'.
             attack = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.hostiles"),
+                *(sys.executable, "-m", "tests.support.hostiles"),
                 *(str(server.port), name, str(count), "0.5", session_id),
                 cwd=ROOT,
                 stdout=asyncio.subprocess.PIPE,

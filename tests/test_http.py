@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.processes import Answer, ServerProcess, read_answer, request
-from tests.ws_client import WsClient
+from tests.support.processes import Answer, ServerProcess, read_answer, request
+from tests.support.ws_client import WsClient
 
 PAGE = ["/", "/page.css", "/page.js", "/lockstep.js", "/favicon.svg"]
 VARYING = {"date", "x-request-id"}

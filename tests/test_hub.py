@@ -15,12 +15,13 @@ from lockstep.errors import BrokerUnavailable, Close, SessionNotFound
 from lockstep.live import repair as repair_module
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1
-from lockstep.wire.encodings import JSON_V1, Encoding, JsonV1
+from lockstep.wire.encodings import JsonV1
 from lockstep.wire.frames import TEXT, encode_frame
+from tests.support.peers import FakePeer
 
 T0 = 1_704_067_200_000
 S = "00000000-0000-4000-8000-00000000005e"
@@ -41,40 +42,6 @@ def published(version: int, epoch: str = EPOCH, **fields: Any) -> bytes:
 
 def deleted(epoch: str) -> bytes:
     return protocol_v1.session_deleted(S, T0, epoch)
-
-
-class FakePeer:
-    """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
-
-    is_over = False
-    encoding: Encoding = JSON_V1
-
-    def __init__(self) -> None:
-        self.got: list[Any] = []
-        self.frames: list[bytes] = []
-
-    def send_batch(self, batch: Batch) -> None:
-        for kind, frame in batch.frames:
-            self.send(frame, kind)
-
-    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
-        self.frames.append(frame)
-        self.got.append(json.loads(frame[2:] if frame[1] < 126 else frame[4:]))
-
-    def close(self, how: Close) -> None:
-        self.got.append((how.code, how.reason))
-
-    @property
-    def heard(self) -> list[Any]:
-        """In short: ("STATE_UPDATE", version), other messages by their type, closes by their code."""
-        return [
-            each[0]
-            if isinstance(each, tuple)
-            else (each["type"], each["state"].get("version"))
-            if "state" in each
-            else each["type"]
-            for each in self.got
-        ]
 
 
 class FakeBroker:

@@ -13,9 +13,9 @@ from uuid import uuid4
 import jwt
 import pytest
 
-from tests.processes import Answer, ServerProcess, request
-from tests.redis_server import Proxy, RedisServer
-from tests.ws_client import WsClient
+from tests.support.processes import Answer, ServerProcess, request
+from tests.support.redis_server import Proxy, RedisServer
+from tests.support.ws_client import WsClient
 
 CHESS = {
     "sync_mode": "per_participant",

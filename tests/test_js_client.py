@@ -10,8 +10,8 @@ import jwt
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.browser import chromium
-from tests.processes import ServerProcess
+from tests.support.browser import chromium
+from tests.support.processes import ServerProcess
 
 T0 = 1_704_110_400_000  # 2024-01-01T12:00:00.000Z
 A, B, C = "a", "b", "c"

@@ -122,6 +122,15 @@ def test_no_file_imports_what_is_private_to_another() -> None:
         assert not private or private == ["handlers._fanout"], path
 
 
+def test_no_test_is_imported_by_another_file() -> None:
+    paths = [path for folder in ("tests", "bench", "docs") for path in (ROOT / folder).rglob("*.py")]
+    assert len(paths) > 50
+    for path in paths:
+        modules = {module for module, _ in imports_of(path) if module.partition(".")[0] == "tests"}
+        elsewhere = {module for module in modules if not module.startswith("tests.support")}
+        assert not elsewhere, f"{path.relative_to(ROOT)}: what several need is in tests/support/"
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     arrows = {module_of(path): imported_modules(path) & MODULES for path in PATHS}
     while arrows:

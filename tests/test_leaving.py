@@ -16,8 +16,8 @@ from broker.memory import MemoryBroker
 from handlers import connection as connection_module
 from lockstep.config import Settings
 from server import Server
-from tests.load import eventually
-from tests.ws_client import Closed, WsClient
+from tests.support.load import eventually
+from tests.support.ws_client import Closed, WsClient
 
 SECRET = "s" * 32
 

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -18,21 +18,11 @@ from lockstep.config import Settings
 from lockstep.contract import Charge
 from lockstep.limits import MAX_REMEMBERED, FixedWindows, Rate
 from server import Server
-from tests.load import chess, eventually
-from tests.processes import Answer, ServerProcess, read_answer, request
-from tests.redis_server import Proxy, RedisServer
-from tests.test_metrics import figures
-from tests.ws_client import Closed, WsClient, abort_all
-
-
-@contextmanager
-def running(server: ServerProcess) -> Iterator[ServerProcess]:
-    try:
-        yield server
-    finally:
-        abort_all()
-        server.stop()
-
+from tests.support.load import chess, eventually
+from tests.support.metrics import figures
+from tests.support.processes import Answer, ServerProcess, read_answer, request, running
+from tests.support.redis_server import Proxy, RedisServer
+from tests.support.ws_client import Closed, WsClient
 
 # --- arithmetic ----------------------------------------------------------------------------------
 

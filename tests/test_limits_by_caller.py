@@ -13,11 +13,11 @@ from tornado.netutil import bind_sockets
 
 from lockstep.config import Settings
 from server import Server
-from tests.load import eventually
-from tests.processes import Answer, request
-from tests.redis_server import RedisServer
-from tests.test_auth import ANNA, BERT, SECRET, token
-from tests.ws_client import Closed, WsClient, abort_all
+from tests.support.load import eventually
+from tests.support.processes import Answer, request
+from tests.support.redis_server import RedisServer
+from tests.support.tokens import ANNA, BERT, SECRET, token
+from tests.support.ws_client import Closed, WsClient, abort_all
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from broker.endpoint import parse
 from broker.link import Link
 from broker.resp import LinkDown, RespConnection
 from lockstep.metrics import Metrics
-from tests.redis_server import Proxy, RedisServer, free_port
+from tests.support.redis_server import Proxy, RedisServer, free_port
 
 
 async def nothing(connection: RespConnection) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from lockstep import logs
 from lockstep.logs import JsonFormatter, NonBlockingHandler, RepeatFilter
-from tests.processes import ROOT, ServerProcess, wait_until
+from tests.support.processes import ROOT, ServerProcess, wait_until
 
 # What these are called in the code says nothing to whoever runs a server.
 OUR_WORDS = re.compile(

@@ -14,7 +14,7 @@ from lockstep.idempotency import Idempotent
 from lockstep.requests import bodies
 from lockstep.requests.kinds import Violations
 from lockstep.wire import strict_json
-from tests.sessions_under_test import A, B, C
+from tests.support.sessions_under_test import A, B, C
 
 # The same examples in every run; the many more of the long run are new ones each time.
 FEW = settings(max_examples=200, derandomize=True, deadline=None, database=None)

@@ -17,8 +17,8 @@ from lockstep.rules.state_json import dumps, to_dict, to_json
 from lockstep.wire import heads, payloads, protocol_v1, strict_json
 from lockstep.wire.heads import Head
 from lockstep.wire.payloads import Deletion, Update
-from tests.sessions_under_test import EPOCH, SESSION, T0, A, B, pending
 from tests.support import settled_rules as engine
+from tests.support.sessions_under_test import EPOCH, SESSION, T0, A, B, pending
 
 OTHER = "00000000-0000-4000-8000-0000000000ff"
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

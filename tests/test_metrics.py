@@ -1,7 +1,6 @@
 """/metrics: what a scripted scenario implies, to the last count."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,19 +8,10 @@ from uuid import uuid4
 
 import pytest
 
-from tests.processes import ServerProcess, request
-from tests.redis_server import RedisServer
-from tests.ws_client import Closed, WsClient
-
-SAMPLE = re.compile(r"^(lockstep_\w+)(\{[^}]*\})? (\S+)$", re.M)
-
-
-async def figures(url: str) -> dict[str, float]:
-    """By name and labels, as they stand in the text."""
-    answer = await request(f"{url}/metrics", "GET")
-    assert answer.status == 200
-    assert answer.headers["content-type"].startswith("text/plain")
-    return {name + labels: float(value) for name, labels, value in SAMPLE.findall(answer.raw.decode())}
+from tests.support.metrics import figures
+from tests.support.processes import ServerProcess, request
+from tests.support.redis_server import RedisServer
+from tests.support.ws_client import Closed, WsClient
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from deploy.config import Stack, find_program
 from deploy.nginx import SOCKET_TIMEOUT_MARGIN_S, nginx_conf, origin_map_lines
 from lockstep.addresses import Addresses
 from lockstep.config import Settings, read_settings
-from tests.processes import Answer, parse_answer, request
+from tests.support.processes import Answer, parse_answer, request
 from tests.support.stack import free_ports
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"

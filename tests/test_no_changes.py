@@ -13,11 +13,11 @@ import ujson
 from broker import link
 from broker.redis import RedisBroker
 from lockstep.metrics import Metrics
-from tests.load import chess, data, eventually, rest
-from tests.processes import ServerProcess, wait_until
-from tests.redis_server import Proxy, RedisServer
-from tests.test_broker import started as hearing
-from tests.ws_client import Closed, WsClient, abort_all
+from tests.support.brokers import started as hearing
+from tests.support.load import chess, data, eventually, rest
+from tests.support.processes import ServerProcess, wait_until
+from tests.support.redis_server import Proxy, RedisServer
+from tests.support.ws_client import Closed, WsClient, abort_all
 
 WHYS = ["full", "without replicas", "a replica", "without a disk"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from broker.redis import RedisBroker
 from lockstep.metrics import Metrics
-from tests.load import eventually
-from tests.redis_server import Proxy, RedisServer
+from tests.support.load import eventually
+from tests.support.redis_server import Proxy, RedisServer
 
 LIMIT = 10
 

@@ -19,9 +19,9 @@ from lockstep.requests.parameters import (
 )
 from lockstep.rules import state_json
 from lockstep.rules.state import Mode
-from tests.sessions_under_test import EPOCH, T0
 from tests.support import settled_rules as engine
 from tests.support.api import SOME_ID, body_of, serving
+from tests.support.sessions_under_test import EPOCH, T0
 
 DOCUMENT: dict[str, Any] = openapi.document()
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]

@@ -16,9 +16,9 @@ from playwright.sync_api import Browser, Page
 
 from handlers.origins import Hosts, Origins
 from lockstep.config import read_settings
-from tests.browser import chromium
-from tests.processes import Answer, ServerProcess, read_answer, wait_until
-from tests.ws_client import WsClient
+from tests.support.browser import chromium
+from tests.support.processes import Answer, ServerProcess, read_answer, wait_until
+from tests.support.ws_client import WsClient
 
 SOME_ID = "5e000000-0000-4000-8000-000000000000"
 LISTED = (

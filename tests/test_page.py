@@ -15,9 +15,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
-from tests.browser import chromium
-from tests.processes import ServerProcess
-from tests.redis_server import Proxy
+from tests.support.browser import chromium
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import Proxy
 from tests.support.variants import first_of
 
 PRESETS = ["chess", "quiz", "debate", "exam", "speedrun"]

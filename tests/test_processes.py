@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import ujson
 
-from tests.load import chess, data, eventually, history, identity, rest, watching
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
-from tests.ws_client import Closed, WsClient
+from tests.support.load import chess, data, eventually, history, identity, rest, watching
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
+from tests.support.ws_client import Closed, WsClient
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 import pytest
 from tornado.netutil import bind_sockets
 
-from tests.load import chess, data, eventually, rest
-from tests.processes import ROOT
+from tests.support.load import chess, data, eventually, rest
+from tests.support.processes import ROOT
 from tests.support.stack import PROCESSES, Stack
 
 RULES = ROOT / "deploy" / "prometheus"

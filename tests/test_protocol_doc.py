@@ -21,10 +21,10 @@ from lockstep.requests import bodies, kinds
 from lockstep.rules.state import CLOCK_KINDS, Mode, Session
 from lockstep.rules.state_json import to_dict
 from lockstep.wire import protocol_v1
-from tests.processes import ROOT, Answer, ServerProcess
-from tests.sessions_under_test import EPOCH, T0, pending
 from tests.support import settled_rules as engine
-from tests.ws_client import Closed, WsClient
+from tests.support.processes import ROOT, Answer, ServerProcess
+from tests.support.sessions_under_test import EPOCH, T0, pending
+from tests.support.ws_client import Closed, WsClient
 
 DOC = (Path(ROOT) / "docs" / "protocol.md").read_text()
 FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -15,8 +15,8 @@ import pytest
 import ujson
 from playwright.sync_api import Browser
 
-from tests.browser import chromium
-from tests.processes import ROOT, ServerProcess
+from tests.support.browser import chromium
+from tests.support.processes import ROOT, ServerProcess
 
 README = (Path(ROOT) / "README.md").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", (Path(ROOT) / "Makefile").read_text(), re.MULTILINE))

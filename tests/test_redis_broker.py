@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import ujson
 
-from tests.load import chess, data, eventually, rest
-from tests.processes import ServerProcess
-from tests.redis_server import Proxy, RedisServer, free_port
+from tests.support.load import chess, data, eventually, rest
+from tests.support.processes import ServerProcess
+from tests.support.redis_faults import fill, lose_its_disk, lose_its_replicas
+from tests.support.redis_server import Proxy, RedisServer, free_port
 from tests.support.variants import first_of
-from tests.test_scripts import fill, lose_its_disk, lose_its_replicas
-from tests.ws_client import Closed, WsClient, abort_all
+from tests.support.ws_client import Closed, WsClient, abort_all
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from broker.keys import Channels
 from broker.rights import needs
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 # As `session:<id>` stands in the first column: its name up to the first part that varies.
 DOCUMENTED = set(

@@ -16,11 +16,11 @@ from broker.endpoint import parse
 from broker.redis import RedisBroker
 from lockstep.config import Settings, masked
 from lockstep.metrics import Metrics
-from tests.load import chess
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer, Sentinels, free_port
+from tests.support.load import chess
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer, Sentinels, free_port
 from tests.support.variants import first_of
-from tests.ws_client import WsClient
+from tests.support.ws_client import WsClient
 
 
 class Deaf:

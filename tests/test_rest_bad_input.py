@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ROOT, Answer, ServerProcess, parse_answer
 from tests.support.api import SOME_ID, Api, body_of, error_of, fields_of, ids
+from tests.support.processes import ROOT, Answer, ServerProcess, parse_answer
 
 MIB = 1_048_576
 COMMANDS = ["start", "switch", "pause", "resume", "complete", "cancel", "adjust"]

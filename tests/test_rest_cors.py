@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.processes import Answer
 from tests.support.api import ROUTES, each_kind_of_answer, serving
+from tests.support.processes import Answer
 
 HERE, THERE = "https://here.example", "http://there.example:8080"
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.api import Api, error_of, fields_of
-from tests.ws_client import PING, TEXT, WsClient
+from tests.support.ws_client import PING, TEXT, WsClient
 
 
 def message_of(size: int) -> bytes:

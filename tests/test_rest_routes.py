@@ -21,8 +21,6 @@ from handlers.request import Request
 from handlers.transport import Transport
 from lockstep.config import Settings
 from server import Server
-from tests.load import eventually
-from tests.processes import ServerProcess
 from tests.support.api import (
     ROUTES,
     SOME_ID,
@@ -33,6 +31,8 @@ from tests.support.api import (
     instant_ms,
     serving,
 )
+from tests.support.load import eventually
+from tests.support.processes import ServerProcess
 
 
 @pytest.fixture

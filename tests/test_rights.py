@@ -13,10 +13,11 @@ from broker.redis import RedisBroker
 from lockstep.config import Settings
 from lockstep.contract import Charge
 from lockstep.metrics import Metrics
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
-from tests.test_broker import created, new_id, started
-from tests.test_scripts import ALL_CALLS, Trial
+from tests.support.brokers import started
+from tests.support.commits import created, new_id
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
+from tests.support.script_calls import ALL_CALLS, Trial
 
 DOCS = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 PREFIX = "lockstep-"

@@ -10,10 +10,10 @@ import hiredis
 import pytest
 
 from broker.sentinel import ask_for_master
-from tests.load import chess, data, eventually, rest
-from tests.processes import ServerProcess, wait_until
-from tests.redis_server import Sentinels
-from tests.ws_client import WsClient, abort_all
+from tests.support.load import chess, data, eventually, rest
+from tests.support.processes import ServerProcess, wait_until
+from tests.support.redis_server import Sentinels
+from tests.support.ws_client import WsClient, abort_all
 
 OLD, NEW = ("10.0.0.1", 6379), ("10.0.0.2", 6379)
 

@@ -30,7 +30,6 @@ from lockstep.errors import (
 )
 from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
-from lockstep.requests import bodies
 from lockstep.rules import state_json
 from lockstep.rules.state import Session, Status
 from lockstep.rules.state_json import iso
@@ -38,9 +37,11 @@ from lockstep.rules.steps import Step
 from lockstep.session_list import LOADED_AT_ONCE, MAX_LISTED_BYTES, SessionList
 from lockstep.sessions import Sessions
 from lockstep.wire import heads
-from tests.redis_server import RedisServer
 from tests.support import settled_rules as engine
-from tests.test_broker import Ears, YieldingBroker, commit_of, new_id, next_epoch
+from tests.support.brokers import Ears, YieldingBroker
+from tests.support.commits import commit_of, new_id, next_epoch
+from tests.support.redis_server import RedisServer
+from tests.support.sessions import spec, told
 
 HOUR_MS = 3_600_000
 
@@ -82,15 +83,6 @@ async def service(
     await broker.close()
 
 
-def spec(mode: str = "per_participant", seats: int = 2, **fields: Any) -> engine.Spec:
-    body = {
-        "session_id": new_id(),
-        "sync_mode": mode,
-        "participants": [{"participant_id": new_id(), "total_time_ms": 60_000} for _ in range(seats)],
-    }
-    return bodies.spec(body | fields)
-
-
 async def running(service: Sessions, mode: str = "per_participant", **fields: Any) -> Session:
     session = (await service.create(spec(mode, **fields))).session
     return (await service.apply(session.session_id, engine.start)).session
@@ -113,17 +105,6 @@ async def began(broker: Broker, ago_ms: int, mode: str = "per_participant", **fi
 async def read(service: Sessions, session_id: str) -> dict[str, Any]:
     stored: dict[str, Any] = json.loads(await service.read(session_id))
     return stored
-
-
-async def told(service: Sessions, session_id: str) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
-    since: int | None = None
-    while True:
-        page = await service.events(session_id, since, None)
-        events += [json.loads(event) for event in page.events]
-        since = page.next_since
-        if since is None:
-            return events
 
 
 # --- many at once --------------------------------------------------------------------------------

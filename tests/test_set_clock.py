@@ -15,12 +15,12 @@ from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.requests.bodies import spec as read_spec
 from lockstep.sessions import Sessions
-from tests.load import chess, data, rest
-from tests.processes import ServerProcess
-from tests.shifted_redis import ShiftedRedis
 from tests.support import settled_rules as engine
+from tests.support.load import chess, data, rest
+from tests.support.processes import ServerProcess
+from tests.support.shifted_redis import ShiftedRedis
 from tests.support.variants import first_of
-from tests.ws_client import WsClient, abort_all
+from tests.support.ws_client import WsClient, abort_all
 
 SHIFTS_S = (60.0, 2.5, 3600.0)
 DAY_MS = 86_400_000

@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from server import LINGER_S
-from tests.processes import Answer, ServerProcess, parse_answer
-from tests.ws_client import CLOSE, TEXT, Closed, WsClient, encode
+from tests.support.processes import Answer, ServerProcess, parse_answer
+from tests.support.ws_client import CLOSE, TEXT, Closed, WsClient, encode
 
 TOLD = Closed(1001, "Server shutting down")
 LONG_DRAIN_S, SHORT_DRAIN_S = 20, 1

@@ -25,8 +25,8 @@ from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
 from lockstep.wire.frames import encode_frame
 from server import Server
-from tests.processes import ServerProcess, wait_until
-from tests.ws_client import PING, PONG, TEXT, Closed, WsClient, encode
+from tests.support.processes import ServerProcess, wait_until
+from tests.support.ws_client import PING, PONG, TEXT, Closed, WsClient, encode
 
 MIB = 1_048_576
 SEATS = 1000

@@ -14,7 +14,7 @@ from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire.encodings import JSON_V1
-from tests.redis_server import Proxy, RedisServer
+from tests.support.redis_server import Proxy, RedisServer
 
 FAST_ETHERNET_BYTES_PER_S = 100_000_000 / 8
 ROOMS = 100

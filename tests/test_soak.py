@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.load import Watcher, chess, data, eventually, identity, rest, watching
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
-from tests.ws_client import Closed, WsClient
+from tests.support.load import Watcher, chess, data, eventually, identity, rest, watching
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
+from tests.support.ws_client import Closed, WsClient
 
 SOAK_S = float(os.environ.get("SOAK_S", "300"))
 # Caches, pools and the allocator take what they take once; that is no leak.

@@ -26,11 +26,11 @@ from deploy.checks import check
 from deploy.config import Failure
 from deploy.config import Stack as StackOptions
 from lockstep.config import Settings
-from tests.load import chess, data, eventually, rest
-from tests.processes import Answer, parse_answer, request, wait_until
-from tests.redis_server import RedisServer
+from tests.support.load import chess, data, eventually, rest
+from tests.support.processes import Answer, parse_answer, request, wait_until
+from tests.support.redis_server import RedisServer
 from tests.support.stack import Stack, free_ports, loaded
-from tests.ws_client import WsClient
+from tests.support.ws_client import WsClient
 
 # On this machine, but not the address from which nginx asks the processes.
 BALANCER = "127.0.0.7"

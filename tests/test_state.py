@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from lockstep.rules import state, state_json
 from lockstep.rules.state import Mode, OnTimeout, Session
-from tests.sessions_under_test import DAY, EPOCH, SESSION, T0, A, B, pending, running
 from tests.support import settled_rules as engine
+from tests.support.sessions_under_test import DAY, EPOCH, SESSION, T0, A, B, pending, running
 
 ALWAYS = {
     "session_id",

@@ -20,10 +20,9 @@ from handlers.token_keys import TokenKeys
 from handlers.tokens import Tokens
 from lockstep.access import Access, Scope
 from lockstep.errors import Unauthorized
-from tests.fuzzing import examples
-from tests.processes import ServerProcess, request
-from tests.test_auth import lockstep
-from tests.ws_client import Closed, WsClient
+from tests.support.fuzzing import examples
+from tests.support.processes import ServerProcess, lockstep, request
+from tests.support.ws_client import Closed, WsClient
 
 SECRET = "a secret of more than thirty-two bytes, for tests only"
 SESSION_ID = "5f0c954a-77ff-4e9a-8b7e-1a0d5f8f2f11"

@@ -19,7 +19,7 @@ from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
 from handlers import tornado_private
-from tests.ws_client import WsClient
+from tests.support.ws_client import WsClient
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,11 +16,11 @@ import pytest
 from deploy.config import Stack, find_program
 from deploy.nginx import nginx_conf
 from lockstep.config import Settings
-from tests.load import chess
-from tests.processes import Answer, ServerProcess, request
-from tests.redis_server import Proxy, RedisServer
+from tests.support.load import chess
+from tests.support.processes import Answer, ServerProcess, request
+from tests.support.redis_server import Proxy, RedisServer
 from tests.support.stack import free_ports
-from tests.ws_client import WsClient
+from tests.support.ws_client import WsClient
 
 # nginx asks the next process after so long; as it is delivered, after 5 s.
 ASKS_ANOTHER_AFTER_S = 2

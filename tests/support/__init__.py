@@ -1,0 +1,1 @@
+"""What several tests, or the benchmarks, need. Nothing here is a test."""

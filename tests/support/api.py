@@ -11,7 +11,7 @@ from tornado.netutil import bind_sockets
 
 from lockstep.config import Settings
 from server import Server
-from tests.processes import Answer, request
+from tests.support.processes import Answer, request
 
 DAY_MS = 86_400_000
 SOME_ID = "5e000000-0000-4000-8000-000000000000"

@@ -9,9 +9,9 @@ from typing import Any
 import ujson
 
 from lockstep.rules.state_json import from_iso
-from tests.load import chess, data, rest
-from tests.processes import ServerProcess
-from tests.redis_server import RedisServer
+from tests.support.load import chess, data, rest
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
 
 WINDOW_S = 10.0
 

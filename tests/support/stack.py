@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.load import chess, data, eventually, identity, rest
-from tests.processes import ROOT, request
-from tests.ws_client import Closed, WsClient
+from tests.support.load import chess, data, eventually, identity, rest
+from tests.support.processes import ROOT, request
+from tests.support.ws_client import Closed, WsClient
 
 PROCESSES = 4
 

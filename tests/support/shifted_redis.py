@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 
 @functools.cache
@@ -20,7 +19,7 @@ def shim(name: str) -> Path:
     if shutil.which("gcc") is None:
         pytest.fail("gcc is missing: install Debian's package gcc", pytrace=False)
     library = Path(tempfile.mkdtemp(prefix="lockstep-shim-")) / f"{name}.so"
-    source = ROOT / "tests" / f"{name}.c"
+    source = Path(__file__).with_name(f"{name}.c")
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
     return library
 

@@ -11,8 +11,8 @@ from typing import Any
 import ujson
 from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPRequest, HTTPResponse
 
-from tests.processes import ServerProcess
-from tests.ws_client import Closed, WsClient
+from tests.support.processes import ServerProcess
+from tests.support.ws_client import Closed, WsClient
 
 
 async def rest(

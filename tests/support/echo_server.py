@@ -1,6 +1,7 @@
 """A server that sends back what it is told, on the connections of the real one: for conformance tests.
 
-python -m tests.echo_server PORT serves the Autobahn test suite; nothing of Lockstep but the framing is in it.
+python -m tests.support.echo_server PORT serves the Autobahn test suite; nothing of Lockstep is in it but the
+framing.
 """
 
 import asyncio

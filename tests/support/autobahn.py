@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.echo_server import echoing
+from tests.support.echo_server import echoing
 
 SUITE = "autobahntestsuite==0.8.2"
 GROUPS = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"]

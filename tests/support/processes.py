@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from urllib.parse import urlsplit
 import ujson
 
 from lockstep.logs import GATHER_S
+from tests.support.ws_client import abort_all
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 START_LINE = re.compile(r"Lockstep is ready at (http://\S+)")
 
 
@@ -199,3 +202,19 @@ def wait_until(condition, timeout_s: float = 10.0, what: str = "the condition"):
             return result
         time.sleep(0.01)
     raise AssertionError(f"{what} did not hold within {timeout_s} s")
+
+
+def lockstep(*args: str) -> "subprocess.CompletedProcess[str]":
+    """`server.py` with these arguments, for what ends by itself."""
+    command = [sys.executable, "server.py", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+
+
+@contextmanager
+def running(server: ServerProcess) -> Iterator[ServerProcess]:
+    """Stopped at the end."""
+    try:
+        yield server
+    finally:
+        abort_all()
+        server.stop()

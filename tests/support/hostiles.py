@@ -1,4 +1,4 @@
-"""Clients that mean no good, many at once: python -m tests.hostiles PORT KIND COUNT SECONDS SESSION
+"""Clients that mean no good, many at once: python -m tests.support.hostiles PORT KIND COUNT SECONDS SESSION
 
 Each says what its kind says, and holds on to its connection until the server ends that or the seconds
 are over. Prints how many the server sent away.
@@ -10,7 +10,7 @@ import struct
 import sys
 from dataclasses import dataclass
 
-from tests.ws_client import BINARY, PING, TEXT, encode
+from tests.support.ws_client import BINARY, PING, TEXT, encode
 
 SOCKET = "GET /ws?sessionId={session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
 POST = "POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"

@@ -3,6 +3,7 @@
 import os
 
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 
 def examples(some: int) -> settings:
@@ -15,3 +16,14 @@ def examples(some: int) -> settings:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)  # which JSON has not
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)

@@ -1,0 +1,74 @@
+"""A broker that yields, and a listener that remembers what it heard."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from broker.memory import MemoryBroker
+from lockstep.contract import Broker, Commit, Outcome
+
+PATIENCE_S = 10.0
+
+
+class YieldingBroker(MemoryBroker):
+    """The embedded broker as one across a network: others have their turn between load and commit."""
+
+    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+        loaded = await super().load(session_ids)
+        await asyncio.sleep(0)
+        return loaded
+
+    async def commit(self, commit: Commit) -> Outcome:
+        await asyncio.sleep(0)
+        return await super().commit(commit)
+
+
+@dataclass
+class Ears:
+    """A listener that remembers what it heard, and in which task (None: in no task at all)."""
+
+    published: list[bytes] = field(default_factory=list)
+    relayed: list[tuple[str, bytes]] = field(default_factory=list)
+    tasks: list[asyncio.Task[object] | None] = field(default_factory=list)
+    gaps: int = 0
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def on_published(self, payload: bytes) -> None:
+        self.published.append(payload)
+        self._heard()
+
+    def on_relayed(self, session_id: str, payload: bytes) -> None:
+        self.relayed.append((session_id, payload))
+        self._heard()
+
+    def on_gap(self) -> None:
+        self.gaps += 1
+        self._heard()
+
+    def _heard(self) -> None:
+        self.tasks.append(asyncio.current_task())
+        self._moved.set()
+
+    async def until(self, condition: Callable[["Ears"], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition(self):
+                self._moved.clear()
+                await self._moved.wait()
+
+    async def until_published(self, count: int) -> list[bytes]:
+        await self.until(lambda ears: len(ears.published) >= count)
+        return self.published
+
+
+@asynccontextmanager
+async def started(broker: Broker, *session_ids: str) -> AsyncIterator[Ears]:
+    """The broker between start and close, hearing these sessions."""
+    ears = Ears()
+    await broker.start(ears)
+    try:
+        for session_id in session_ids:
+            assert await broker.hear(session_id)
+        yield ears
+    finally:
+        await broker.close()

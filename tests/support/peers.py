@@ -1,0 +1,42 @@
+"""A client's connection, as the hub sees it, that remembers what it was sent."""
+
+import json
+from typing import Any
+
+from lockstep.errors import Close
+from lockstep.live.peers import Batch, Kind
+from lockstep.wire.encodings import JSON_V1, Encoding
+
+
+class FakePeer:
+    """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
+
+    is_over = False
+    encoding: Encoding = JSON_V1
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.frames: list[bytes] = []
+
+    def send_batch(self, batch: Batch) -> None:
+        for kind, frame in batch.frames:
+            self.send(frame, kind)
+
+    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
+        self.frames.append(frame)
+        self.got.append(json.loads(frame[2:] if frame[1] < 126 else frame[4:]))
+
+    def close(self, how: Close) -> None:
+        self.got.append((how.code, how.reason))
+
+    @property
+    def heard(self) -> list[Any]:
+        """In short: ("STATE_UPDATE", version), other messages by their type, closes by their code."""
+        return [
+            each[0]
+            if isinstance(each, tuple)
+            else (each["type"], each["state"].get("version"))
+            if "state" in each
+            else each["type"]
+            for each in self.got
+        ]

@@ -1,0 +1,336 @@
+"""Each call of each Lua script, on a broker that runs."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from msgspec import structs
+from redis.client import PubSub
+
+from broker.calls import at_most_once
+from broker.redis import RedisBroker
+from lockstep.contract import Charge, Commit, IdempotencyRecord, Outcome
+from lockstep.errors import BrokerUnavailable
+from lockstep.rules.state import Mode
+from lockstep.wire import heads
+from tests.support import settled_rules as engine
+from tests.support.commits import applied, commit_of, created, creation, fell_due, new_id
+from tests.support.redis_server import RedisServer
+
+
+def empty(redis: RedisServer) -> None:
+    """Leave what the process that runs would miss."""
+    with redis.client as client:
+        for key in client.scan_iter():
+            if not key.startswith((b"process:", b"routing")):
+                client.delete(key)
+
+
+def store(redis: RedisServer) -> dict[bytes, tuple[Any, Any]]:
+    """All that is kept, and until when; a process's sign of life is renewed all the time."""
+    with redis.client as client:
+        keys = [key for key in client.scan_iter() if not key.startswith(b"process:")]
+        return {key: (client.dump(key), client.pexpiretime(key)) for key in keys}
+
+
+@dataclass
+class Trial:
+    """A running broker, its Redis, and somebody who hears all that is published there."""
+
+    broker: RedisBroker
+    redis: RedisServer
+    ears: PubSub
+
+    def heard(self) -> int:
+        """How many publications there were since this was asked last."""
+        marker = uuid4().hex.encode()
+        with self.redis.client as client:
+            client.publish("session-updates", marker)
+        count = 0
+        while (message := self.ears.get_message(timeout=5)) is None or message["data"] != marker:
+            assert message is not None, "nothing is heard any more"
+            count += message["type"].endswith("message")
+        return count
+
+    async def outcome(self, call: Callable[[], Awaitable[Any]]) -> str:
+        """What the caller of `call` is told; where that is "not_applied" or "conflict", it is true."""
+        self.heard()
+        before = store(self.redis)
+        try:
+            made = await call()
+            told = "conflict" if made is Outcome.CONFLICT else "done"
+        except BrokerUnavailable as error:
+            told = str(error.details["outcome"])
+        if told in ("not_applied", "conflict"):
+            assert store(self.redis) == before, "not applied, but something is stored"
+            assert self.heard() == 0, "not applied, but published"
+        return told
+
+
+Call = Callable[[], Awaitable[Any]]
+
+
+async def change_of(trial: Trial, **how: Any) -> Commit:
+    session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
+    commit, _ = commit_of(trial.broker, session, engine.switch(session, trial.broker.now_ms()), **how)
+    return commit
+
+
+def once() -> IdempotencyRecord:
+    return IdempotencyRecord(uuid4().hex, b"record", 60_000)
+
+
+def once_of_two_names() -> IdempotencyRecord:
+    return structs.replace(once(), former_key=uuid4().hex)
+
+
+def committing(trial: Trial, commit: Commit) -> Call:
+    async def call() -> Outcome:
+        outcome = await trial.broker.commit(commit)
+        assert outcome in (Outcome.APPLIED, Outcome.CONFLICT)
+        return outcome
+
+    return call
+
+
+async def creating(trial: Trial) -> Call:
+    return committing(trial, creation(trial.broker, new_id())[0])
+
+
+async def creating_with_a_key(trial: Trial) -> Call:
+    return committing(trial, structs.replace(creation(trial.broker, new_id())[0], record=once()))
+
+
+async def creating_where_a_history_was_left(trial: Trial) -> Call:
+    commit, _ = creation(trial.broker, new_id())
+    with trial.redis.client as client:
+        client.xadd(f"events:{commit.session_id}", {"event": "old"}, id="7-0")
+    return committing(trial, commit)
+
+
+async def creating_where_something_else_was_left(trial: Trial) -> Call:
+    commit, _ = creation(trial.broker, new_id())
+    with trial.redis.client as client:
+        client.hset(f"events:{commit.session_id}", "no", "stream")
+    return committing(trial, commit)
+
+
+async def changing(trial: Trial) -> Call:
+    return committing(trial, await change_of(trial))
+
+
+async def changing_with_a_key(trial: Trial) -> Call:
+    return committing(trial, structs.replace(await change_of(trial), record=once()))
+
+
+async def changing_with_a_key_of_two_names_within_a_window(trial: Trial) -> Call:
+    charge = Charge("switch:a", 9, 60_000)
+    return committing(
+        trial, structs.replace(await change_of(trial), record=once_of_two_names(), charge=charge)
+    )
+
+
+async def changing_within_a_window(trial: Trial) -> Call:
+    return committing(trial, structs.replace(await change_of(trial), charge=Charge("switch:a", 9, 60_000)))
+
+
+async def pausing(trial: Trial) -> Call:
+    session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
+    return committing(
+        trial, commit_of(trial.broker, session, engine.pause(session, trial.broker.now_ms()))[0]
+    )
+
+
+async def settling_many(trial: Trial) -> Call:
+    fields = {"mode": Mode.PER_CYCLE, "time_per_cycle_ms": 1_000}
+    commit, session = creation(trial.broker, new_id(), ago_ms=1_900, **fields)
+    assert await trial.broker.commit(commit) is Outcome.APPLIED
+    session = await applied(trial.broker, session, engine.start, ago_ms=1_900)
+    step = engine.settle(session, trial.broker.now_ms())
+    settled = len(step.transitions)
+    step = step.followed_by(engine.switch(step.session, trial.broker.now_ms()))
+    assert len(step.transitions) == settled + 1 > 1
+    return committing(trial, commit_of(trial.broker, session, step, settled=settled)[0])
+
+
+async def firing_where_the_lapse_is_somebody_elses(trial: Trial) -> Call:
+    session = await fell_due(trial.broker, new_id())
+    with trial.redis.client as client:
+        client.zadd("sessions", {session.session_id: -70_000.5})
+    step = engine.settle(session, trial.broker.now_ms())
+    return committing(trial, commit_of(trial.broker, session, step, settled=1)[0])
+
+
+async def changing_where_another_history_goes_on(trial: Trial) -> Call:
+    commit = await change_of(trial)
+    with trial.redis.client as client:
+        client.xadd(f"events:{commit.session_id}", {"event": "another's"}, id="70-0")
+    return committing(trial, commit)
+
+
+async def changing_where_another_history_went_on(trial: Trial) -> Call:
+    commit = await change_of(trial)
+    with trial.redis.client as client:  # restored by hand, and what came later taken out of it
+        client.xadd(f"events:{commit.session_id}", {"event": "another's"}, id="70-0")
+        client.xdel(f"events:{commit.session_id}", "70-0")
+    return committing(trial, commit)
+
+
+async def asking_again(trial: Trial) -> Call:
+    commit = await change_of(trial)
+
+    async def call() -> None:
+        if await trial.broker._try_commit(commit, is_retry=True) is None:
+            raise BrokerUnavailable("unknown")
+
+    return call
+
+
+async def asking_again_after_another(trial: Trial) -> Call:
+    broker = trial.broker
+    session = await applied(broker, await created(broker, new_id()), engine.start)
+    commit, session = commit_of(broker, session, engine.switch(session, broker.now_ms()))
+    assert await broker.commit(commit) is Outcome.APPLIED
+    await applied(broker, session, engine.pause)
+
+    async def call() -> None:
+        if await broker._try_commit(commit, is_retry=True) is None:
+            raise BrokerUnavailable("unknown")
+
+    return call
+
+
+async def telling(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.publish(session.session_id, b'{"type":"NOTE"}')
+
+
+async def telling_with_a_key_of_two_names(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.publish(session.session_id, b'{"type":"NOTE"}', once_of_two_names())
+
+
+async def telling_with_a_key(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.publish(session.session_id, b'{"type":"NOTE"}', once())
+
+
+async def deleting(trial: Trial) -> Call:
+    session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
+    return lambda: trial.broker.delete(session.session_id)
+
+
+async def deleting_with_a_key(trial: Trial) -> Call:
+    session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
+    return lambda: trial.broker.delete(session.session_id, heads.beginning(session), once())
+
+
+async def deleting_none_with_a_key(trial: Trial) -> Call:
+    return lambda: trial.broker.delete(new_id(), b"", once())
+
+
+async def deleting_one_of_before_with_a_key(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.delete(session.session_id, b"", once())
+
+
+async def lapsing(trial: Trial) -> Call:
+    await created(trial.broker, new_id(), lapses_in_ms=0)
+    return lambda: trial.broker.lapse(10)
+
+
+async def counting_first(trial: Trial) -> Call:
+    return lambda: trial.broker.spend([Charge("general:a", 9, 60_000), Charge("switch:a", 9, 1_000)])
+
+
+async def counting_on(trial: Trial) -> Call:
+    charges = [Charge("general:a", 9, 60_000), Charge("switch:a", 9, 60_000)]
+    await trial.broker.spend(charges)
+    return lambda: trial.broker.spend(charges)
+
+
+async def counting_too_much(trial: Trial) -> Call:
+    charges = [Charge("general:a", 0, 60_000), Charge("switch:a", 9, 60_000)]
+    await trial.broker.spend(charges)
+    return lambda: trial.broker.spend(charges)
+
+
+def entering_by(trial: Trial) -> Call:
+    counters, link = trial.broker._counters, trial.broker._link
+    return lambda: at_most_once(counters._enter(link, ["inside:room"], "me", 9, "process:"))
+
+
+async def entering(trial: Trial) -> Call:
+    with trial.redis.client as client:
+        client.hset("inside:room", mapping={"somebody who died": 5, "another": 2})
+    return entering_by(trial)
+
+
+async def entering_beside_a_sign_of_life_that_lasts_too_long(trial: Trial) -> Call:
+    with trial.redis.client as client:
+        client.hset("inside:room", "one of before", 2)
+        client.set("process:one of before", 1, px=3_600_000)
+    return entering_by(trial)
+
+
+async def reading_the_history(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.history(session.session_id, 0, 1_000)
+
+
+async def loading_some(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.load_some([session.session_id], 1_000)
+
+
+async def looking_for_what_is_due(trial: Trial) -> Call:
+    with trial.redis.client as client:
+        client.zadd("deadlines", {"somebody gone": 1})
+    return lambda: trial.broker.due(1_000, 10)
+
+
+async def looking_for_what_is_due_where_several_were_left(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    with trial.redis.client as client:
+        client.zadd("deadlines", {"somebody gone": 1, session.session_id: 2, "another": 3})
+    return lambda: trial.broker.due(1_000, 10)
+
+
+CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
+    # For each script what is asked of it, and what it then does after its first write.
+    "commit": {
+        creating: "DEL XADD SET PEXPIREAT ZADD PUBLISH",
+        creating_with_a_key: "DEL XADD SET SET PEXPIREAT ZADD PUBLISH",
+        creating_where_a_history_was_left: "DEL XADD SET PEXPIREAT ZADD PUBLISH",
+        creating_where_something_else_was_left: "DEL XADD SET PEXPIREAT ZADD PUBLISH",
+        changing: "SET PEXPIREAT ZADD ZADD PUBLISH",
+        changing_with_a_key: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
+        changing_with_a_key_of_two_names_within_a_window: "SET SET SET SET PEXPIREAT ZADD ZADD PUBLISH",
+        changing_within_a_window: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
+        pausing: "SET PEXPIREAT ZADD ZREM PUBLISH",
+        settling_many: "XADD SET PEXPIREAT ZADD ZADD PUBLISH",
+        firing_where_the_lapse_is_somebody_elses: "SET PEXPIREAT ZADD ZREM PUBLISH",
+        changing_where_another_history_goes_on: "DEL XADD PEXPIREAT ZADD ZADD PUBLISH",
+        changing_where_another_history_went_on: "DEL XADD PEXPIREAT ZADD ZADD PUBLISH",
+        asking_again: "SET PEXPIREAT ZADD ZADD PUBLISH",
+        asking_again_after_another: "",
+    },
+    "publish": {telling: "", telling_with_a_key: "PUBLISH", telling_with_a_key_of_two_names: "SET PUBLISH"},
+    "end": {
+        deleting: "DEL ZREM ZREM PUBLISH",
+        deleting_with_a_key: "DEL ZREM ZREM SET PUBLISH",
+        deleting_none_with_a_key: "DEL ZREM ZREM SET",
+        deleting_one_of_before_with_a_key: "",
+        lapsing: "DEL ZREM ZREM PUBLISH",
+    },
+    "spend": {counting_first: "SET", counting_on: "INCRBY", counting_too_much: ""},
+    "enter": {
+        entering: "EXPIRE HDEL HDEL",
+        entering_beside_a_sign_of_life_that_lasts_too_long: "EXPIRE PEXPIRE",
+    },
+    "history": {reading_the_history: ""},
+    "load": {loading_some: ""},
+    "due": {looking_for_what_is_due: "", looking_for_what_is_due_where_several_were_left: ""},
+}
+ALL_CALLS = [asked for by_call in CALLS.values() for asked in by_call]
