@@ -164,6 +164,7 @@ def test_unread_lines_are_dropped_and_counted_in_the_next_line(
 ) -> None:
     monkeypatch.setattr(logs, "MAX_WAITING_BYTES", 20_000)
     with a_narrow_pipe() as pipe:
+        os.write(pipe[1], b"\n" * 4096)  # it is full: of what is said none gets through meanwhile
         log = Unread(*pipe)
         for number in range(1000):
             log.say(f"line {number}")
