@@ -12,7 +12,8 @@ import pytest
 from tests.support.processes import Answer, ServerProcess, read_answer, request
 from tests.support.ws_client import WsClient
 
-PAGE = ["/", "/page.css", "/page.js", "/lockstep.js", "/favicon.svg"]
+SCRIPTS = ["page", "api", "commands", "dom", "laps", "panels", "presets", "wording", "lockstep"]
+PAGE = ["/", "/page.css", "/session.css", "/favicon.svg", *(f"/{name}.js" for name in SCRIPTS)]
 VARYING = {"date", "x-request-id"}
 
 

@@ -16,10 +16,12 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 _HERE = Path(__file__).parent
+_STYLES = ("page.css", "session.css")
+_MODULES = ("page", "api", "commands", "dom", "laps", "panels", "presets", "wording")
 FILES = {
     "/": _HERE / "index.html",
-    "/page.css": _HERE / "page.css",
-    "/page.js": _HERE / "page.js",
+    **{f"/{name}": _HERE / name for name in _STYLES},
+    **{f"/{name}.js": _HERE / f"{name}.js" for name in _MODULES},
     "/favicon.svg": _HERE / "favicon.svg",
     "/lockstep.js": _HERE.parent.parent / "clients" / "js" / "lockstep.js",
 }

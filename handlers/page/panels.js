@@ -1,0 +1,153 @@
+/** Panels: a clock each, with the names of those it belongs to. */
+
+import { giveTurn } from "./commands.js";
+import { $, setText } from "./dom.js";
+import { activeParticipant, currentLap, formatClock, remainingMs, sessionClock, usedMs } from "./lockstep.js";
+import { OVER, hasBanks, nameOf, nextStep, plural } from "./wording.js";
+
+/** Who shares a panel: nobody if each has a bank, the members of a group if groups have banks, otherwise everybody. */
+function circles(state) {
+  const key = { per_participant: (participant) => participant.participant_id, per_group: (participant) => participant.group_id };
+  const byKey = new Map(hasBanks(state) ? [] : [["all", []]]);
+  state.participants.forEach((participant, place) => {
+    const id = key[state.sync_mode]?.(participant) ?? "all";
+    byKey.set(id, [...(byKey.get(id) ?? []), place]);
+  });
+  return [...byKey];
+}
+
+/** The panels of a session, whose participants never change. */
+export const panelsOf = (link) => circles(link.state).map((circle, index) => new Panel(link, circle, index + 1));
+
+class Panel {
+  constructor(link, [id, places], number) {
+    this.link = link;
+    this.id = id;
+    this.places = places; // in state.participants, whose order never changes
+    this.number = number;
+    this.element = $("panel").content.firstElementChild.cloneNode(true);
+    const part = (name) => this.element.querySelector(name);
+    this.press = part(".press");
+    this.name = part(".name");
+    this.face = part(".face");
+    this.note = part(".note");
+    this.fill = part(".bar i");
+    this.press.onclick = () => this.onPress();
+    this.chips = places.length < 2 ? [] : places.map((place) => this.chip(place));
+    for (const chip of this.chips) {
+      const item = document.createElement("li");
+      item.append(chip);
+      part(".members").append(item);
+    }
+  }
+
+  chip(place) {
+    const onclick = () => giveTurn(this.link.state, this.link.state.participants[place].participant_id);
+    return Object.assign(document.createElement("button"), { type: "button", className: "chip", onclick });
+  }
+
+  onPress() {
+    const state = this.link.state;
+    if (!hasBanks(state) || this.isTurn(state)) $("primary").click();
+    else giveTurn(state, state.participants[this.places[0]].participant_id);
+  }
+
+  isTurn(state) {
+    return !hasBanks(state) || this.places.some((place) => state.participants[place].is_active);
+  }
+
+  isOut(state) {
+    if (hasBanks(state)) return state.participants[this.places[0]].has_expired;
+    return state.status === "expired" || Boolean(state.is_flagged ?? activeParticipant(state)?.has_expired);
+  }
+
+  /** What the face shows, in ms; null if there is nothing left to show. */
+  ms(state, nowMs) {
+    if (hasBanks(state)) return remainingMs(state, state.participants[this.places[0]], nowMs);
+    const clock = sessionClock(state, nowMs);
+    if (clock) return clock.ms;
+    if (state.sync_mode !== "count_up") return state.status === "expired" ? 0 : null;
+    return state.participants.length ? state.participants.reduce((sum, one) => sum + usedMs(state, one, nowMs), 0) : null;
+  }
+
+  totalMs(state) {
+    if (hasBanks(state)) return state.participants[this.places[0]].budget_ms;
+    const limit = { per_cycle: state.time_per_cycle_ms, global: state.total_time_ms, count_up: state.max_time_ms };
+    return limit[state.sync_mode] ?? null;
+  }
+
+  /** Draw all that changes only with the state. */
+  draw(state) {
+    const active = activeParticipant(state);
+    const own = state.metadata?.names?.[this.id];
+    this.name.textContent = {
+      per_participant: () => nameOf(state, state.participants[this.places[0]]),
+      per_group: () => own ?? `Team ${this.number}`,
+    }[state.sync_mode]?.() ?? (active && this.chips.length ? nameOf(state, active) : "");
+    this.name.hidden = !this.name.textContent;
+    this.chips.forEach((chip, index) => {
+      const participant = state.participants[this.places[index]];
+      chip.textContent = nameOf(state, participant);
+      chip.setAttribute("aria-current", String(participant.is_active));
+      chip.disabled = !["pending", "running"].includes(state.status) || (hasBanks(state) && participant.has_expired);
+    });
+    const [word] = nextStep(state);
+    const isOpen = this.isTurn(state) || (state.status !== "paused" && !this.isOut(state));
+    this.press.disabled = !word || !isOpen;
+    const deed = this.isTurn(state) ? word : state.status === "pending" ? "begins" : "gets the turn";
+    this.press.setAttribute("aria-label", `${this.name.textContent || "Clock"}: ${deed ?? "over"}`);
+    this.element.querySelector(".bar").hidden = this.totalMs(state) === null;
+  }
+
+  /** Draw all that changes with time. */
+  tick(state, nowMs) {
+    const ms = this.ms(state, nowMs);
+    const totalMs = this.totalMs(state);
+    const isUp = state.sync_mode === "count_up";
+    const isLow = ms !== null && !isUp && ms < Math.min(20_000, (totalMs ?? Infinity) / 5);
+    const decimals = isUp ? 2 : isLow && ms > 0 ? 1 : 0;
+    const text = ms === null ? "Done" : formatClock(ms, { decimals, up: isUp });
+    this.showFace(text);
+    setText(this.note, this.noteText(state, nowMs));
+    if (totalMs !== null) this.fill.style.transform = `scaleX(${Math.min(1, (ms ?? 0) / totalMs).toFixed(4)})`;
+    const look = this.look(state, isLow);
+    if (this.element.dataset.look !== look) this.element.dataset.look = look;
+  }
+
+  showFace(text) {
+    if (this.shown === text) return;
+    this.shown = text;
+    const [whole, fraction = ""] = text.split(".");
+    setText(this.face.firstElementChild, whole);
+    setText(this.face.lastElementChild, fraction && `.${fraction}`);
+    // The width in digits: a colon is about half of one, a fraction is set smaller. The minimum keeps 0:20 as large as 0:19.9.
+    const width = whole.length - whole.split(":").length * 0.45 + 0.45 + (fraction && 0.55 * (fraction.length + 0.5));
+    this.face.style.setProperty("--digits", Math.max(4.4, width).toFixed(2));
+  }
+
+  look(state, isLow) {
+    if (this.isOut(state)) return "out";
+    if (state.status === "pending") return "ready";
+    if (!this.isTurn(state) || OVER[state.status]) return "waiting";
+    return state.status === "paused" ? "held" : isLow ? "low" : "running";
+  }
+
+  noteText(state, nowMs) {
+    if (this.isOut(state)) return "Out of time";
+    const mine = this.places.map((place) => state.participants[place]);
+    const turns = mine.reduce((sum, participant) => sum + participant.cycle_count, 0);
+    switch (state.sync_mode) {
+      case "per_participant":
+      case "per_group":
+        return plural(turns, "turn");
+      case "per_cycle":
+        return OVER[state.status] ? plural(turns, "turn") : `Round ${Math.floor(turns / mine.length) + 1}`;
+      case "global":
+        return state.deadline_ms ? `until ${new Date(state.deadline_ms).toLocaleTimeString([], { timeStyle: "short" })}` : "";
+      default: {
+        const lap = currentLap(state, nowMs);
+        return lap ? `Lap ${lap.number} · ${formatClock(lap.ms, { decimals: 2, up: true })}` : plural(state.lap_count, "lap");
+      }
+    }
+  }
+}

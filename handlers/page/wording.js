@@ -1,0 +1,44 @@
+/** A session in words: names, whose turn it is, and what the next step is called. */
+
+import { activeParticipant } from "./lockstep.js";
+
+const NEXT = { per_participant: "End turn", per_group: "Next speaker", per_cycle: "Next", global: "Next", count_up: "Lap" };
+export const OVER = { completed: "Finished", expired: "Time is up", cancelled: "Cancelled" };
+
+export const hasBanks = (state) => state.sync_mode === "per_participant" || state.sync_mode === "per_group";
+export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+export function nameOf(state, participant) {
+  const place = state.participants.indexOf(participant) + 1;
+  return state.metadata?.names?.[participant.participant_id] ?? `Participant ${place}`;
+}
+
+/** Whose turn it is, who is out of time, or how the session ended. The panels must have been drawn. */
+export function statusText(state, panels) {
+  if (state.status === "pending") return state.participants.length > 1 ? "Ready. Start, or tap who begins." : "Ready";
+  if (state.status === "expired") return outOfTime(state, panels, panels.filter((panel) => panel.isOut(state)));
+  if (OVER[state.status]) return OVER[state.status];
+  const active = activeParticipant(state);
+  const flagged = panels.filter((panel) => panel.isTurn(state) && panel.isOut(state));
+  let turn = "";
+  if (flagged.length) turn = outOfTime(state, panels, flagged);
+  else if (active && state.participants.length > 1) turn = `${nameOf(state, active)}’s turn`;
+  return state.status === "paused" ? ["Paused", turn].filter(Boolean).join(" · ") : turn || "Running";
+}
+
+/** Who is out of time; names nobody if the clock that ran out belongs to all. */
+function outOfTime(state, panels, flagged) {
+  const isOwn = hasBanks(state) || (state.sync_mode === "per_cycle" && state.status !== "expired");
+  if (!isOwn || flagged.length === 0 || (flagged.length > 1 && flagged.length === panels.length)) return OVER.expired;
+  const names = flagged.map((panel) => panel.name.textContent).filter(Boolean);
+  return names.length ? `${names.join(", ")} ${names.length > 1 ? "are" : "is"} out of time` : OVER.expired;
+}
+
+/** The one thing to do next, for the big button, the space bar and a panel whose turn it is: [word, command]. */
+export function nextStep(state) {
+  if (state.status === "pending") return ["Start", "start"];
+  if (state.status === "paused") return ["Resume", "resume"];
+  if (state.status !== "running") return [];
+  const canSwitch = state.participants.length > 0 || state.sync_mode === "count_up";
+  return canSwitch ? [NEXT[state.sync_mode], "switch"] : ["Pause", "pause"];
+}
