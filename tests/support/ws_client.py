@@ -86,9 +86,15 @@ class WsClient:
         if rcvbuf is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
         host = parts.hostname if tls else None
-        reader, writer = await asyncio.open_connection(sock=sock, limit=limit, ssl=tls, server_hostname=host)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+            reader, writer = await asyncio.open_connection(
+                sock=sock, limit=limit, ssl=tls, server_hostname=host
+            )
+        except BaseException:
+            sock.close()
+            raise
         client = cls(reader, writer, answers_pings)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         lines = {
