@@ -221,7 +221,7 @@ def test_every_pace_that_is_offered_makes_a_clock(tabs: Tabs) -> None:
         option = page.locator("[data-preset]").nth(number)
         name = f"{option.get_attribute('data-preset')} {option.text_content()}"
         option.click()
-        expect(page.locator("#session")).to_be_visible()
+        expect(page.locator(".face").first).to_be_visible()
         faces[name] = page.locator(".face").all_text_contents()
     assert faces == {
         "chess 3 + 2": ["3:00", "3:00"],
@@ -523,17 +523,19 @@ def test_a_clock_that_has_run_out_says_so(tabs: Tabs) -> None:
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [
-        (short("per_participant", 1_000, 9_000, people=2), "Ann is out of time"),
-        (short("per_group", 1_000, 9_000), "Reds is out of time"),
-        (short("per_cycle", 1_000), "Ann is out of time"),
-        (short("global", 1_000), "Time is up"),
-        (short("global", 1_000, people=0), "Time is up"),
-        (short("per_participant", 1_000, 9_000, people=2, on_timeout="expire"), "Ann is out of time"),
-        (short("per_participant", 1_000, people=1, on_timeout="advance"), "Ann is out of time"),
-        (short("per_participant", 1_000, people=2, on_timeout="advance"), "Time is up"),
-        (short("global", 1_000, on_timeout="expire"), "Time is up"),
-    ],
+    first_of(
+        [
+            (short("per_participant", 1_000, 9_000, people=2), "Ann is out of time"),
+            (short("per_group", 1_000, 9_000), "Reds is out of time"),
+            (short("per_cycle", 1_000), "Ann is out of time"),
+            (short("global", 1_000), "Time is up"),
+            (short("global", 1_000, people=0), "Time is up"),
+            (short("per_participant", 1_000, 9_000, people=2, on_timeout="expire"), "Ann is out of time"),
+            (short("per_participant", 1_000, people=1, on_timeout="advance"), "Ann is out of time"),
+            (short("per_participant", 1_000, people=2, on_timeout="advance"), "Time is up"),
+            (short("global", 1_000, on_timeout="expire"), "Time is up"),
+        ]
+    ),
     ids=["chess", "debate", "quiz", "exam", "lonely exam", "lost", "alone", "all out", "exam over"],
 )
 def test_a_flag_says_whose_it_is(tabs: Tabs, body: dict[str, Any], status: str) -> None:

@@ -87,6 +87,7 @@ def test_up_starts_everything_and_down_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "redis").rglob("*.aof*"))
 
 
+@pytest.mark.long
 def test_down_ends_what_a_killed_supervisord_left(tmp_path: Path) -> None:
     stack = Stack(tmp_path)
     assert stack.up().returncode == 0
@@ -304,6 +305,7 @@ async def test_a_rolling_restart_of_many_fails_no_request_and_every_client_is_ba
     await check_roll(stack, clients=200, workers=30)
 
 
+@pytest.mark.long
 def test_a_roll_to_what_does_not_start_stops_at_the_first(tmp_path: Path) -> None:
     stack, config, secret = Stack(tmp_path / "run"), tmp_path / "lockstep.toml", tmp_path / "secret"
     config.write_text("")
