@@ -647,7 +647,7 @@ def test_everything_can_be_done_by_keyboard(tabs: Tabs) -> None:
     page = tabs.open()
     page.get_by_role("button", name="5 + 3").focus()
     page.keyboard.press("Enter")
-    expect(page.locator("#primary")).to_be_visible()
+    expect(page.locator(".face").first).to_be_visible()
     page.keyboard.press("Space")
     expect(page.locator("#status")).to_have_text(turn("White"))
     page.keyboard.press("Space")
