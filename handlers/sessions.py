@@ -29,9 +29,7 @@ async def delete_session(request: Request, services: Services) -> Reply:
 
 
 async def read_session(request: Request, services: Services) -> Reply:
-    violations = Violations()
-    session_id = kinds.session_id_in_path(request.session_id, violations)
-    violations.raise_if_any()
+    session_id = kinds.valid_session_id(request.session_id)
     state = await services.sessions.read(session_id)
     head = heads.read_head(state)
     assert head is not None

@@ -12,7 +12,7 @@ from lockstep.commands import Command, canonical_arguments
 from lockstep.idempotency import Idempotent, Replay
 from lockstep.limits import RateLimits, RateLimitStatus, SwitchLimit
 from lockstep.requests import bodies, parameters
-from lockstep.requests.kinds import Violations, session_id_in_path
+from lockstep.requests.kinds import Violations, session_id_in_path, valid_session_id
 from lockstep.rules import engine
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import dumps
@@ -42,6 +42,10 @@ class Change(Struct, frozen=True, kw_only=True):
     tags: frozenset[str] | None = None
     admission: Callable[[], Awaitable[None]] | None = None
     rates: RateLimits | None = None
+
+    def read_json(self) -> Any:
+        """What its body says; None where there is none. Raises MalformedJson."""
+        return loads(self.body) if self.body else None
 
     def identified_by(self, path: str, meaning: Callable[[], Any]) -> Idempotent | None:
         """What it is known again by, if it has an Idempotency-Key. Raises ValidationError.
@@ -80,7 +84,7 @@ class Performer:
 
     async def command(self, command: Command, session_id: str, change: Change) -> Applied:
         """Raises LockstepError."""
-        body = loads(change.body) if change.body else None
+        body = change.read_json()
         if isinstance(body, dict) and any(body.get(name) is not None for name in command.fields_of_control):
             change.access.require_scope(Scope.CONTROL)
         violations = Violations()
@@ -98,13 +102,13 @@ class Performer:
         if limit is not None:
             rule = _limited(rule, limit)
         context = Context(
-            change.access.subject,
-            change.request_id,
-            idempotent,
-            change.admission,
-            limit,
-            guards,
-            command.answer,
+            actor=change.access.subject,
+            request_id=change.request_id,
+            idempotent=idempotent,
+            admission=change.admission,
+            limit=limit,
+            guards=guards,
+            answer=command.answer,
         )
         try:
             changed = await self._sessions.apply(session_id, rule, context)
@@ -113,7 +117,7 @@ class Performer:
         return _applied(200, changed, None if limit is None else limit.status)
 
     async def create(self, change: Change) -> Applied:
-        body = loads(change.body) if change.body else None
+        body = change.read_json()
         _require_named(change.access, body)
         spec = bodies.spec(body)
         context = await self._admitted(change, change.identified_by("/v1/sessions", lambda: spec))
@@ -123,9 +127,7 @@ class Performer:
             return await self._again(replay, STATE)
 
     async def delete(self, session_id: str, change: Change) -> Applied:
-        violations = Violations()
-        session_id = session_id_in_path(session_id, violations)
-        violations.raise_if_any()
+        session_id = valid_session_id(session_id)
         context = await self._admitted(
             change, change.identified_by(f"/v1/sessions/{session_id}", lambda: None)
         )
@@ -137,7 +139,7 @@ class Performer:
 
     async def message(self, session_id: str, change: Change) -> Applied:
         """Tell every client of the session what the body says."""
-        body = loads(change.body) if change.body else None
+        body = change.read_json()
         violations = Violations()
         session_id = session_id_in_path(session_id, violations)
         bodies.check_message(body, violations)

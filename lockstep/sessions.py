@@ -268,15 +268,11 @@ class Sessions:
         idempotent = context.idempotent
         done = idempotent.done(204, session_id, new_commit(), b"") if idempotent else None
         while loop.time() < give_up_at:
-            try:
-                async with self._stored.looked_up(session_id, idempotent):
-                    expected = await self._deletable(session_id, idempotent, tags)
-                    if idempotent is not None:
-                        idempotent.require_in_time()
-                    is_deleted = await self._broker.delete(session_id, expected, done)
-            except AlreadyDone as already:
-                assert idempotent is not None
-                raise idempotent.replay(already.content) from None
+            async with self._stored.looked_up(session_id, idempotent):
+                expected = await self._deletable(session_id, idempotent, tags)
+                if idempotent is not None:
+                    idempotent.require_in_time()
+                is_deleted = await self._broker.delete(session_id, expected, done)
             if is_deleted:
                 log.info("session deleted", extra={"session_id": session_id})
             if is_deleted or tags is None or not expected:
@@ -311,13 +307,9 @@ class Sessions:
             await self._stored.refuse_if_formerly_done(session_id, idempotent)
             idempotent.require_in_time()
             done = idempotent.done(202, session_id, new_commit(), answer)
-        try:
-            async with self._stored.looked_up(session_id, idempotent):
-                if not await self._broker.publish(session_id, message, done):
-                    raise SessionNotFound(session_id)
-        except AlreadyDone as already:
-            assert idempotent is not None
-            raise idempotent.replay(already.content) from None
+        async with self._stored.looked_up(session_id, idempotent):
+            if not await self._broker.publish(session_id, message, done):
+                raise SessionNotFound(session_id)
 
 
 def _with_state(refusal: LockstepError, session: Session) -> LockstepError:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from lockstep.contract import Store
+from lockstep.contract import AlreadyDone, Store
 from lockstep.errors import BrokerUnavailable, SessionNotFound, StateCorrupt
 from lockstep.idempotency import Idempotent, was_kept_by_former
 from lockstep.rules import state_json
@@ -56,10 +56,14 @@ class Stored:
     async def looked_up(self, session_id: str, idempotent: Idempotent | None) -> AsyncIterator[None]:
         """Around a change, with which the store itself looks for a record: where it could not, this does.
 
-        Else "not_applied" would be said of a request that another process has done.
+        Else "not_applied" would be said of a request that another process has done. Raises Replay where the
+        request was done before.
         """
         try:
             yield
+        except AlreadyDone as already:
+            assert idempotent is not None
+            raise idempotent.replay(already.content) from None
         except BrokerUnavailable as error:
             if idempotent is not None and error.details == {"outcome": "not_applied"}:
                 await self.recall(session_id, idempotent)

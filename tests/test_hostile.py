@@ -694,10 +694,13 @@ async def test_what_was_read_of_a_connection_that_is_reset_does_not_wait_for_the
         for _ in range(10):
             _, writer = await asyncio.open_connection(*sockets[0].getsockname()[:2])
             writer.write(b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n{")
-            await asyncio.sleep(0.01)
+            while not server.transport.in_flight:
+                await asyncio.sleep(0)
             ours = writer.get_extra_info("socket")
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
+            while server.transport.in_flight:
+                await asyncio.sleep(0)
         remains = partial(of_http_remains, HTTP1ServerConnection, IOStream, collected=False)
         await eventually(remains, 5, "something is kept")
     finally:

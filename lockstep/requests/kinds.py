@@ -145,3 +145,11 @@ class Record:
 
 def session_id_in_path(text: str, violations: Violations) -> str:
     return Uuid().read(text, "id", violations) or ""
+
+
+def valid_session_id(text: str) -> str:
+    """The same where the path says all there is. Raises ValidationError."""
+    violations = Violations()
+    session_id = session_id_in_path(text, violations)
+    violations.raise_if_any()
+    return session_id
