@@ -59,6 +59,7 @@ class Crowd:
             comer.cancel()
 
 
+@pytest.mark.long
 async def test_a_process_full_of_clients_comes_back_to_redis(redis: RedisServer) -> None:
     start = (ServerProcess, f"--broker={redis.url}", "--log-level=warning")
     full, other = [await asyncio.to_thread(*start) for _ in range(2)]

@@ -10,7 +10,6 @@ from tests.support.expiries import p99_lateness_ms
 from tests.support.load import chess, data, rest
 from tests.support.processes import ServerProcess
 from tests.support.redis_server import RedisServer
-from tests.support.variants import first_of
 
 # 250 ms on an idle machine, see bench/expiry.py; this one may be busy.
 P99_LATENESS_MS = 400
@@ -23,7 +22,8 @@ def redis() -> Iterator[RedisServer]:
     server.close()
 
 
-@pytest.mark.parametrize("sessions", first_of([200, 1000, 5000]))
+@pytest.mark.long
+@pytest.mark.parametrize("sessions", [200, 1000, 5000])
 async def test_every_expiry_fires_once_and_none_early_though_a_process_is_killed(
     redis: RedisServer, sessions: int
 ) -> None:

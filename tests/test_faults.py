@@ -128,7 +128,8 @@ async def test_a_link_that_swallows_everything_starves_no_loop(redis: RedisServe
         play.assert_refused_in_time()
 
 
-@pytest.mark.parametrize("how", first_of(["killed", "frozen"]))
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_after_a_failover_every_client_shows_what_the_new_master_has(how: str) -> None:
     sentinels = await asyncio.to_thread(Sentinels)
     try:

@@ -419,6 +419,7 @@ async def test_a_body_in_crumbs_is_read_and_one_without_end_is_not(server_proces
             writer.close()
 
 
+@pytest.mark.long
 async def test_unfinished_bodies_of_strangers_are_not_kept(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s" * 40)

@@ -277,6 +277,7 @@ async def knock(server: ServerProcess, session_id: str) -> tuple[WsClient, objec
     return client, await client.recv()
 
 
+@pytest.mark.long
 async def test_a_sessions_limit_holds_over_three_processes_and_a_dead_one_holds_nothing() -> None:
     redis = RedisServer()
     servers = [ServerProcess(f"--broker={redis.url}", "--max-connections-per-session=100") for _ in range(3)]

@@ -447,6 +447,7 @@ def test_a_tab_whose_connection_is_cut_says_so_and_catches_up(tabs: Tabs, cable:
     tabs.complaints.clear()
 
 
+@pytest.mark.long
 def test_a_dead_line_is_noticed_though_nothing_closes_it(tabs: Tabs) -> None:
     # The server must not notice first: it would close, and the line tell the page.
     patient = ServerProcess("--ping-interval-s=300", "--ping-timeout-s=200", "--log-level=warning")

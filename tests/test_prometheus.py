@@ -102,6 +102,7 @@ def watched_stack(folder: Path) -> Iterator[tuple[Stack, Prometheus]]:
         assert stack.command("down").returncode == 0
 
 
+@pytest.mark.long
 async def test_prometheus_scrapes_all_processes_and_calls_when_one_is_down(tmp_path: Path) -> None:
     with watched_stack(tmp_path) as (stack, prometheus):
         data(await rest(f"{stack.url}/v1/sessions", chess()))

@@ -17,7 +17,6 @@ from tests.support.load import chess, data, eventually, rest
 from tests.support.processes import ServerProcess
 from tests.support.redis_faults import fill, lose_its_disk, lose_its_replicas
 from tests.support.redis_server import Proxy, RedisServer, free_port
-from tests.support.variants import first_of
 from tests.support.ws_client import Closed, WsClient, abort_all
 
 
@@ -307,7 +306,8 @@ async def test_a_start_without_redis_waits_for_it_and_says_so() -> None:
         own.close()
 
 
-@pytest.mark.parametrize("routing", first_of(["all", "targeted"]))
+@pytest.mark.long
+@pytest.mark.parametrize("routing", ["all", "targeted"])
 async def test_processes_whose_system_clocks_differ_agree_on_time(redis: RedisServer, routing: str) -> None:
     if shutil.which("faketime") is None:
         pytest.fail("faketime is missing: install Debian's package faketime", pytrace=False)

@@ -228,6 +228,7 @@ async def test_the_time_that_is_shown_comes_back_and_the_step_is_logged(
         assert "lockstep_clock_steps_total 2.0" in metrics
 
 
+@pytest.mark.long
 async def test_a_small_correction_is_slewed_and_time_never_goes_back(redis: ShiftedRedis) -> None:
     async with servers(redis, 1) as processes:
         process = processes[0]

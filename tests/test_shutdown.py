@@ -185,12 +185,12 @@ async def test_many_clients_are_not_sent_away_all_at_once(server: ServerProcess)
 
     async with AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(await WsClient.connect(watch_url(server))) for _ in range(200)
+            await stack.enter_async_context(await WsClient.connect(watch_url(server))) for _ in range(600)
         ]
         tasks = [asyncio.create_task(told_at(client)) for client in clients]
         server.terminate()
         times = await asyncio.gather(*tasks)
-        assert max(times) - min(times) > 200 / 500 / 2
+        assert max(times) - min(times) > 600 / 500 / 3
         assert await exit_code(server, 10) == 0
 
 

@@ -102,6 +102,7 @@ def test_down_ends_what_a_killed_supervisord_left(tmp_path: Path) -> None:
     assert not [pid for pid in ours if is_alive(pid)]
 
 
+@pytest.mark.long
 async def test_nginx_speaks_tls(tmp_path: Path) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     openssl = [
@@ -380,6 +381,7 @@ def test_up_says_which_settings_are_ignored_since_it_runs_already(configured: Co
     )
 
 
+@pytest.mark.long
 async def test_a_roll_takes_the_file_anew_for_nginx_too_and_says_what_it_ignores(
     configured: Configured,
 ) -> None:

@@ -823,22 +823,30 @@ async def test_a_client_that_takes_nothing_and_answers_nothing_is_gone(
         await asyncio.to_thread(was_logged, quick_heartbeat, session_id, "socket closed")
 
 
-async def test_clients_outlast_a_server_that_stood_still(quick_heartbeat: ServerProcess) -> None:
+@pytest.fixture
+def heartbeat_of_a_second() -> Iterator[ServerProcess]:
+    server = ServerProcess("--ping-interval-s=1.2", "--ping-timeout-s=1")
+    yield server
+    server.stop()
+
+
+async def test_clients_outlast_a_server_that_stood_still(heartbeat_of_a_second: ServerProcess) -> None:
     """As after a suspend: answers that lay unread meanwhile are not held against anybody."""
-    async with watching(quick_heartbeat, *[new_id()] * 20) as clients:
+    server = heartbeat_of_a_second
+    async with watching(server, *[new_id()] * 20) as clients:
 
         async def answer_pings(client: WsClient) -> None:
             while await client.recv_frame() == (PING, b""):
                 await client.send_frame(PONG)
 
         answering = [asyncio.create_task(answer_pings(client)) for client in clients]
-        for _ in range(3):
-            os.kill(quick_heartbeat.pid, signal.SIGSTOP)
+        for _ in range(2):
+            os.kill(server.pid, signal.SIGSTOP)
             try:
-                await asyncio.sleep(0.5)  # no event tells that nothing happens
+                await asyncio.sleep(1.5)  # no event tells that nothing happens
             finally:
-                os.kill(quick_heartbeat.pid, signal.SIGCONT)
-            await quick_heartbeat.call("GET", "/health")
+                os.kill(server.pid, signal.SIGCONT)
+            await server.call("GET", "/health")
         for task in answering:
             task.cancel()
         await asyncio.gather(*answering, return_exceptions=True)

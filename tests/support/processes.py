@@ -95,7 +95,13 @@ class ServerProcess:
         wait: bool = True,
         stderr: int = subprocess.PIPE,
     ) -> None:
-        """`stderr`: a descriptor for its log, which then is not kept here."""
+        """`stderr`: a descriptor for its log, which then is not kept here.
+
+        It is patient with clients whose pongs are late, unless a test says otherwise: a client of the
+        tests answers pings while somebody receives, and a busy test may not for seconds.
+        """
+        if not any(arg.startswith("--ping-") for arg in args):
+            args = ("--ping-interval-s=300", "--ping-timeout-s=200", *args)
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LOCKSTEP_")}
         if not any(arg.startswith("--port=") for arg in args):
             args = ("--port=0", *args)
