@@ -122,17 +122,32 @@ class MemoryBroker(Broker):
     def unhear(self, session_id: str) -> None:
         pass
 
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
-        return [stored.state if (stored := self._alive(session_id)) else None for session_id in session_ids]
-
-    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
-        states = await self.load(session_ids)
+    async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
+        states: list[bytes | None] = []
         size = 0
-        for count, state in enumerate(states):
-            size += len(state or b"")
-            if count and size > at_most_bytes:
-                return states[:count]
+        for session_id in session_ids:
+            stored = self._alive(session_id)
+            size += len(stored.state) if stored else 0
+            if at_most_bytes is not None and states and size > at_most_bytes:
+                break
+            states.append(stored.state if stored else None)
         return states
+
+    async def recent(
+        self, session_id: str, max_events: int, max_bytes: int
+    ) -> tuple[bytes | None, list[bytes]]:
+        stored = self._alive(session_id)
+        if stored is None:
+            return None, []
+        if heads.read_head(stored.state) is None:
+            return stored.state, []
+        events: list[bytes] = []
+        for event in islice(reversed(stored.events), max_events):
+            max_bytes -= len(event)
+            if max_bytes < 0:
+                break
+            events.append(event)
+        return stored.state, events[::-1]
 
     async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
         (state,) = await self.load([session_id])

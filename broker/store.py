@@ -49,19 +49,27 @@ class RedisStore(Store, Agenda):
         self._end = Script("end", BEGINNING_BYTES=heads.BEGINNING_BYTES, LAPSE_GRACE_MS=LAPSE_GRACE_MS)
         self._due = Script("due", BEGINNING_BYTES=heads.BEGINNING_BYTES)
         self._load = Script("load")
+        self._recent = Script("recent")
         self._history = Script("history", BEGINNING_BYTES=heads.BEGINNING_BYTES)
 
     # --- store -----------------------------------------------------------------------------------
 
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+    async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
         if not session_ids:
             return []
-        states = await execute(self._link, "MGET", *map(self._keys.state, session_ids))
-        return list(states)
-
-    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
         keys = [self._keys.state(session_id) for session_id in session_ids]
+        if at_most_bytes is None:
+            return list(await execute(self._link, "MGET", *keys))
         return list(checked(await retried(lambda: self._load(self._link, keys, at_most_bytes))))
+
+    async def recent(
+        self, session_id: str, max_events: int, max_bytes: int
+    ) -> tuple[bytes | None, list[bytes]]:
+        keys = [self._keys.state(session_id), self._keys.events(session_id)]
+        state, events = checked(
+            await retried(lambda: self._recent(self._link, keys, session_id, max_events, max_bytes))
+        )
+        return state, events
 
     async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
         state_key, record_keys = self._keys.state(session_id), map(self._keys.record, keys)

@@ -159,12 +159,22 @@ class Store(Protocol):
     """
 
     @abc.abstractmethod
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
-        """The stored states, None where there is none, in the order asked for."""
+    async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
+        """The stored states, None where there is none, in the order asked for.
+
+        With `at_most_bytes` only those of the first: one, and more as long as all have no more bytes.
+        """
 
     @abc.abstractmethod
-    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
-        """The same for the first of them: one, and more as long as all together have no more bytes."""
+    async def recent(
+        self, session_id: str, max_events: int, max_bytes: int
+    ) -> tuple[bytes | None, list[bytes]]:
+        """The stored state, None if there is none, and its last events, both of one instant.
+
+        The events are those of the last versions up to the state's own, in their order, without a gap: at
+        most `max_events`, and at most `max_bytes` of them. There are none where the newest is too large,
+        where these bytes are no state, or where the event of its version is not its own.
+        """
 
     @abc.abstractmethod
     async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:

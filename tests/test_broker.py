@@ -686,16 +686,79 @@ async def test_load_answers_in_the_order_asked_for(broker: Broker) -> None:
         assert await broker.load([]) == []
 
 
-async def test_load_some_stops_before_it_is_too_much_but_not_before_the_first(broker: Broker) -> None:
+async def test_a_bounded_load_stops_in_time_but_not_before_the_first(broker: Broker) -> None:
     async with started(broker):
         large = [await created(broker, new_id(), metadata={"text": "x" * 3_000}) for _ in range(3)]
         asked = [large[0].session_id, new_id(), large[1].session_id, large[2].session_id]
         loaded = await broker.load(asked)
         size = len(loaded[0] or b"")
-        assert await broker.load_some(asked, 1) == loaded[:1]
-        assert await broker.load_some(asked, 2 * size - 1) == loaded[:2]
-        assert await broker.load_some(asked, 2 * size + 10) == loaded[:3]
-        assert await broker.load_some(asked, 10 * size) == loaded
+        assert await broker.load(asked, 1) == loaded[:1]
+        assert await broker.load(asked, 2 * size - 1) == loaded[:2]
+        assert await broker.load(asked, 2 * size + 10) == loaded[:3]
+        assert await broker.load(asked, 10 * size) == loaded
+
+
+async def test_recent_is_the_state_and_the_last_events_that_there_is_room_for(broker: Broker) -> None:
+    async with started(broker):
+        session = await created(broker, new_id(), mode=Mode.COUNT_UP)
+        session = await applied(broker, session, engine.start)
+        session = await applied(broker, session, *[engine.switch] * 98)
+        state = await stored(broker, session.session_id)
+        history = await broker.history(session.session_id, 0, HISTORY_BYTES)
+        assert history is not None
+        assert len(history.events) == 100
+        sizes = [len(event) for event in history.events]
+        for count in (0, 1, 2, 3, 4, 16, 31, 32, 50, 99, 100, 101, 1_000):
+            last = history.events[100 - count :] if 0 < count < 100 else history.events[:count]
+            assert await broker.recent(session.session_id, count, HISTORY_BYTES) == (state, last)
+        for count in (1, 2, 7, 98, 99):
+            exactly, last = sum(sizes[-count:]), history.events[-count:]
+            assert await broker.recent(session.session_id, 1_000, exactly) == (state, last)
+            assert await broker.recent(session.session_id, 1_000, exactly - 1) == (state, last[1:])
+        assert await broker.recent(session.session_id, 1_000, 0) == (state, [])
+
+
+async def test_recent_is_of_one_instant(broker: Broker) -> None:
+    async with started(broker):
+        session = await applied(broker, await created(broker, new_id(), mode=Mode.COUNT_UP), engine.start)
+        asked = []
+        for _ in range(30):
+            asked += [asyncio.create_task(broker.recent(session.session_id, 3, HISTORY_BYTES))]
+            session = await applied(broker, session, engine.switch, engine.switch)
+        for state, events in await asyncio.gather(*asked):
+            head = heads.read_head(state or b"")
+            assert head is not None
+            last = head.position[1]
+            versions = [json.loads(event)["version"] for event in events]
+            assert versions == list(range(max(1, last - 2), last + 1))
+            assert json.loads(events[-1])["changes"]["commit"] == head.commit
+
+
+async def test_of_no_session_nothing_is_recent(broker: Broker) -> None:
+    async with started(broker):
+        assert await broker.recent(new_id(), 10, HISTORY_BYTES) == (None, [])
+        ended = await created(broker, new_id())
+        await broker.delete(ended.session_id)
+        assert await broker.recent(ended.session_id, 10, HISTORY_BYTES) == (None, [])
+
+
+async def test_what_is_no_state_has_no_recent_events(broker: Broker) -> None:
+    async with started(broker):
+        commit, _ = creation(broker, new_id())
+        assert await broker.commit(structs.replace(commit, state=b"damaged")) is Outcome.APPLIED
+        assert await broker.recent(commit.session_id, 10, HISTORY_BYTES) == (b"damaged", [])
+
+
+async def test_recent_events_are_of_this_epoch(broker: Broker) -> None:
+    async with started(broker):
+        session_id = new_id()
+        old = await applied(broker, await created(broker, session_id), engine.start, engine.pause)
+        assert await broker.delete(session_id)
+        new = await created(broker, session_id)
+        state, events = await broker.recent(session_id, 10, HISTORY_BYTES)
+        assert state == state_json.to_json(new)
+        assert [json.loads(event)["changes"]["epoch"] for event in events] == [new.epoch]
+        assert new.version < old.version
 
 
 async def test_beginnings_are_the_first_bytes_of_what_load_gives(broker: Broker) -> None:

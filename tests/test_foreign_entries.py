@@ -281,6 +281,46 @@ def lost_creation(broker: RedisBroker) -> tuple[Commit, Commit]:
     return commit, replace(commit, now_ms=commit.now_ms - 3_000)
 
 
+async def test_recent_events_are_no_leftovers_of_another_history(redis_server: RedisServer) -> None:
+    """As where a key was restored, or removed, by hand."""
+    async with broker_on(redis_server) as (broker, _, prefix):
+        session = await applied(broker, await created(broker, new_id()), engine.start, engine.pause)
+        state_key = f"{prefix}session:{session.session_id}"
+        events_key = f"{prefix}events:{session.session_id}"
+        state, own = await broker.recent(session.session_id, 10, 100_000)
+        assert len(own) == 3
+
+        async def recent_of(*entries: tuple[str, bytes]) -> list[bytes]:
+            with redis_server.client as client:
+                client.delete(events_key)
+                for entry_id, event in entries:
+                    client.xadd(events_key, {"event": event}, id=entry_id)
+            found, events = await broker.recent(session.session_id, 10, 100_000)
+            assert found == state
+            return events
+
+        first, second, third = zip(("1-0", "2-0", "3-0"), own, strict=True)
+        # Of a history that went on further, those up to the state are its own.
+        assert await recent_of(first, second, third, ("4-0", b"later")) == own
+        # Whose last event is another's is another's altogether, whether it ends there or not.
+        others = (("1-0", b"other"), ("2-0", b"other"), ("3-0", b"other"))
+        assert await recent_of(*others) == []
+        assert await recent_of(*others, ("4-0", b"other")) == []
+        # One that ends before the state's version has not its last.
+        assert await recent_of(*others[:2]) == []
+        assert await recent_of(first, second) == []
+        # What is before a gap was there before.
+        assert await recent_of(others[0], third) == [own[2]]
+        assert await recent_of(first, ("2-1", b"other"), third) == [own[2]]
+        assert await recent_of() == []
+        with redis_server.client as client:
+            client.delete(state_key)
+        assert await broker.recent(session.session_id, 10, 100_000) == (None, [])
+        with redis_server.client as client:
+            client.hset(state_key, "no", "string")
+        assert await broker.recent(session.session_id, 10, 100_000) == (None, [])
+
+
 async def test_a_creation_whose_answer_was_lost_does_not_come_back_after_its_deletion(
     redis_server: RedisServer,
 ) -> None:

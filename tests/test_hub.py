@@ -68,19 +68,16 @@ class FakeBroker:
     def unhear(self, session_id: str) -> None:
         self.unheard.append(session_id)
 
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
+    async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
         if self.is_away:
             raise BrokerUnavailable
         found = [self.states.get(session_id) for session_id in session_ids]
         self.on_load()
         await asyncio.sleep(0)
-        return found
-
-    async def load_some(self, session_ids: list[str], at_most_bytes: int) -> list[bytes | None]:
-        found = await self.load(session_ids)
-        sizes = list(itertools.accumulate(len(each or b"") for each in found))
-        found = [each for place, each in enumerate(found) if not place or sizes[place] <= at_most_bytes]
-        self.loaded.append(session_ids[: len(found)])
+        if at_most_bytes is not None:
+            sizes = list(itertools.accumulate(len(each or b"") for each in found))
+            found = [each for place, each in enumerate(found) if not place or sizes[place] <= at_most_bytes]
+            self.loaded.append(session_ids[: len(found)])
         return found
 
     async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:

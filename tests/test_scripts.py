@@ -41,6 +41,7 @@ from tests.support.script_calls import (
     looking_for_what_is_due,
     looking_for_what_is_due_where_several_were_left,
     reading_the_history,
+    reading_what_is_recent,
     telling,
 )
 
@@ -178,7 +179,7 @@ async def test_a_call_that_fails_leaves_the_store_as_it_was_or_cannot_fail(
 
 # --- what fails for a reason ---------------------------------------------------------------------
 
-READS = {asking_again_after_another, reading_the_history, loading_some, telling}
+READS = {asking_again_after_another, reading_the_history, reading_what_is_recent, loading_some, telling}
 READS |= {looking_for_what_is_due, looking_for_what_is_due_where_several_were_left}
 REMOVES = {deleting, deleting_with_a_key, deleting_none_with_a_key, lapsing}
 

@@ -63,8 +63,8 @@ class CountingBroker(MemoryBroker):
 
     loaded_bytes = 0
 
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
-        states = await super().load(session_ids)
+    async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
+        states = await super().load(session_ids, at_most_bytes)
         self.loaded_bytes += sum(len(each) for each in states if each is not None)
         return states
 

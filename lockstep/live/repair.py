@@ -206,7 +206,7 @@ class Repair:
             self._apply(Missed(stored.session_id, room, head, stored.state))
 
     async def _load_some(self, session_ids: list[str]) -> list[bytes | None]:
-        return await self._store.load_some(session_ids, REPAIR_BYTES) if session_ids else []
+        return await self._store.load(session_ids, REPAIR_BYTES)
 
     def _complain_of_suspects(self, error: BrokerUnavailable) -> None:
         # Only that, since the broker's connection complains itself.

@@ -14,10 +14,17 @@ PATIENCE_S = 10.0
 class YieldingBroker(MemoryBroker):
     """The embedded broker as one across a network: others have their turn between load and commit."""
 
-    async def load(self, session_ids: list[str]) -> list[bytes | None]:
-        loaded = await super().load(session_ids)
+    async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
+        loaded = await super().load(session_ids, at_most_bytes)
         await asyncio.sleep(0)
         return loaded
+
+    async def recent(
+        self, session_id: str, max_events: int, max_bytes: int
+    ) -> tuple[bytes | None, list[bytes]]:
+        found = await super().recent(session_id, max_events, max_bytes)
+        await asyncio.sleep(0)
+        return found
 
     async def commit(self, commit: Commit) -> Outcome:
         await asyncio.sleep(0)

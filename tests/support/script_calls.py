@@ -281,7 +281,12 @@ async def reading_the_history(trial: Trial) -> Call:
 
 async def loading_some(trial: Trial) -> Call:
     session = await created(trial.broker, new_id())
-    return lambda: trial.broker.load_some([session.session_id], 1_000)
+    return lambda: trial.broker.load([session.session_id], 1_000)
+
+
+async def reading_what_is_recent(trial: Trial) -> Call:
+    session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
+    return lambda: trial.broker.recent(session.session_id, 10, 10_000)
 
 
 async def looking_for_what_is_due(trial: Trial) -> Call:
@@ -331,6 +336,7 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
     },
     "history": {reading_the_history: ""},
     "load": {loading_some: ""},
+    "recent": {reading_what_is_recent: ""},
     "due": {looking_for_what_is_due: "", looking_for_what_is_due_where_several_were_left: ""},
 }
 ALL_CALLS = [asked for by_call in CALLS.values() for asked in by_call]
