@@ -222,16 +222,17 @@ class Sessions:
                 tag=session.tag,
                 extras=last.extras,
             )
+        told = (
+            *history.events(before, by_themselves),
+            *history.events(between, decided, context.actor, context.request_id),
+        )
         commit = Commit(
             session_id=session.session_id,
             expected=heads.beginning(before) if before else b"",
             state=state,
             beginning=heads.beginning(session),
             first_version=transitions[0].session.version,
-            events=(
-                *history.events(before, by_themselves),
-                *history.events(between, decided, context.actor, context.request_id),
-            ),
+            events=tuple(state_json.dumps(event) for event in told),
             now_ms=now_ms,
             deadline_ms=session.deadline_ms,
             due_ms=by_themselves[-1].at_ms if by_themselves else None,

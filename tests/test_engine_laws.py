@@ -1,7 +1,6 @@
 """What is true of every session, whatever is asked of it and whenever: laws over random sessions."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -141,7 +140,7 @@ def test_every_transition_is_one_version_and_one_event(plan: Plan) -> None:
     transitions = history(plan)
     versions = list(range(1, len(transitions) + 1))
     assert [t.session.version for t in transitions] == versions
-    assert [json.loads(event)["version"] for event in events(None, transitions)] == versions
+    assert [event.version for event in events(None, transitions)] == versions
     assert [t.at_ms for t in transitions] == [t.session.updated_at_ms for t in transitions]
 
 
@@ -159,24 +158,6 @@ def test_a_step_ends_with_the_state_of_its_last_transition(plan: Plan) -> None:
 def test_the_instants_of_a_session_never_go_back(plan: Plan) -> None:
     instants = [t.at_ms for t in history(plan)]
     assert instants == sorted(instants)
-
-
-@law
-def test_replaying_the_events_gives_every_state(plan: Plan) -> None:
-    transitions = history(plan)
-    replayed: dict[str, Any] = {}
-    for transition, raw in zip(transitions, events(None, transitions), strict=True):
-        event = json.loads(raw)
-        seats = replayed.get("participants", [])
-        for moved in event["changes"].get("participants", ()):
-            if transition.session.version == 1:
-                seats.append(moved)
-            else:
-                (seat,) = (seat for seat in seats if seat["participant_id"] == moved["participant_id"])
-                assert all(seat[key] != value for key, value in moved.items() if key != "participant_id")
-                seat.update(moved)
-        replayed |= event["changes"] | {"participants": seats}
-        assert replayed == to_dict(transition.session)
 
 
 @law

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lockstep.errors import MalformedJson
-from lockstep.rules import history
 from lockstep.rules.state import Session
 from lockstep.rules.state_json import dumps, to_dict, to_json
 from lockstep.wire import heads, payloads, protocol_v1, strict_json
 from lockstep.wire.heads import Head
 from lockstep.wire.payloads import Deletion, Update
 from tests.support import settled_rules as engine
-from tests.support.sessions_under_test import EPOCH, SESSION, T0, A, B, pending
+from tests.support.sessions_under_test import EPOCH, SESSION, T0, pending
 
 OTHER = "00000000-0000-4000-8000-0000000000ff"
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -391,75 +390,6 @@ def test_whatever_is_relayed_is_an_object_with_a_type_in_utf8(payload: bytes) ->
     if relayed is not None:
         message = json.loads(relayed.decode())
         assert isinstance(message["type"], str)
-
-
-# --- history -------------------------------------------------------------------------------------
-
-
-def replay(state: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
-    """What a reader of /events does: put what moved over what was."""
-    changes = dict(event["changes"])
-    moved = {each["participant_id"]: each for each in changes.pop("participants", [])}
-    seats = [seat | moved.pop(seat["participant_id"], {}) for seat in state["participants"]]
-    assert not moved
-    return state | changes | {"participants": seats}
-
-
-def test_the_event_of_a_creation_holds_the_whole_state() -> None:
-    session = pending(60_000, 60_000)
-    step = engine.Step(session, (engine.Transition(session, "created", T0),))
-    (event,) = map(json.loads, history.events(None, step.transitions))
-    assert event.pop("changes") == to_dict(session)
-    assert event == {"version": 1, "type": "created", "at": "2024-01-01T00:00:00.000Z"}
-
-
-def test_each_event_turns_the_state_before_it_into_the_state_after_it() -> None:
-    session = pending(60_000, 60_000, 60_000)
-    for rule, at_ms in [
-        (engine.start, T0 + 1000),
-        (engine.switch, T0 + 3000),
-        (engine.pause, T0 + 4000),
-        (engine.resume, T0 + 5000),
-        (engine.switch, T0 + 300_000),  # settles an expiry as well
-        (engine.complete, T0 + 300_500),
-    ]:
-        step = rule(session, at_ms)
-        state = to_dict(session)
-        events = [json.loads(event) for event in history.events(session, step.transitions)]
-        for event, transition in zip(events, step.transitions, strict=True):
-            state = replay(state, event)
-            assert state == to_dict(transition.session)
-            assert event["version"] == transition.session.version
-        session = step.session
-
-
-def test_an_event_holds_only_what_moved() -> None:
-    before = chess()
-    step = engine.switch(before, T0 + 2000)
-    (event,) = map(json.loads, history.events(before, step.transitions))
-    assert event["changes"].keys() <= {
-        *("version", "commit", "deadline_ms", "active_participant_id", "clock", "cycle_started_at"),
-        *("updated_at", "participants"),
-    }
-    first, second = event["changes"]["participants"]
-    assert first == {
-        "participant_id": A,
-        "total_time_ms": 58_000,
-        "time_remaining_ms": 58_000,
-        "time_used_ms": 2000,
-        "cycle_count": 1,
-        "is_active": False,
-    }
-    assert second == {"participant_id": B, "is_active": True}
-
-
-def test_an_event_says_who_asked_and_in_which_request_if_somebody_did() -> None:
-    before = chess()
-    transitions = engine.pause(before, T0).transitions
-    (asked,) = map(json.loads, history.events(before, transitions, "arbiter", "r-1"))
-    assert (asked["actor"], asked["request_id"]) == ("arbiter", "r-1")
-    (unasked,) = map(json.loads, history.events(before, transitions))
-    assert unasked.keys() == {"version", "type", "at", "changes"}
 
 
 # --- strict JSON ---------------------------------------------------------------------------------

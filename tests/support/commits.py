@@ -49,7 +49,7 @@ def commit_of(
         state=state_json.to_json(session),
         beginning=heads.beginning(session),
         first_version=transitions[0].session.version,
-        events=tuple(history.events(before, transitions)),
+        events=tuple(state_json.dumps(event) for event in history.events(before, transitions)),
         now_ms=now_ms,
         deadline_ms=session.deadline_ms,
         due_ms=transitions[settled - 1].at_ms if settled else None,

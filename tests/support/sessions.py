@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 from lockstep.requests import bodies
+from lockstep.rules import history
+from lockstep.rules.state_json import dumps
 from lockstep.sessions import Sessions
 from tests.support import settled_rules as engine
 from tests.support.commits import new_id
@@ -27,3 +29,8 @@ async def told(service: Sessions, session_id: str) -> list[dict[str, Any]]:
         since = page.next_since
         if since is None:
             return events
+
+
+def as_events(*arguments: Any) -> list[dict[str, Any]]:
+    """What `history.events` makes of them, as readers of /events see it."""
+    return [json.loads(dumps(event)) for event in history.events(*arguments)]
