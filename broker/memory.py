@@ -26,7 +26,7 @@ from lockstep.contract import (
 )
 from lockstep.limits import FixedWindows
 from lockstep.occupancy import Occupancy
-from lockstep.wire import heads, protocol_v1
+from lockstep.wire import heads, payloads, protocol_v1
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class MemoryBroker(Broker):
         else:
             self._deadlines.put(commit.session_id, commit.deadline_ms)
         self._keep_record(commit.record)
-        self._publish_soon(protocol_v1.state_update(commit.session_id, commit.now_ms, commit.state))
+        self._publish_soon(payloads.published(commit.session_id, commit.now_ms, commit.state, commit.update))
         return Outcome.APPLIED
 
     def _count_if_allowed(self, commit: Commit, charge: Charge) -> bool:

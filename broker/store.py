@@ -127,6 +127,7 @@ class RedisStore(Store, Agenda):
                 *content_and_time(commit.record),
                 *((charge.limit, charge.window_ms) if charge else (0, 0)),
                 commit.not_before_ms,
+                commit.update,
                 *commit.events,
             )
         except LinkDown as down:

@@ -91,6 +91,8 @@ class Commit(Struct, frozen=True):
     `due_ms` is the deadline of the last expiry in the change, if any. The session lapses at `lapses_at_ms`,
     or, unless the commit `prolongs`, when it would have lapsed without it, if that is earlier.
     A `record` is stored together with the change, and a change is not made whose record's key is known.
+    `update` is the UPDATE of protocol v2 that leads to the state, which is published behind it (see
+    ``payloads.published``); empty for a creation.
     With `charge` the change is counted in that window together with its being stored, and only then;
     `on_counted` is called with the count, this change included, and the ms until the window's end, also
     where that is one too many.
@@ -108,6 +110,7 @@ class Commit(Struct, frozen=True):
     lapses_at_ms: int
     prolongs: bool
     not_before_ms: int = 0
+    update: bytes = b""
     record: IdempotencyRecord | None = None
     charge: Charge | None = None
     on_counted: Callable[[int, int], None] | None = None

@@ -20,7 +20,7 @@ from lockstep.identifiers import new_epoch
 from lockstep.metrics import Metrics
 from lockstep.rules import state_json
 from lockstep.rules.state import Mode, Session
-from lockstep.wire import heads
+from lockstep.wire import heads, payloads, protocol_v1
 from tests.support import settled_rules as engine
 from tests.support.brokers import PATIENCE_S, YieldingBroker, started
 from tests.support.commits import (
@@ -482,6 +482,36 @@ async def test_a_commit_is_published_once_to_the_letter(broker: Broker) -> None:
             rf'"commit":"{session.commit}","deadline_ms":{session.deadline_ms},',
             published[2].decode(),
         )
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        b'{"type":"UPDATE"}',
+        '{"type":"UPDATE","note":"Zo\u00eb / \u2028 \\\\ % %% %s %08d"}'.encode(),
+        b'{"note":"' + b"x" * 200_000 + b'"}',
+    ],
+    ids=["short", "of all characters", "long"],
+)
+async def test_an_update_is_published_behind_the_state_and_its_length_last(
+    broker: Broker, update: bytes
+) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        session = await created(broker, session_id)
+        commit, session = commit_of(broker, session, engine.start(session, broker.now_ms()))
+        assert await broker.commit(structs.replace(commit, update=update)) is Outcome.APPLIED
+        (_, published) = await ears.until_published(2)
+        plain = protocol_v1.state_update(session_id, commit.now_ms, commit.state)
+        tail = b',"updateBytes":"' + f"{len(update):08}".encode() + b'"}'
+        assert published == plain.removesuffix(b"}") + b',"update":' + update + tail
+        assert published == payloads.published(session_id, commit.now_ms, commit.state, update)
+        assert json.loads(published)["update"] == json.loads(update)
+        # What is stored has nothing of it.
+        assert await stored(broker, session_id) == commit.state
+        history = await broker.history(session_id, 1, HISTORY_BYTES)
+        assert history is not None
+        assert history.events == list(commit.events)
 
 
 async def test_the_updates_of_a_session_arrive_in_order(broker: Broker) -> None:

@@ -7,7 +7,8 @@
 --       7 deadline_ms or '', 8 lapses_at_ms, 9 '1' if it prolongs, 10 first version, 11 channel,
 --       12 '1' if an earlier attempt may have come through, 13 '1' if leftovers are to be looked for,
 --       14 record of the request or '', 15 that is kept for so many ms, 16 how many the window allows or 0,
---       17 its length in ms, 18 the last instant of the state that is changed, 19.. events
+--       17 its length in ms, 18 the last instant of the state that is changed, 19 the UPDATE that is published behind
+--       the state or '', 20.. events
 -- Constants  KEPT_EVENTS, MAX_AHEAD_MS, MAX_BEHIND_MS, LAPSE_GRACE_MS (the key is kept so long after the lapse)
 -- Returns {outcome, seconds, microseconds}: 'applied', 'conflict', 'wrong_time', 'limited' or 'unknown'; and TIME.
 --       Of a request that was done before {'done', seconds, microseconds, record}; of a creation whose epoch is not
@@ -16,8 +17,9 @@
 
 local session, events, deadlines, sessions, epoch_key = unpack(KEYS, 1, 5)
 local id, expected, own, state, now_text, due, deadline, lapses_at, prolongs, first_version, channel,
-  is_retry, looks_for_leftovers, record, record_kept_ms, window_allows, window_ms, not_before = unpack(ARGV, 1, 18)
-local FIRST_EVENT = 19
+  is_retry, looks_for_leftovers, record, record_kept_ms, window_allows, window_ms, not_before,
+  update = unpack(ARGV, 1, 19)
+local FIRST_EVENT = 20
 local record_key = record ~= '' and KEYS[6]
 local allowed = integer(window_allows)
 local window = allowed > 0 and KEYS[#KEYS]
@@ -167,9 +169,14 @@ if deadline ~= '' then
 elseif known_deadline then
   writes[#writes + 1] = { 'ZREM', deadlines, id }
 end
+-- As lockstep/wire/payloads.py has it.
+local behind = ''
+if update ~= '' then
+  behind = ',"update":' .. update .. ',"updateBytes":"' .. string.format('%08d', #update) .. '"'
+end
 writes[#writes + 1] = {
   'PUBLISH',
   channel,
-  '{"type":"STATE_UPDATE","sessionId":"' .. id .. '","timestamp":' .. now_text .. ',"state":' .. state .. '}',
+  '{"type":"STATE_UPDATE","sessionId":"' .. id .. '","timestamp":' .. now_text .. ',"state":' .. state .. behind .. '}',
 }
 return { 'applied', time[1], time[2], count, left }, writes

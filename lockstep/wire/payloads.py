@@ -8,7 +8,7 @@ from msgspec import Struct
 from lockstep.errors import MalformedJson
 from lockstep.rules.state_json import dumps
 from lockstep.wire.heads import STATE_BEGINS, UUID, Head, head_of
-from lockstep.wire.protocol_v1 import state_update
+from lockstep.wire.protocol_v1 import state_update, update_prefix
 from lockstep.wire.strict_json import loads
 
 MAX_RELAYED_BYTES = 65_536
@@ -50,6 +50,18 @@ class Deletion(Struct, frozen=True):
     session_id: str
     message: bytes | None
     epoch: str | None
+
+
+def published(session_id: str, timestamp_ms: int, state: bytes, update: bytes) -> bytes:
+    """What a commit publishes, as lua/commit.lua does: its STATE_UPDATE, and the UPDATE behind the state.
+
+    The length of the UPDATE comes last, in 8 digits, so that both can be cut out from the end. A creation
+    has no `update`: its publication is the STATE_UPDATE alone.
+    """
+    if not update:
+        return state_update(session_id, timestamp_ms, state)
+    prefix = update_prefix(session_id, timestamp_ms)
+    return b'%b%b,"update":%b,"updateBytes":"%08d"}' % (prefix, state, update, len(update))
 
 
 def update_id(payload: bytes) -> str | None:

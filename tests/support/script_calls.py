@@ -135,6 +135,10 @@ async def changing_within_a_window(trial: Trial) -> Call:
     return committing(trial, structs.replace(await change_of(trial), charge=Charge("switch:a", 9, 60_000)))
 
 
+async def changing_with_its_update(trial: Trial) -> Call:
+    return committing(trial, structs.replace(await change_of(trial), update=b'{"type":"UPDATE"}'))
+
+
 async def pausing(trial: Trial) -> Call:
     session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
     return committing(
@@ -313,6 +317,7 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
         changing_with_a_key: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
         changing_with_a_key_of_two_names_within_a_window: "SET SET SET SET PEXPIREAT ZADD ZADD PUBLISH",
         changing_within_a_window: "SET SET PEXPIREAT ZADD ZADD PUBLISH",
+        changing_with_its_update: "SET PEXPIREAT ZADD ZADD PUBLISH",
         pausing: "SET PEXPIREAT ZADD ZREM PUBLISH",
         settling_many: "XADD SET PEXPIREAT ZADD ZADD PUBLISH",
         firing_where_the_lapse_is_somebody_elses: "SET PEXPIREAT ZADD ZREM PUBLISH",
