@@ -169,14 +169,15 @@ if deadline ~= '' then
 elseif known_deadline then
   writes[#writes + 1] = { 'ZREM', deadlines, id }
 end
--- As lockstep/wire/payloads.py has it.
-local behind = ''
+-- As lockstep/wire/payloads.py has it. In one go, so that the UPDATE is copied once.
+local opening, ending, length = '', '}', ''
 if update ~= '' then
-  behind = ',"update":' .. update .. ',"updateBytes":"' .. string.format('%08d', #update) .. '"'
+  opening, ending, length = ',"update":', ',"updateBytes":"', string.format('%08d"}', #update)
 end
 writes[#writes + 1] = {
   'PUBLISH',
   channel,
-  '{"type":"STATE_UPDATE","sessionId":"' .. id .. '","timestamp":' .. now_text .. ',"state":' .. state .. behind .. '}',
+  '{"type":"STATE_UPDATE","sessionId":"' .. id .. '","timestamp":' .. now_text .. ',"state":' .. state
+    .. opening .. update .. ending .. length,
 }
 return { 'applied', time[1], time[2], count, left }, writes
