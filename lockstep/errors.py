@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+MAX_VIOLATIONS = 100
+"""No more of them are told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -38,7 +41,9 @@ class ValidationError(LockstepError):
     status = 400
 
     def __init__(self, violations: list[Violation]) -> None:
-        super().__init__("Request validation failed", [v.to_dict() for v in violations])
+        super().__init__(
+            "Request validation failed", [each.to_dict() for each in violations[:MAX_VIOLATIONS]]
+        )
 
 
 class MalformedJson(LockstepError):

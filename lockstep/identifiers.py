@@ -4,10 +4,12 @@ import random
 import string
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from lockstep.rules.engine import Spec
+from lockstep.rules.seating import Newcomer
 
 _BASE36 = string.digits + string.ascii_lowercase
 _CHANCE = random.Random()  # seeded by the system; asking it each time costs a system call
@@ -21,6 +23,11 @@ def with_ids(spec: Spec) -> Spec:
             replace(seat, participant_id=seat.participant_id or str(uuid.uuid4())) for seat in seats
         )
     return replace(spec, session_id=spec.session_id or str(uuid.uuid4()), participants=seats)
+
+
+def with_participant_ids(participants: Sequence[Newcomer]) -> list[Newcomer]:
+    """The same for those who are to be seated."""
+    return [{**each, "participant_id": each["participant_id"] or str(uuid.uuid4())} for each in participants]
 
 
 def new_commit() -> str:

@@ -9,7 +9,9 @@ from msgspec import Struct
 from lockstep.access import Access, Scope
 from lockstep.changes import Changed, Context
 from lockstep.commands import Command, canonical_arguments
+from lockstep.errors import Conflict
 from lockstep.idempotency import Idempotent, Replay
+from lockstep.identifiers import with_participant_ids
 from lockstep.limits import RateLimits, RateLimitStatus, SwitchLimit
 from lockstep.requests import bodies, parameters
 from lockstep.requests.kinds import Violations, session_id_in_path, valid_session_id
@@ -95,7 +97,13 @@ class Performer:
             f"/v1/sessions/{session_id}/{command.name}", lambda: canonical_arguments(arguments)
         )
         guards = _guards(change, arguments.pop("expected_version"))
+        data = arguments.pop("data")
+        if "participants" in arguments:
+            # Made once: a rule that is decided again seats the same.
+            arguments["participants"] = with_participant_ids(arguments["participants"])
         rule: Rule = partial(command.rule, **arguments)
+        if data is not None:
+            rule = _with_an_event(rule)
         limit = None
         if command.is_limited_as_switch and change.rates is not None:
             limit = change.rates.switch_limit(session_id)
@@ -104,6 +112,7 @@ class Performer:
         context = Context(
             actor=change.access.subject,
             request_id=change.request_id,
+            data=data,
             idempotent=idempotent,
             admission=change.admission,
             limit=limit,
@@ -156,7 +165,7 @@ class Performer:
     async def _admitted(self, change: Change, idempotent: Idempotent | None) -> Context:
         if change.admission is not None:
             await change.admission()
-        return Context(change.access.subject, change.request_id, idempotent)
+        return Context(change.access.subject, change.request_id, idempotent=idempotent)
 
     async def _again(self, replay: Replay, answer: Answer) -> Applied:
         """The answer that was given; where that was too long to be kept, one of the session as it is now."""
@@ -196,6 +205,18 @@ def _limited(rule: Rule, limit: SwitchLimit) -> Rule:
         return step
 
     return limited
+
+
+def _with_an_event(rule: Rule) -> Rule:
+    """Data is kept in the event of its command: where there is none, it is refused."""
+
+    def eventful(session: Session, now_ms: int) -> Step:
+        step = rule(session, now_ms)
+        if not step.transitions:
+            raise Conflict(f"Session {session.session_id} stays as it is: there is no event to keep data in")
+        return step
+
+    return eventful
 
 
 def _require_named(access: Access, body: Any) -> None:

@@ -24,7 +24,7 @@ from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.rules import engine, history, state_json
 from lockstep.rules.engine import Decision, Spec
-from lockstep.rules.state import Session
+from lockstep.rules.state import TERMINAL, Session
 from lockstep.rules.steps import Rule, Step
 from lockstep.session_locks import SessionLocks
 from lockstep.stored import Stored
@@ -224,7 +224,7 @@ class Sessions:
             )
         told = (
             *history.events(before, by_themselves),
-            *history.events(between, decided, context.actor, context.request_id),
+            *history.events(between, decided, context.actor, context.request_id, context.data),
         )
         commit = Commit(
             session_id=session.session_id,
@@ -237,8 +237,8 @@ class Sessions:
             deadline_ms=session.deadline_ms,
             due_ms=by_themselves[-1].at_ms if by_themselves else None,
             lapses_at_ms=self._lifetimes.lapses_at_ms(session, now_ms),
-            # An expiry prolongs nothing, so that an abandoned session ends.
-            prolongs=bool(decided),
+            # An expiry prolongs nothing, so that an abandoned session ends, nor does what follows its end.
+            prolongs=bool(decided) and (between is None or between.status not in TERMINAL),
             not_before_ms=before.updated_at_ms if before else 0,
             record=done,
             charge=context.limit.charge if context.limit is not None and decided else None,

@@ -20,7 +20,7 @@ from lockstep.requests.parameters import (
 from lockstep.rules import state_json
 from lockstep.rules.state import Mode
 from tests.support import settled_rules as engine
-from tests.support.api import SOME_ID, body_of, serving
+from tests.support.api import LEAST_BODIES, SOME_ID, body_of, serving
 from tests.support.sessions_under_test import EPOCH, T0
 
 DOCUMENT: dict[str, Any] = openapi.document()
@@ -103,6 +103,16 @@ def variants(schema: dict[str, Any]) -> list[tuple[Any, bool]]:
         found += [(each, True) for each in schema["enum"]] + [("nonsense", False)]
     if schema.get("pattern") == json_schema.UUID_PATTERN:
         found += [(SOME_ID, True), (SOME_ID.upper(), True), (SOME_ID[:-1], False), (7, False)]
+    if "minItems" in schema and "required" not in schema["items"]:
+        found += [([{}], True), ([], False), ([{}] * schema["maxItems"], True)]
+        found.append(([{}] * (schema["maxItems"] + 1), False))
+    most = re.fullmatch(r"At most (\d+) bytes as JSON", schema.get("description", ""))
+    if most is not None:
+        found += [
+            ({}, True),
+            ({"k": "x" * (int(most[1]) - 8)}, True),
+            ({"k": "x" * (int(most[1]) - 7)}, False),
+        ]
     return found
 
 
@@ -160,7 +170,7 @@ def test_the_limits_of_a_participant_are_those_of_validation(mode: Mode) -> None
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_limits_of_a_command_are_those_of_validation(name: str) -> None:
     schema = SCHEMAS[f"Command_{name}"]
-    good = {"delta_ms": 1000} if name == "adjust" else {}
+    good = LEAST_BODIES.get(name, {})
     for field, allowed in schema["properties"].items():
         for value, is_good in variants(allowed):
             assert is_taken(command_read(name, good | {field: value})) is is_good, (field, value)

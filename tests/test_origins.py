@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page
 
 from handlers.origins import Hosts, Origins
 from lockstep.config import read_settings
+from tests.support.api import COMMANDS
 from tests.support.browser import chromium
 from tests.support.processes import Answer, ServerProcess, read_answer, wait_until
 from tests.support.ws_client import WsClient
@@ -177,10 +178,9 @@ def refusal_of(answer: Answer) -> Any:
 
 
 def changes_of(session_id: str) -> list[tuple[str, str, Any]]:
-    commands = ["start", "switch", "pause", "resume", "complete", "cancel", "adjust"]
     return [
         ("POST", "/v1/sessions", chess()),
-        *(("POST", f"/v1/sessions/{session_id}/{name}", None) for name in commands),
+        *(("POST", f"/v1/sessions/{session_id}/{name}", None) for name in COMMANDS),
         ("POST", f"/v1/sessions/{session_id}/messages", {"type": "NOTE"}),
         ("DELETE", f"/v1/sessions/{session_id}", None),
     ]

@@ -18,6 +18,7 @@ from lockstep.commands import COMMANDS
 from lockstep.errors import ValidationError
 from lockstep.identifiers import with_ids
 from lockstep.requests import bodies, kinds
+from lockstep.rules import seating
 from lockstep.rules.state import CLOCK_KINDS, Mode, Session
 from lockstep.rules.state_json import to_dict
 from lockstep.wire import protocol_v1
@@ -38,7 +39,7 @@ SHAPES = {
     "timestamp": lambda value: type(value) is int and 10**12 < value < 10**13,
     "deadline_ms": lambda value: type(value) is int and 10**12 < value < 10**13,
     **dict.fromkeys(
-        ["created_at", "updated_at", "cycle_started_at", "session_started_at", "session_completed_at"],
+        ["at", "created_at", "updated_at", "cycle_started_at", "session_started_at", "session_completed_at"],
         lambda value: INSTANT.fullmatch(value),
     ),
 }
@@ -313,7 +314,7 @@ async def test_every_request_of_the_table_exists(server_process: ServerProcess) 
             if answer.status == 404:
                 assert answer.body["error"]["code"] == "SESSION_NOT_FOUND", each
             seen += 1
-    assert seen == 14
+    assert seen == 17
 
 
 # --- what a creation may say ---------------------------------------------------------------------
@@ -454,14 +455,14 @@ def test_the_limits_of_a_creation_are_those_documented() -> None:
                 assert limits[field] == [1, kind.max_length], field
             case kinds.List():
                 assert limits[field] == [1, kind.max_length, 0, kind.max_length], field
-            case kinds.Metadata():
-                assert limits[field] == [kinds.MAX_METADATA_BYTES], field
+            case kinds.Object():
+                assert limits[field] == [kind.max_bytes], field
             case _:
                 assert limits[field] == [], field
     delta = COMMANDS["adjust"].body.fields["delta_ms"]
     assert isinstance(delta, kinds.Integer)
     assert limits[ADJUST] == [delta.minimum, delta.maximum, 0]
-    assert {mode: bodies.MIN_PARTICIPANTS[mode] for mode in Mode} == {
+    assert {mode: seating.MIN_PARTICIPANTS[mode] for mode in Mode} == {
         mode: 1 if creation_table()["participants"][mode] == "required" else 0 for mode in Mode
     }
 

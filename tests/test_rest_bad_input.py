@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.api import SOME_ID, Api, body_of, error_of, fields_of, ids
+from tests.support.api import COMMANDS, LEAST_BODIES, SOME_ID, Api, body_of, error_of, fields_of, ids
 from tests.support.processes import ROOT, Answer, ServerProcess, parse_answer
 
 MIB = 1_048_576
-COMMANDS = ["start", "switch", "pause", "resume", "complete", "cancel", "adjust"]
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +376,7 @@ def routes_of(session_id: str) -> list[tuple[str, str, Any]]:
     return [
         ("GET", path, None),
         ("DELETE", path, None),
-        *(("POST", f"{path}/{name}", {"delta_ms": 1} if name == "adjust" else None) for name in COMMANDS),
+        *(("POST", f"{path}/{name}", LEAST_BODIES.get(name)) for name in COMMANDS),
         ("POST", f"{path}/messages", {"type": "X"}),
         ("GET", f"{path}/events", None),
     ]

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.api import COMMANDS, DAY_MS, Api, error_of, fields_of, ids
+from tests.support.api import COMMANDS, DAY_MS, LEAST_BODIES, Api, error_of, fields_of, ids
 
 ALLOWED = {
     "start": {"pending"},
@@ -15,12 +15,17 @@ ALLOWED = {
     "adjust": {"pending", "running", "paused"},
     "complete": {"pending", "running", "paused", "completed"},
     "cancel": {"pending"},
+    "seat": {"pending", "running", "paused"},
+    "unseat": {"pending", "running", "paused"},
+    "annotate": {"pending", "running", "paused", "completed", "cancelled", "expired"},
 }
 COMPLAINTS = {
     "start": "cannot be started",
     "switch": "not running",
     "pause": "cannot be paused",
     "resume": "cannot be resumed",
+    "seat": "cannot seat anybody",
+    "unseat": "cannot unseat anybody",
 }
 ROADS = {
     "pending": [],
@@ -41,7 +46,8 @@ async def test_a_command_is_allowed_where_the_table_says_so(api: Api, status: st
             session = await api.done(session_id, step, {"delta_ms": -DAY_MS} if step == "adjust" else None)
         session = await api.read(session_id)
         assert session["status"] == status
-        answer = await api.command(session_id, name, {"delta_ms": 1_000} if name == "adjust" else None)
+        body = {"participant_id": ids(session)[1]} if name == "unseat" else LEAST_BODIES.get(name)
+        answer = await api.command(session_id, name, body)
         if status in ALLOWED[name]:
             assert answer.status == 200, (name, answer.raw)
             moved = 0 if (name, status) == ("complete", "completed") else 1

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.support.api import COMMANDS, DAY_MS, INSTANT, Api, body_of, error_of, fields_of, ids
+from tests.support.api import COMMANDS, DAY_MS, INSTANT, LEAST_BODIES, Api, body_of, error_of, fields_of, ids
 
 
 async def test_create_answers_201_with_the_state(api: Api) -> None:
@@ -135,7 +135,7 @@ async def test_reading_what_is_not_there_is_404(api: Api) -> None:
         ("GET", "", None),
         ("GET", "/events", None),
         ("POST", "/messages", {"type": "X"}),
-        *(("POST", f"/{name}", {"delta_ms": 1} if name == "adjust" else None) for name in COMMANDS),
+        *(("POST", f"/{name}", LEAST_BODIES.get(name)) for name in COMMANDS),
     ]:
         answer = await api(method, f"/v1/sessions/{session_id}{path}", body)
         error = error_of(answer, 404, "SESSION_NOT_FOUND")

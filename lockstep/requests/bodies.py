@@ -2,25 +2,21 @@
 
 from typing import Any
 
-from lockstep.requests.kinds import (
-    MAX_INT,
-    Choice,
-    Integer,
-    List,
-    Metadata,
-    Record,
-    Text,
-    Uuid,
-    Violations,
-)
+from lockstep.requests.kinds import Choice, Integer, List, Object, Record, Text, Uuid, Violations
 from lockstep.rules.engine import Spec
 from lockstep.rules.modes import MAX_TIME_MS
-from lockstep.rules.state import Mode, OnTimeout, Participant
+from lockstep.rules.seating import (
+    MAX_INDEX,
+    MAX_PARTICIPANTS,
+    MIN_PARTICIPANTS,
+    participant_of,
+    seat_violations,
+)
+from lockstep.rules.state import MAX_METADATA_BYTES, Mode, OnTimeout
 from lockstep.wire import protocol_v1
 
 MIN_TIME_MS = 1000
 MAX_INCREMENT_MS = 60_000
-MAX_PARTICIPANTS = 1000
 ALLOWED_ON_TIMEOUT = {
     # The first is the default.
     Mode.PER_PARTICIPANT: (OnTimeout.FLAG, OnTimeout.ADVANCE, OnTimeout.EXPIRE),
@@ -29,15 +25,13 @@ ALLOWED_ON_TIMEOUT = {
     Mode.GLOBAL: (OnTimeout.EXPIRE, OnTimeout.FLAG),
     Mode.COUNT_UP: (OnTimeout.EXPIRE,),
 }
-# Which fields a mode needs of the session and of each participant, and how many participants.
+# Which fields a mode needs of the session.
 NEEDED = {Mode.PER_CYCLE: ("time_per_cycle_ms",), Mode.GLOBAL: ("total_time_ms",)}
-NEEDED_OF_EACH = {Mode.PER_PARTICIPANT: ("total_time_ms",), Mode.PER_GROUP: ("total_time_ms", "group_id")}
-MIN_PARTICIPANTS = {mode: 0 if mode in (Mode.GLOBAL, Mode.COUNT_UP) else 1 for mode in Mode}
 TIME = Integer(MIN_TIME_MS, MAX_TIME_MS)
 PARTICIPANT = Record(
     {
         "participant_id": Uuid(),
-        "participant_index": Integer(0, MAX_INT),
+        "participant_index": Integer(0, MAX_INDEX),
         "total_time_ms": TIME,
         "group_id": Text(128),
     }
@@ -46,13 +40,13 @@ CREATE = Record(
     {
         "session_id": Uuid(),
         "sync_mode": Choice(Mode),
-        "participants": List(PARTICIPANT, MAX_PARTICIPANTS),
+        "participants": List(PARTICIPANT, MAX_PARTICIPANTS, distinct="participant_id"),
         "total_time_ms": TIME,
         "time_per_cycle_ms": TIME,
         "increment_ms": Integer(0, MAX_INCREMENT_MS),
         "max_time_ms": TIME,
         "on_timeout": Choice(OnTimeout),
-        "metadata": Metadata(),
+        "metadata": Object(MAX_METADATA_BYTES),
     },
     required=["sync_mode"],
 )
@@ -64,7 +58,6 @@ def spec(body: Any) -> Spec:
     fields = CREATE.read(body, "", violations)
     mode: Mode | None = fields["sync_mode"]
     participants = fields["participants"] or []
-    _check_distinct(participants, violations)
     if mode is not None:
         _check_mode(mode, fields, participants, violations)
     violations.raise_if_any()
@@ -73,16 +66,7 @@ def spec(body: Any) -> Spec:
         session_id=fields["session_id"] or "",
         mode=mode,
         on_timeout=fields["on_timeout"] or ALLOWED_ON_TIMEOUT[mode][0],
-        participants=tuple(
-            Participant(
-                participant_id=each["participant_id"] or "",
-                participant_index=index if each["participant_index"] is None else each["participant_index"],
-                budget_ms=each["total_time_ms"],
-                remaining_ms=each["total_time_ms"],
-                group_id=each["group_id"],
-            )
-            for index, each in enumerate(participants)
-        ),
+        participants=tuple(participant_of(each, index) for index, each in enumerate(participants)),
         total_time_ms=fields["total_time_ms"],
         time_per_cycle_ms=fields["time_per_cycle_ms"],
         increment_ms=fields["increment_ms"] or 0,
@@ -91,37 +75,19 @@ def spec(body: Any) -> Spec:
     )
 
 
-def _check_distinct(participants: list[dict[str, Any]], violations: Violations) -> None:
-    seen = set()
-    for index, each in enumerate(participants):
-        participant_id = each["participant_id"]
-        if participant_id is not None and participant_id in seen:
-            violations.add(f"participants.{index}.participant_id", "is given twice", "duplicate")
-        seen.add(participant_id)
-
-
 def _check_mode(
     mode: Mode, fields: dict[str, Any], participants: list[dict[str, Any]], violations: Violations
 ) -> None:
     """What this mode needs beyond the shape of the request."""
     already_wrong = {violation.field for violation in violations.found}
-
-    def need(path: str, value: Any) -> None:
-        if value is None and path not in already_wrong:
-            violations.add(path, f"is required in {mode.value}", "required")
-
     for name in NEEDED.get(mode, ()):
-        need(name, fields[name])
+        if fields[name] is None and name not in already_wrong:
+            violations.add(name, f"is required in {mode.value}", "required")
     if len(participants) < MIN_PARTICIPANTS[mode] and "participants" not in already_wrong:
         violations.add("participants", f"must have 1 to {MAX_PARTICIPANTS} items in {mode.value}", "length")
-    banks: dict[str, int] = {}
-    for index, each in enumerate(participants):
-        path = f"participants.{index}"
-        for name in NEEDED_OF_EACH.get(mode, ()):
-            need(f"{path}.{name}", each[name])
-        group, bank = each["group_id"], each["total_time_ms"]
-        if mode is Mode.PER_GROUP and None not in (group, bank) and banks.setdefault(group, bank) != bank:
-            violations.add(f"{path}.total_time_ms", "must be the same in the whole group", "group")
+    for found in seat_violations(mode, participants):
+        if found.field not in already_wrong:
+            violations.add(found.field, found.message, found.code)
     on_timeout = fields["on_timeout"]
     if on_timeout is not None and on_timeout not in ALLOWED_ON_TIMEOUT[mode]:
         allowed = ", ".join(ALLOWED_ON_TIMEOUT[mode])

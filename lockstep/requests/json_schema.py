@@ -27,11 +27,15 @@ def schema_of(kind: kinds.Kind) -> Schema:
             return {"type": "string", "minLength": 1, "maxLength": max_length}
         case kinds.Choice(of):
             return {"type": "string", "enum": [each.value for each in of]}
-        case kinds.Metadata():
-            most = f"At most {kinds.MAX_METADATA_BYTES} bytes as JSON"
-            return {"type": "object", "description": most}
-        case kinds.List(of, max_length):
-            return {"type": "array", "items": schema_of(of), "maxItems": max_length}
+        case kinds.Object(max_bytes):
+            schema = {"type": "object"}
+            most = f"At most {max_bytes} bytes as JSON"
+            return schema if max_bytes is None else schema | {"description": most}
+        case kinds.List(of, max_length, min_length, distinct):
+            schema = {"type": "array", "items": schema_of(of), "maxItems": max_length}
+            if min_length:
+                schema["minItems"] = min_length
+            return schema if distinct is None else schema | {"description": f"No {distinct} twice"}
         case kinds.Record(fields, required):
             return record_of({name: schema_of(each) for name, each in fields.items()}, required)
     raise TypeError(f"no schema for {kind}")

@@ -4,14 +4,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lockstep.errors import ValidationError, Violation
+from lockstep.errors import MAX_VIOLATIONS, ValidationError, Violation
 from lockstep.rules.state import Mode, OnTimeout, Status
 from lockstep.rules.state_json import dumps
 from lockstep.wire import heads
 
-MAX_METADATA_BYTES = 4096
 MAX_INT = 2**53 - 1
-MAX_VIOLATIONS = 100
 # The name of an unknown field is anybody's text: it is cut off here.
 MAX_FIELD_LENGTH = 200
 
@@ -90,12 +88,17 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Metadata:
+class Object:
+    """An object of any fields."""
+
+    max_bytes: int | None = None
+    """As JSON."""
+
     def read(self, value: Any, path: str, violations: Violations) -> dict[str, Any] | None:
         if not isinstance(value, dict):
             violations.add(path, "must be an object", "type")
-        elif len(dumps(value)) > MAX_METADATA_BYTES:
-            violations.add(path, f"must not exceed {MAX_METADATA_BYTES} bytes as JSON", "length")
+        elif self.max_bytes is not None and len(dumps(value)) > self.max_bytes:
+            violations.add(path, f"must not exceed {self.max_bytes} bytes as JSON", "length")
         else:
             return value
         return None
@@ -103,17 +106,31 @@ class Metadata:
 
 @dataclass(frozen=True)
 class List:
-    of: Kind
+    of: "Record"
     max_length: int
+    min_length: int = 0
+    distinct: str | None = None
+    """The field that no two items may have alike."""
 
-    def read(self, value: Any, path: str, violations: Violations) -> list[Any] | None:
+    def read(self, value: Any, path: str, violations: Violations) -> list[dict[str, Any]] | None:
         if not isinstance(value, list):
             violations.add(path, "must be an array", "type")
             return None
         if len(value) > self.max_length:
             violations.add(path, f"must have at most {self.max_length} items", "length")
             return None
-        return [self.of.read(item, f"{path}.{index}", violations) for index, item in enumerate(value)]
+        if len(value) < self.min_length:
+            violations.add(path, f"must have {self.min_length} to {self.max_length} items", "length")
+            return None
+        read = [self.of.read(item, f"{path}.{index}", violations) for index, item in enumerate(value)]
+        if self.distinct is not None:
+            seen = set()
+            for index, item in enumerate(read):
+                field = item[self.distinct]
+                if field is not None and field in seen:
+                    violations.add(f"{path}.{index}.{self.distinct}", "is given twice", "duplicate")
+                seen.add(field)
+        return read
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,7 @@
 """The schemas of /openapi.json: what is asked and answered, with the limits of what reads and writes it."""
 
 from lockstep.commands import COMMANDS
-from lockstep.requests.bodies import (
-    ALLOWED_ON_TIMEOUT,
-    CREATE,
-    MIN_PARTICIPANTS,
-    NEEDED,
-    NEEDED_OF_EACH,
-    PARTICIPANT,
-)
+from lockstep.requests.bodies import ALLOWED_ON_TIMEOUT, CREATE, NEEDED, PARTICIPANT
 from lockstep.requests.json_schema import (
     STRING,
     Schema,
@@ -19,6 +12,7 @@ from lockstep.requests.json_schema import (
     schema_of_struct,
 )
 from lockstep.rules.history import Event
+from lockstep.rules.seating import MIN_PARTICIPANTS, NEEDED_OF_EACH
 from lockstep.rules.state import Mode
 from lockstep.rules.state_json import ClockJson, ParticipantJson, StateJson
 from lockstep.wire.answers import SwitchedJson
@@ -53,9 +47,8 @@ def _creation(mode: Mode) -> Schema:
     participant = {name: schema_of(kind) for name, kind in PARTICIPANT.fields.items()}
     participants = properties["participants"]
     participants["items"] = record_of(participant, [*PARTICIPANT.required, *NEEDED_OF_EACH.get(mode, ())])
-    participants["description"] = "No participant_id twice" + (
-        "; total_time_ms is the same within a group" if mode is Mode.PER_GROUP else ""
-    )
+    if mode is Mode.PER_GROUP:
+        participants["description"] += "; total_time_ms is the same within a group"
     required = [*CREATE.required, *NEEDED.get(mode, ())]
     if MIN_PARTICIPANTS[mode]:
         participants["minItems"] = MIN_PARTICIPANTS[mode]

@@ -11,14 +11,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lockstep.errors import (
-    Conflict,
-    InvalidStateTransition,
-    LockstepError,
-    PreconditionFailed,
-    ValidationError,
-    Violation,
-)
+from lockstep.errors import Conflict, LockstepError, PreconditionFailed
 from lockstep.rules.modes import (
     MAX_TIME_MS,
     begin_turn,
@@ -29,7 +22,18 @@ from lockstep.rules.modes import (
     next_with_time,
     seated,
 )
-from lockstep.rules.state import BANK_MODES, Mode, OnTimeout, Participant, Session, Status
+from lockstep.rules.refusals import invalid, place_of, require_status
+from lockstep.rules.state import (
+    BANK_MODES,
+    MAX_METADATA_BYTES,
+    NOT_ENDED,
+    Mode,
+    OnTimeout,
+    Participant,
+    Session,
+    Status,
+)
+from lockstep.rules.state_json import dumps
 from lockstep.rules.steps import Guard, Rule, Step, Transition
 
 # More in one commit would hold the loop, and the store, for too long.
@@ -157,10 +161,10 @@ def create(spec: Spec, epoch: str, now_ms: int) -> Step:
 
 def start(session: Session, now_ms: int, *, participant_id: str | None = None) -> Step:
     """Begin the first turn: of the given participant, or of the first by participant_index."""
-    _require(session, {Status.PENDING}, "cannot be started")
+    require_status(session, {Status.PENDING}, "cannot be started")
     first: int | None
     if participant_id is not None:
-        first = _place_of(session, participant_id, "participant_id")
+        first = place_of(session, participant_id, "participant_id")
     else:
         seats = session.participants
         first = min(range(len(seats)), key=lambda place: seats[place].participant_index, default=None)
@@ -180,20 +184,21 @@ def switch(
     """Stop the active participant's clock and start the next one's; in count_up, also end the lap.
 
     The turn passes to the named participant, or to the next with time left; when nobody has any,
-    the session expires. Raises Conflict if somebody else than `expected_participant_id` is active.
+    the session expires. Where nobody is active yet it begins the first turn. Raises Conflict if somebody
+    else than `expected_participant_id` is active.
     """
-    _require(session, {Status.RUNNING}, "not running")
+    require_status(session, {Status.RUNNING}, "not running")
     ending = session.active_participant
     active_id = ending and ending.participant_id
     if expected_participant_id is not None and active_id != expected_participant_id:
         raise Conflict(f"Participant {expected_participant_id} is not the active one")
     named = None
     if next_participant_id is not None:
-        named = _place_of(session, next_participant_id, "next_participant_id")
+        named = place_of(session, next_participant_id, "next_participant_id")
         if is_out(session, session.participants[named]):
             raise Conflict(f"The clock of participant {next_participant_id} has expired")
-    if ending is None and session.mode is Mode.GLOBAL:
-        raise _invalid(
+    if not session.participants and session.mode is Mode.GLOBAL:
+        raise invalid(
             "sync_mode", "A global session without participants has no turns to switch", "not_allowed"
         )
     charged = charge(session, now_ms)
@@ -210,7 +215,7 @@ def switch(
 
 def pause(session: Session, now_ms: int) -> Step:
     """Stand still; the same turn goes on at resume."""
-    _require(session, {Status.RUNNING}, "cannot be paused")
+    require_status(session, {Status.RUNNING}, "cannot be paused")
     charged = charge(session, now_ms)
     return Step(session).then(
         replace(charged, status=Status.PAUSED, cycle_started_at_ms=None), "paused", now_ms
@@ -218,7 +223,7 @@ def pause(session: Session, now_ms: int) -> Step:
 
 
 def resume(session: Session, now_ms: int) -> Step:
-    _require(session, {Status.PAUSED}, "cannot be resumed")
+    require_status(session, {Status.PAUSED}, "cannot be resumed")
     return Step(session).then(
         replace(session, status=Status.RUNNING, cycle_started_at_ms=now_ms), "resumed", now_ms
     )
@@ -226,9 +231,9 @@ def resume(session: Session, now_ms: int) -> Step:
 
 def adjust(session: Session, now_ms: int, *, delta_ms: int, target: str | None = None) -> Step:
     """Give or take time: of a bank (`target`: whose), or of the one clock of the session (no target)."""
-    _require(session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be adjusted")
+    require_status(session, NOT_ENDED, "cannot be adjusted")
     if session.mode is Mode.COUNT_UP:
-        raise _invalid("sync_mode", "A count_up session has no time to adjust", "not_allowed")
+        raise invalid("sync_mode", "A count_up session has no time to adjust", "not_allowed")
     place = _adjusted_bank(session, target)
     charged = charge(session, now_ms)
     if place is None:
@@ -249,13 +254,33 @@ def complete(session: Session, now_ms: int) -> Step:
     """End the session; a completed one stays as it is and nothing is refused."""
     if session.status is Status.COMPLETED:
         return Step(session)
-    _require(session, {Status.PENDING, Status.RUNNING, Status.PAUSED}, "cannot be completed")
+    require_status(session, NOT_ENDED, "cannot be completed")
     return Step(session).then(_end(session, Status.COMPLETED, now_ms), "completed", now_ms)
 
 
 def cancel(session: Session, now_ms: int) -> Step:
-    _require(session, {Status.PENDING}, "cannot be cancelled")
+    require_status(session, {Status.PENDING}, "cannot be cancelled")
     return Step(session).then(_end(session, Status.CANCELLED, now_ms), "cancelled", now_ms)
+
+
+def annotate(session: Session, now_ms: int, *, metadata: dict[str, Any]) -> Step:
+    """Merge a patch into the metadata (RFC 7396), whatever the status; a version also where nothing moves."""
+    patched = _patched(session.metadata, metadata)
+    if len(dumps(patched)) > MAX_METADATA_BYTES:
+        raise invalid("metadata", f"must leave at most {MAX_METADATA_BYTES} bytes as JSON", "length")
+    return Step(session).then(replace(session, metadata=patched), "annotated", now_ms)
+
+
+def _patched(target: Any, patch: dict[str, Any]) -> dict[str, Any]:
+    patched = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            patched.pop(name, None)
+        elif isinstance(value, dict):
+            patched[name] = _patched(patched.get(name), value)
+        else:
+            patched[name] = value
+    return patched
 
 
 def at_version(version: int) -> Guard:
@@ -284,41 +309,23 @@ def not_as_tagged(session: Session) -> PreconditionFailed:
     )
 
 
-def _require(session: Session, allowed: set[Status], complaint: str) -> None:
-    if session.status not in allowed:
-        raise InvalidStateTransition(
-            f"Session {session.session_id} {complaint} (current status: {session.status.value})"
-        )
-
-
-def _place_of(session: Session, participant_id: str, field: str) -> int:
-    for place, participant in enumerate(session.participants):
-        if participant.participant_id == participant_id:
-            return place
-    raise _invalid(field, f"{participant_id} is not a participant of this session", "unknown_participant")
-
-
 def _adjusted_bank(session: Session, target: str | None) -> int | None:
     """The place of the bank that `target` names; None for the session's one clock."""
     if session.mode not in BANK_MODES:
         if target is not None:
-            raise _invalid(
+            raise invalid(
                 "target", f"A {session.mode.value} session has one clock: give no target", "not_allowed"
             )
         return None
     if target is None:
-        raise _invalid("target", f"A {session.mode.value} session needs a target", "required")
+        raise invalid("target", f"A {session.mode.value} session needs a target", "required")
     if session.mode is Mode.PER_GROUP:
         for place, participant in enumerate(session.participants):
             if participant.group_id == target:
                 return place
-    return _place_of(session, target.lower(), "target")
+    return place_of(session, target.lower(), "target")
 
 
 def _adjusted(clock_ms: int, delta_ms: int) -> int:
     """A clock stops at 0 and at a day; one that increments have taken beyond it loses nothing by a gift."""
     return max(0, min(clock_ms + delta_ms, max(clock_ms, MAX_TIME_MS)))
-
-
-def _invalid(field: str, message: str, code: str) -> ValidationError:
-    return ValidationError([Violation(field, message, code)])

@@ -36,6 +36,9 @@ class OnTimeout(StrEnum):
 
 
 TERMINAL = frozenset({Status.EXPIRED, Status.COMPLETED, Status.CANCELLED})
+NOT_ENDED = frozenset(Status) - TERMINAL
+MAX_METADATA_BYTES = 4096
+"""As JSON."""
 BANK_MODES = frozenset({Mode.PER_PARTICIPANT, Mode.PER_GROUP})
 CLOCK_KINDS = {
     Mode.PER_PARTICIPANT: "participant",

@@ -16,7 +16,26 @@ from tests.support.processes import Answer, request
 DAY_MS = 86_400_000
 SOME_ID = "5e000000-0000-4000-8000-000000000000"
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-COMMANDS = ["start", "switch", "pause", "resume", "complete", "cancel", "adjust"]
+COMMANDS = [
+    "start",
+    "switch",
+    "pause",
+    "resume",
+    "complete",
+    "cancel",
+    "adjust",
+    "seat",
+    "unseat",
+    "annotate",
+]
+LEAST_BODIES: dict[str, Any] = {
+    "adjust": {"delta_ms": 1_000},
+    "seat": {"participants": [{}]},
+    "unseat": {"participant_id": SOME_ID},
+    "annotate": {"metadata": {}},
+}
+"""What the commands say that must say something."""
+
 ROUTES = {
     "/v1/sessions": {"GET", "POST"},
     f"/v1/sessions/{SOME_ID}": {"GET", "DELETE"},

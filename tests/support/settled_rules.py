@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lockstep.rules import engine
+from lockstep.rules import engine, seating
 from lockstep.rules.engine import Spec, create, is_due, settle
 from lockstep.rules.state import Session
 from lockstep.rules.steps import Guard, Rule, Step, Transition
@@ -43,3 +43,4 @@ def expecting(
 
 start, switch, pause, resume = map(guarded, (engine.start, engine.switch, engine.pause, engine.resume))
 adjust, complete, cancel = map(guarded, (engine.adjust, engine.complete, engine.cancel))
+seat, unseat, annotate = map(guarded, (seating.seat, seating.unseat, engine.annotate))
