@@ -4,12 +4,16 @@ import logging
 import time
 from typing import Any, Protocol
 
+from lockstep.contract import Clock
 from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# How far two good clocks may drift apart: 500 ppm, what NTP slews at most.
-DRIFT_MS_PER_S = 0.5
+# How far Redis's clock and this machine's may drift apart: each by the 500 ppm that NTP slews a clock by
+# at most. Quartz that nobody corrects stays within a fifth of that.
+DRIFT_MS_PER_S = 2 * 0.5
+# What is lost where TIME is floored to the microsecond, and in sums of floats of this size.
+ROUNDING_MS = 0.002
 # What is shown takes corrections of up to this by slewing, within 10 s; a larger one is shown at once.
 STEP_MS = 2000.0
 SHOWN_RATE = STEP_MS / 10_000
@@ -44,7 +48,7 @@ class SlewedOffset:
         return self.offset_ms
 
 
-class RedisClock:
+class RedisClock(Clock):
     """Takes every answer that carries TIME as a sample; the best one counts until it has grown old.
 
     A sample's error is half its round trip, and grows with age. One that contradicts what is known,
@@ -57,7 +61,7 @@ class RedisClock:
         # Until the first answer, this machine's own idea.
         monotonic_ms = source.monotonic() * 1000
         self._offset_ms = source.time() * 1000 - monotonic_ms
-        self._error_ms = float("inf")
+        self._sample_error_ms = float("inf")
         self._sampled_at_s = 0.0
         self._shown = SlewedOffset(monotonic_ms, self._offset_ms, SHOWN_RATE)
 
@@ -76,27 +80,37 @@ class RedisClock:
         Returns by how many ms the clock was set, where that is too much to be slewed; else 0.
         """
         offset_ms = redis_us / 1000 - (sent_at_s + received_at_s) * 500
-        error_ms = (received_at_s - sent_at_s) * 500
-        known_error_ms = self._error_ms + (received_at_s - self._sampled_at_s) * DRIFT_MS_PER_S
+        error_ms = (received_at_s - sent_at_s) * 500 + ROUNDING_MS
+        known_error_ms = self._known_error_ms(received_at_s)
         is_contradiction = abs(offset_ms - self._offset_ms) > error_ms + known_error_ms
         if error_ms > known_error_ms and not is_contradiction:
             return 0.0
-        is_first = self._error_ms == float("inf")
+        is_first = self._sample_error_ms == float("inf")
         # Up to here the shown offset followed what was known.
         step_ms = offset_ms - self._shown.follow(received_at_s * 1000, self._offset_ms)
         self._offset_ms = offset_ms
-        self._error_ms = error_ms
-        self._sampled_at_s = received_at_s
+        self._sample_error_ms = error_ms
+        self._sampled_at_s = sent_at_s
         if not is_first and abs(step_ms) <= STEP_MS:
             return 0.0
         self._shown.offset_ms = offset_ms
         return 0.0 if is_first else step_ms
 
+    def _known_error_ms(self, monotonic_s: float) -> float:
+        """How far the estimate may be off by now."""
+        return self._sample_error_ms + (monotonic_s - self._sampled_at_s) * DRIFT_MS_PER_S
+
     def now_ms(self) -> int:
         """The best estimate; a better measurement may take it back by a little."""
         return int(self._source.monotonic() * 1000 + self._offset_ms)
 
-    def shown_ms(self) -> int:
+    def shown_us(self) -> int:
         """For clients: small corrections are slewed, so it goes back only with a step of Redis's clock."""
         monotonic_ms = self._source.monotonic() * 1000
-        return int(monotonic_ms + self._shown.follow(monotonic_ms, self._offset_ms))
+        return int((monotonic_ms + self._shown.follow(monotonic_ms, self._offset_ms)) * 1000)
+
+    def error_ms(self) -> float:
+        """How far what is shown may be off: as much as the estimate, and by what is still to be slewed."""
+        monotonic_s = self._source.monotonic()
+        to_slew_ms = abs(self._offset_ms - self._shown.follow(monotonic_s * 1000, self._offset_ms))
+        return self._known_error_ms(monotonic_s) + to_slew_ms + ROUNDING_MS

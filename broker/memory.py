@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from broker.clock import SlewedOffset, TimeSource
+from broker.clock import ROUNDING_MS, SlewedOffset, TimeSource
 from lockstep.contract import (
     KEPT_EVENTS,
     MAX_AHEAD_MS,
@@ -97,9 +97,12 @@ class MemoryBroker(Broker):
         self._listener = None
 
     def now_ms(self) -> int:
+        return self.shown_us() // 1000
+
+    def shown_us(self) -> int:
         wall_offset_ms = self._wall_offset_ms()
         monotonic_ms = self._source.monotonic() * 1000
-        now_ms = int(monotonic_ms + self._clock.follow(monotonic_ms, wall_offset_ms))
+        now_us = int((monotonic_ms + self._clock.follow(monotonic_ms, wall_offset_ms)) * 1000)
         apart_ms = wall_offset_ms - self._clock.offset_ms
         if abs(apart_ms) > FAR_OFF_MS and not self._has_warned:
             self._has_warned = True
@@ -108,7 +111,10 @@ class MemoryBroker(Broker):
                 "comes nearer by 1 ms a second; a restart sets it right, and ends them",
                 -apart_ms / 1000,
             )
-        return now_ms
+        return now_us
+
+    def error_ms(self) -> float:
+        return ROUNDING_MS
 
     def _wall_offset_ms(self) -> float:
         return (self._source.time() - self._source.monotonic()) * 1000

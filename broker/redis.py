@@ -146,5 +146,8 @@ class RedisBroker(RedisStore, Broker):
     def now_ms(self) -> int:
         return self._clock.now_ms()
 
-    def shown_ms(self) -> int:
-        return self._clock.shown_ms()
+    def shown_us(self) -> int:
+        return self._clock.shown_us()
+
+    def error_ms(self) -> float:
+        return self._clock.error_ms()

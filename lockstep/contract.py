@@ -144,9 +144,21 @@ class Clock(Protocol):
         It may go back: by a little when it is measured better, by more if the store's clock was set back.
         """
 
+    @abc.abstractmethod
+    def shown_us(self) -> int:
+        """The same in us, for clients to see: it takes corrections of up to 2 s without going back."""
+
     def shown_ms(self) -> int:
-        """The same for clients to see: it takes corrections of up to 2 s by slewing, without going back."""
-        return self.now_ms()
+        """What is shown, floored to the ms."""
+        return self.shown_us() // 1000
+
+    @abc.abstractmethod
+    def error_ms(self) -> float:
+        """At most so far is `shown_us` from the broker's own clock now; infinite before its first answer.
+
+        `shown_ms` may be 1 ms further behind. Where the broker's clock is set this is noticed within a
+        second; until then the bound is that of before.
+        """
 
 
 class Store(Protocol):

@@ -243,6 +243,17 @@ async def test_now_ms_never_goes_back(broker: Broker) -> None:
                 await broker.load([new_id()])
 
 
+async def test_what_is_shown_is_the_brokers_time_within_its_error(broker: Broker) -> None:
+    async with started(broker):
+        for _ in range(10):
+            before_ms, error_ms = broker.now_ms(), broker.error_ms()
+            shown_us, shown_ms = broker.shown_us(), broker.shown_ms()
+            after_ms = broker.now_ms()
+            assert before_ms - error_ms <= shown_us / 1000 <= after_ms + 1 + error_ms
+            assert shown_us // 1000 <= shown_ms
+            await broker.load([new_id()])
+
+
 async def test_an_expiry_that_is_not_due_yet_is_the_wrong_time(broker: Broker) -> None:
     async with started(broker):
         session = await created(broker, new_id(), mode=Mode.GLOBAL, total_time_ms=HOUR_MS)

@@ -1,6 +1,7 @@
 """What time it is: measured at Redis, or the machine's own, corrected without a jump."""
 
 import logging
+import random
 
 import pytest
 
@@ -9,6 +10,7 @@ from broker.memory import MemoryBroker
 from lockstep.metrics import Metrics
 
 T0_S = 1_704_067_200.0
+T0_US = 1_704_067_200_000_000
 
 
 class FakeTime:
@@ -82,6 +84,77 @@ def test_a_measurement_that_can_be_wrong_by_more_changes_nothing(fake: FakeTime)
     assert redis_clock.now_ms() == before_ms
 
 
+# --- how far it may be off -----------------------------------------------------------------------
+
+DRIFT_PPM = 1000
+
+
+class DriftingRedis:
+    """Its clock drifts, and answers take their time; `apart_ms` is how far it is from the fake wall clock."""
+
+    def __init__(self, fake: FakeTime, chance: random.Random) -> None:
+        self.fake = fake
+        self.chance = chance
+        self.apart_ms = 0.0
+        self.drift_ppm = chance.choice((-DRIFT_PPM, 0, DRIFT_PPM))
+
+    def pass_time(self, seconds: float) -> None:
+        self.fake.passed_s += seconds
+        self.apart_ms += seconds * self.drift_ppm / 1000
+
+    def answer(self, redis_clock: RedisClock, most_ms: float) -> None:
+        """Tell the clock the time, each way taking up to so many ms."""
+        sent_at_s = self.fake.passed_s
+        self.pass_time(self.chance.choice((0, self.chance.random(), 1)) * most_ms / 1000)
+        told_us = T0_US + int(self.fake.passed_s * 1_000_000 + self.apart_ms * 1000)
+        self.pass_time(self.chance.choice((0, self.chance.random(), 1)) * most_ms / 1000)
+        redis_clock.sample(sent_at_s, self.fake.passed_s, told_us)
+
+    def off_ms(self, redis_clock: RedisClock) -> float:
+        """How far from it the clock's time is, as it is shown."""
+        since_t0_us = self.fake.passed_s * 1_000_000 + self.apart_ms * 1000
+        return (redis_clock.shown_us() - T0_US - since_t0_us) / 1000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_error_bound_holds_at_every_moment(fake: FakeTime, seed: int) -> None:
+    redis = DriftingRedis(fake, chance := random.Random(seed))
+    redis_clock = RedisClock(Metrics(), fake)
+    redis.answer(redis_clock, 1.0)
+    for _ in range(500):
+        redis.pass_time(chance.choice((0.0, 0.001, 0.1, 1.0, 3.0)) * chance.random())
+        if chance.random() < 0.5:
+            redis.answer(redis_clock, chance.choice((0.1, 1.0, 10.0)))
+        if chance.random() < 0.05:
+            # More than both samples may be wrong by: else it is not noticed.
+            redis.apart_ms += chance.choice((-1, 1)) * chance.choice((40, 300, 1_900, 60_000))
+            redis.answer(redis_clock, 10.0)
+        assert abs(redis.off_ms(redis_clock)) <= redis_clock.error_ms()
+
+
+def test_the_error_bound_is_half_a_round_trip_and_grows_by_a_thousandth(fake: FakeTime) -> None:
+    redis_clock = RedisClock(Metrics(), fake)
+    assert redis_clock.error_ms() == float("inf"), "Redis has not answered yet"
+    sampled(redis_clock, fake)
+    assert redis_clock.error_ms() == pytest.approx(0.5, abs=0.01)
+    fake.passed_s += 10
+    assert redis_clock.error_ms() == pytest.approx(10.5, abs=0.01)
+    sampled(redis_clock, fake)
+    assert redis_clock.error_ms() == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_is_still_to_be_slewed_is_part_of_the_error_bound(fake: FakeTime) -> None:
+    redis_clock = RedisClock(Metrics(), fake)
+    sampled(redis_clock, fake)
+    fake.set_by_s = 1.0
+    sampled(redis_clock, fake)
+    assert redis_clock.error_ms() == pytest.approx(1000.5, abs=0.01)
+    fake.passed_s += 2
+    assert redis_clock.error_ms() == pytest.approx(602.5, abs=0.01)
+    fake.passed_s += 8
+    assert redis_clock.error_ms() == pytest.approx(10.5, abs=0.01)
+
+
 # --- the embedded broker's -----------------------------------------------------------------------
 
 
@@ -100,6 +173,14 @@ def test_the_embedded_brokers_clock_follows_the_wall_clock_by_one_in_a_thousand(
         assert 60_000 * 0.999 - 1 <= now_ms - latest_ms <= 60_000 * 1.001 + 1
         latest_ms = now_ms
     assert minutes == pytest.approx(100_000 / 60, abs=2)
+
+
+def test_the_embedded_brokers_clock_is_its_own(fake: FakeTime) -> None:
+    broker = MemoryBroker(fake)
+    fake.set_by_s = 3600
+    fake.passed_s += 0.0012345
+    assert broker.shown_us() // 1000 == broker.shown_ms() == broker.now_ms()
+    assert 0 < broker.error_ms() < 0.01
 
 
 def test_an_embedded_clock_that_is_far_off_says_so_once(

@@ -16,8 +16,10 @@ from lockstep.metrics import Metrics
 from lockstep.requests.bodies import spec as read_spec
 from lockstep.sessions import Sessions
 from tests.support import settled_rules as engine
+from tests.support.commits import creation, new_id
 from tests.support.load import chess, data, rest
 from tests.support.processes import ServerProcess
+from tests.support.redis_server import Proxy
 from tests.support.shifted_redis import ShiftedRedis
 from tests.support.variants import first_of
 from tests.support.ws_client import WsClient, abort_all
@@ -238,6 +240,82 @@ async def test_a_small_correction_is_slewed_and_time_never_goes_back(redis: Shif
             while abs(latest_ms - redis.now_ms()) > 300:
                 before_ms, latest_ms = latest_ms, await shown_ms(process)
                 assert latest_ms >= before_ms
+
+
+# --- how far it may be off -----------------------------------------------------------------------
+
+
+class Witness:
+    """Asks Redis for the time, beside the broker, around what the broker shows."""
+
+    def __init__(self, redis: ShiftedRedis, broker: RedisBroker) -> None:
+        self.broker = broker
+        self._client = redis.client
+
+    def _redis_ms(self) -> float:
+        seconds, microseconds = self._client.time()
+        return float(seconds * 1000 + microseconds / 1000)
+
+    def assert_bound(self) -> float:
+        """The time shown must be as near to Redis's as the broker says, which is returned."""
+        before_ms = self._redis_ms()
+        error_ms, shown_ms = self.broker.error_ms(), self.broker.shown_us() / 1000
+        after_ms = self._redis_ms()
+        assert before_ms - error_ms <= shown_ms <= after_ms + error_ms + 0.01
+        return error_ms
+
+    async def until(self, least_ms: float, most_ms: float, timeout_s: float) -> None:
+        """Wait until the error is between these, while it holds all the time."""
+        async with asyncio.timeout(timeout_s):
+            while not least_ms <= self.assert_bound() <= most_ms:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_error_bound_is_small_where_all_is_well(redis: ShiftedRedis) -> None:
+    async with brokers(redis) as (broker,):
+        await Witness(redis, broker).until(0, 3, timeout_s=20)
+
+
+@pytest.mark.parametrize("shift_s", [-1.5, 1.5, -60.0, 60.0])
+async def test_the_error_bound_holds_once_a_step_is_known(redis: ShiftedRedis, shift_s: float) -> None:
+    async with brokers(redis) as (broker,):
+        witness = Witness(redis, broker)
+        for by_s in (shift_s, 0, shift_s):
+            redis.shift(by_s)
+            commit, _ = creation(broker, new_id())
+            await broker.commit(commit)  # whatever becomes of it, its answer carries the time
+            for _ in range(20):
+                witness.assert_bound()
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shift_s", [-1.5, 1.5])
+async def test_the_error_bound_is_small_again_when_all_is_slewed(redis: ShiftedRedis, shift_s: float) -> None:
+    async with brokers(redis) as (broker,):
+        redis.shift(shift_s)
+        commit, _ = creation(broker, new_id())
+        await broker.commit(commit)
+        witness = Witness(redis, broker)
+        assert witness.assert_bound() > 500
+        await witness.until(0, 3, timeout_s=30)
+
+
+async def test_the_error_bound_grows_while_the_link_is_stalled(redis: ShiftedRedis) -> None:
+    async with Proxy(redis.port) as proxy:
+        broker = RedisBroker(proxy.url, "", "all", False, Metrics())
+        await broker.start(Deaf())
+        try:
+            witness = Witness(redis, broker)
+            await witness.until(0, 50, timeout_s=20)
+            proxy.swallows_replies = True
+            known_ms = witness.assert_bound()
+            await witness.until(known_ms + 1.5, float("inf"), timeout_s=20)
+            proxy.swallows_replies = False
+            grown_ms = witness.assert_bound()
+            await witness.until(0, grown_ms - 1, timeout_s=20)
+        finally:
+            await broker.close()
 
 
 # --- epochs, limits, signs of life ---------------------------------------------------------------
