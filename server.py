@@ -19,11 +19,15 @@ except ModuleNotFoundError as missing:
 from broker import open_broker
 from cli import run_command
 from handlers import build_transport
+from handlers.client_protocol import ClientProtocol
 from handlers.clients import Clients
+from handlers.connection import Connection
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.listening import LISTEN_BACKLOG, ClientServer
 from handlers.origins import Hosts, Origins
+from handlers.protocol_v1 import ProtocolV1
+from handlers.protocol_v2 import ProtocolV2
 from handlers.services import Services
 from handlers.token_keys import TokenKeys
 from handlers.tokens import Tokens
@@ -32,6 +36,7 @@ from lockstep.config import Settings, read_settings
 from lockstep.errors import GOING_AWAY
 from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.live.deadlines import Deadlines
+from lockstep.live.followers import Followers
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
 from lockstep.perform import Performer
@@ -94,16 +99,28 @@ class Server:
             not_ready=self.not_ready,
             is_draining=lambda: self._is_draining,
         )
-        clients = Clients(
-            self.hub,
+        v1 = ProtocolV1(self.hub, self.broker, limits, metrics)
+        followers = Followers(self.hub, self.broker, self.sessions, metrics)
+        v2 = ProtocolV2(
+            followers,
+            services.performer,
             self.broker,
-            self.heartbeat,
+            services.tokens,
             limits,
+            services.rates,
+            metrics,
+            max_subscriptions=settings.max_subscriptions,
+            ping_interval_s=settings.ping_interval_s,
+        )
+        self.clients = Clients(
+            [v1, v2],
+            self.heartbeat,
             settings.max_message_bytes,
             settings.message_rate,
             metrics,
         )
-        self.transport = build_transport(services, clients, settings.keep_alive_s)
+        metrics.watch(metrics.connections, lambda: len(self._connections()))
+        self.transport = build_transport(services, self.clients, settings.keep_alive_s)
         self.http = ClientServer(self.transport)
 
     def not_ready(self) -> list[str]:
@@ -144,21 +161,25 @@ class Server:
         """Return when requests are answered and clients are gone, which are closed a few at a time."""
         now_s = asyncio.get_running_loop().time
         began_s = now_s()
-        peers = self.hub.peers
+        peers = self._connections()
         spread_s = min(len(peers) / CLOSES_PER_S, self.settings.drain_s / 2)
         linger_s = min(LINGER_S, self.settings.drain_s / 2)
         closed = 0
-        while self.transport.in_flight or self.hub.peers or now_s() - began_s < linger_s:
+        while self.transport.in_flight or self._connections() or now_s() - began_s < linger_s:
             elapsed_s = now_s() - began_s
             if elapsed_s < spread_s:
                 due = int(len(peers) * elapsed_s / spread_s) + 1
                 leaving, closed = peers[closed:due], due
             else:
                 # Repeatedly: new clients may still have come by a connection that was open before.
-                leaving = self.hub.peers
-            for peer in leaving:
-                peer.close(GOING_AWAY)
+                leaving = self._connections()
+            for protocol, connection in leaving:
+                protocol.send_away(connection, GOING_AWAY, 1)
             await asyncio.sleep(0.01)
+
+    def _connections(self) -> list[tuple[ClientProtocol, Connection]]:
+        protocols = self.clients.protocols.values()
+        return [(protocol, connection) for protocol in protocols for connection in protocol.connections]
 
 
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:

@@ -264,7 +264,7 @@ class MemoryBroker(Broker):
             if events and max_bytes < 0:
                 break
             events.append(event)
-        epoch, version = head.position
+        epoch, version = head.order
         return History(epoch, version, oldest + skipped, events)
 
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:

@@ -177,7 +177,7 @@ class RedisStore(Store, Agenda):
         head = heads.read_head(beginning)
         if head is None:
             return None
-        epoch, version = head.position
+        epoch, version = head.order
         first_version = int(entries[0][0].partition(b"-")[0]) if entries else version + 1
         return History(epoch, version, first_version, [fields[1] for _, fields in entries])
 

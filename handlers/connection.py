@@ -8,18 +8,27 @@ it echoes illegal close codes. So only the handshake is Tornado's.
 import asyncio
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from handlers.connection_states import Reading, State
 from handlers.heartbeat import Heartbeat
 from handlers.outgoing_queue import OutgoingQueue
 from handlers.read_scheduler import ReadScheduler
-from lockstep.errors import ABNORMAL_CLOSURE, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
+from lockstep.access import Access
+from lockstep.errors import (
+    ABNORMAL_CLOSURE,
+    INTERNAL_ERROR,
+    TOKEN_EXPIRED,
+    TOO_MANY_MESSAGES,
+    TOO_SLOW,
+    Close,
+)
 from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
-from lockstep.wire.encodings import JSON_V1
+from lockstep.wire.encodings import Encoding
 from lockstep.wire.frames import (
     BINARY,
     CLOSE,
@@ -43,7 +52,7 @@ _PING_FRAME = encode_frame(PING, b"")
 
 
 class Service(Protocol):
-    """What all connections of a process share. It answers their messages."""
+    """What all connections of a process share."""
 
     heartbeat: Heartbeat
     read_scheduler: ReadScheduler
@@ -51,6 +60,15 @@ class Service(Protocol):
     metrics: Metrics
     message_rate: int
     """How many frames a client may send in a second; 0: any number."""
+
+    def on_end(self, connection: "Connection") -> None:
+        """The connection is no more. Called once."""
+
+
+class Spoken(Protocol):
+    """The protocol that the client speaks, as its connection sees it."""
+
+    encoding: Encoding
 
     def on_message(self, connection: "Connection", payload: bytes, is_binary: bool) -> None:
         """A whole message, its bytes as they came."""
@@ -60,7 +78,7 @@ class Service(Protocol):
 
 
 class Connection:
-    """One client, and as the hub's Peer its subscription to its session.
+    """One client, and in protocol v1 as the hub's Peer its subscription to its session.
 
     There may be tens of thousands, most of them idle: what only some need is made when they need it.
     """
@@ -79,19 +97,26 @@ class Connection:
         "address",
         "caller",
         "close_code",
+        "following",
         "heartbeat_slot",
         "invalid_at_s",
         "is_counted",
         "outgoing",
+        "protocol",
         "session_id",
     )
 
-    encoding = JSON_V1
-
     def __init__(
-        self, sock: socket.socket, service: Service, session_id: str | None, address: str = ""
+        self,
+        sock: socket.socket,
+        service: Service,
+        protocol: "Spoken",
+        session_id: str | None,
+        address: str = "",
     ) -> None:
+        self.protocol = protocol
         self.session_id = session_id
+        self.following: Any = None  # what protocol v2 keeps of its client
         self.address = address
         self.caller = ""  # counted with its other connections to the session; empty: not counted so
         self.is_counted = False  # by the connection limits
@@ -122,6 +147,10 @@ class Connection:
             self._receive(early)
 
     @property
+    def encoding(self) -> Encoding:
+        return self.protocol.encoding
+
+    @property
     def is_over(self) -> bool:
         return self._state is State.OVER
 
@@ -129,16 +158,24 @@ class Connection:
 
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         if self._state.can_send:
-            self.outgoing.send(frame, kind)
+            self.outgoing.send(frame, kind, self)
 
     def send_batch(self, batch: Batch) -> None:
         if self._state.can_send:
-            self.outgoing.send_batch(batch)
+            self.outgoing.send_batch(batch, self)
 
     def took(self, batch: Batch, sent: int) -> None:
         """The batch was offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
         if self._state.can_send:
-            self.outgoing.took(batch, sent)
+            self.outgoing.took(batch, sent, self)
+
+    @property
+    def can_send(self) -> bool:
+        return self._state.can_send
+
+    def skipped(self) -> bytes:
+        """Of protocol v1, whose states wait themselves."""
+        return b""
 
     def ping(self) -> None:
         if self._state.can_send:
@@ -146,8 +183,11 @@ class Connection:
             self.outgoing.send_ping(_PING_FRAME)
 
     def expect_pong(self) -> None:
-        """A client that has vanished answers no closing handshake either."""
-        if self._owes_pong:
+        """A client that has vanished answers no closing handshake either.
+
+        One that is not read from, until what it has asked is done, may have answered.
+        """
+        if self._owes_pong and self._reading is not Reading.PAUSED:
             self.close_code = ABNORMAL_CLOSURE.code
             self.abort()
 
@@ -269,7 +309,7 @@ class Connection:
 
     def _answer(self, payload: bytes, is_binary: bool) -> None:
         try:
-            self._service.on_message(self, payload, is_binary)
+            self.protocol.on_message(self, payload, is_binary)
         except Exception:
             log.exception("a message could not be handled", extra={"session_id": self.session_id})
             self.close(INTERNAL_ERROR)
@@ -282,7 +322,14 @@ class Connection:
 
     def close_in(self, delay_s: float, how: Close) -> None:
         """Close after this delay, if the connection lasts so long."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), self.close, how)
+
+    def expire_with(self, access: Access) -> None:
+        """Close when the token of this access runs out, instead of that of an earlier one."""
+        if access.expires_at_s is not None:
+            self.close_in(access.expires_at_s - time.time(), TOKEN_EXPIRED)
 
     def _begin_to_end(self, state: State, code: int | None, reason: str = "") -> None:
         """Move to `state`, and send a close frame unless one has been sent."""

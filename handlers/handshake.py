@@ -2,24 +2,22 @@
 
 import asyncio
 import socket
-import time
 
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketHandler
 
+from handlers.client_protocol import ClientProtocol
 from handlers.clients import Clients
 from handlers.connection import Connection
 from handlers.json_errors import JsonErrors
 from handlers.origins import refused_origin
 from handlers.request_timeouts import STALLED_TIMEOUT_S
 from handlers.services import Services
-from handlers.tokens import SUBPROTOCOL
 from handlers.tornado_private import Handshake, release_socket
 from lockstep.access import Scope
 from lockstep.errors import (
     INVALID_SESSION_ID,
     MISSING_SESSION_ID,
-    TOKEN_EXPIRED,
     TOKEN_FORBIDDEN,
     TOKEN_REFUSED,
     TOO_MUCH_TOO_EARLY,
@@ -27,6 +25,7 @@ from lockstep.errors import (
     Forbidden,
     ShuttingDown,
     Unauthorized,
+    UnsupportedProtocol,
     UpgradeRequired,
 )
 from lockstep.wire import heads
@@ -60,6 +59,10 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         if self.services.is_draining():
             # The request came by a connection that was open before; a proxy then asks another process.
             raise ShuttingDown()
+        listed = [each.strip() for each in headers.get("Sec-WebSocket-Protocol", "").split(",")]
+        ours = [each for each in listed if each.startswith("lockstep.")]
+        if ours and not any(each in self._clients.protocols for each in ours):
+            raise UnsupportedProtocol(sorted(self._clients.protocols))
         await super().get(*args, **kwargs)
 
     def check_origin(self, origin: str) -> bool:
@@ -73,12 +76,15 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         except (StreamClosedError, TimeoutError):
             self.on_connection_close()
             return
-        requested = self._requested_session()
+        protocol = self._clients.protocols.get(
+            self.selected_subprotocol or "", self._clients.default_protocol
+        )
+        requested = self._requested_session(protocol)
         session_id = requested if isinstance(requested, str) else None
         address = self.services.addresses.client_of(
             self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
         )
-        connection = Connection(sock, self._clients, session_id, address)
+        connection = Connection(sock, self._clients, protocol, session_id, address)
         self._clients.metrics.opened.inc()
         if len(early) > EARLY_BYTES:
             early = b""
@@ -86,29 +92,32 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         elif isinstance(requested, Close):
             connection.close(requested)
         else:
-            await self._admit(connection, requested)
+            await self._admit(protocol, connection)
         connection.start(early)
         # The connection does not need the request any more, and this breaks the request's reference cycles.
         self.on_connection_close()
 
-    async def _admit(self, connection: Connection, session_id: str) -> None:
+    async def _admit(self, protocol: ClientProtocol, connection: Connection) -> None:
         try:
             in_query = self.get_query_argument("token", None)
             access = self.services.tokens.access(self.request.headers, in_query)
-            access.require(Scope.VIEW, session_id)
+            if connection.session_id is None:
+                access.require_scope(Scope.VIEW)
+            else:
+                access.require(Scope.VIEW, connection.session_id)
         except Unauthorized as error:
             connection.close(TOKEN_REFUSED.because(error.message))
         except Forbidden as error:
             connection.close(TOKEN_FORBIDDEN.because(error.message))
         else:
-            if access.expires_at_s is not None:
-                connection.close_in(access.expires_at_s - time.time(), TOKEN_EXPIRED)
+            connection.expire_with(access)
             if not access.is_trusted:
                 connection.caller = access.client if access.subject else connection.address
-            await self._clients.welcome(connection)
+            await protocol.welcome(connection, access, self.get_query_argument("position", None))
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
+        """The first that is known: clients list them in their order of preference."""
+        return next((each for each in subprotocols if each in self._clients.protocols), None)
 
     async def take_socket(self) -> tuple[socket.socket, bytes]:
         """Take the socket from Tornado's stream once its answer is written, and what the stream has read.
@@ -133,10 +142,12 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock, early
 
-    def _requested_session(self) -> str | Close:
-        """The session's id, or why there is none."""
+    def _requested_session(self, protocol: ClientProtocol) -> str | Close | None:
+        """The session's id, None where none is asked for and none is needed, or why there is none."""
         values = self.request.query_arguments.get("sessionId", [])
-        if not any(values):
+        if not values and not protocol.needs_session:
+            return None
+        if not any(values) and protocol.needs_session:
             return MISSING_SESSION_ID
         session_id = values[0].decode("utf-8", "replace").lower()
         if len(values) > 1 or not heads.UUID.fullmatch(session_id):

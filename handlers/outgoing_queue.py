@@ -26,10 +26,21 @@ class Owner(Protocol):
         """The socket will never take anything again."""
 
 
-class UnsentFrames:
-    """The frame in progress and those that wait for it; of states only the latest waits."""
+class Sender(Protocol):
+    """Whose frames they are: one subscription of the client to one session."""
 
-    __slots__ = ("_pong", "_rest", "_state", "_urgent", "_waiting", "waiting_bytes")
+    def skipped(self) -> bytes:
+        """The latest state, in place of the changes that were not sent; empty where there is none."""
+
+
+class UnsentFrames:
+    """The frame in progress and those that wait for it; of states only the latest waits.
+
+    Of changes the first waits. If others follow, none is sent: in their place goes the state that is the
+    latest when their turn comes.
+    """
+
+    __slots__ = ("_pong", "_rest", "_states", "_urgent", "_waiting", "waiting_bytes")
 
     def __init__(self, rest: memoryview) -> None:
         # Other clients that are behind share this memory: frames are not copied.
@@ -37,29 +48,40 @@ class UnsentFrames:
         # These go behind the frame in progress and before those that wait.
         self._urgent: deque[bytes] = deque()
         self._pong: bytes | None = None
-        self._waiting: deque[list[Any]] = deque()  # [is_state, frame]
-        self._state: list[Any] | None = None
+        # [whose state or change, frame]; without a frame: a state is to be made. What is nobody's is kept.
+        self._waiting: deque[list[Any]] = deque()
+        self._states: dict[Sender, list[Any]] = {}
         self.waiting_bytes = 0
-        """Of all that waits but the state, which has a place of its own however big it is."""
+        """Of all that waits but the states, which have places of their own however big they are."""
 
-    def put(self, kind: Kind, frame: bytes) -> bool:
-        """True if the frame took the place of an unsent state."""
-        if kind is Kind.STATE:
-            if self._state is not None:
-                self._state[1] = frame
+    def put(self, kind: Kind, frame: bytes, sender: Sender) -> bool:
+        """True if the frame took the place of an unsent state, or itself is not sent."""
+        waiting = None if kind is Kind.MESSAGE else self._states.get(sender)
+        if kind is Kind.STATE or kind is Kind.CHANGE:
+            if waiting is not None:
+                waiting[1] = frame if kind is Kind.STATE else None
                 return True
-            self._state = [True, frame]
-            self._waiting.append(self._state)
+            self._states[sender] = waiting = [sender, frame]
+            self._waiting.append(waiting)
             return False
-        is_replacing = kind is Kind.SYNC and self._state is not None
-        if kind is Kind.SYNC and self._state is not None:
+        if waiting is not None:
             # It is not to be replaced in turn, so that what was asked for is answered.
-            self._state[:] = [False, frame]
-            self._state = None
+            waiting[:] = [None, frame]
+            del self._states[sender]
         else:
-            self._waiting.append([False, frame])
+            self._waiting.append([None, frame])
         self.waiting_bytes += len(frame)
-        return is_replacing
+        return waiting is not None
+
+    def forget(self, sender: Sender) -> None:
+        """Its state is not wanted any more."""
+        waiting = self._states.pop(sender, None)
+        if waiting is not None:
+            waiting[:] = [None, b""]
+
+    def put_last(self, frame: bytes) -> None:
+        self._waiting.append([None, frame])
+        self.waiting_bytes += len(frame)
 
     def put_urgent(self, frame: bytes) -> None:
         self._urgent.append(frame)
@@ -71,29 +93,36 @@ class UnsentFrames:
     def drop_waiting(self) -> None:
         """Keep only the frame in progress: without its end the client could not read what follows."""
         self._waiting.clear()
-        self._state = self._pong = None
+        self._states.clear()
+        self._pong = None
         self.waiting_bytes = 0
 
     def flush(self, sock: socket.socket) -> None:
         """Return when everything is sent; raise what the socket raises when it takes no more."""
         while True:
-            sent = sock.send(self._rest)
-            self._rest = self._rest[sent:]
-            if self._rest:
-                continue
+            while self._rest:
+                sent = sock.send(self._rest)
+                self._rest = self._rest[sent:]
             if self._urgent:
                 self._rest = memoryview(self._urgent.popleft())
             elif self._pong is not None:
                 self._rest, self._pong = memoryview(self._pong), None
             elif self._waiting:
-                is_state, frame = self._waiting.popleft()
-                if is_state:
-                    self._state = None
-                else:
-                    self.waiting_bytes -= len(frame)
-                self._rest = memoryview(frame)
+                self._rest = memoryview(self._take())
             else:
                 return
+
+    def _take(self) -> bytes:
+        """The frame that is next."""
+        sender, frame = self._waiting[0]
+        if frame is None:
+            frame = sender.skipped()  # what comes to it meanwhile is in that state
+        self._waiting.popleft()
+        if sender is None:
+            self.waiting_bytes -= len(frame)
+        else:
+            del self._states[sender]
+        return bytes(frame)
 
 
 class OutgoingQueue:
@@ -116,26 +145,31 @@ class OutgoingQueue:
     def is_empty(self) -> bool:
         return self._unsent is None
 
-    def send(self, frame: bytes, kind: Kind) -> None:
+    def send(self, frame: bytes, kind: Kind, sender: Sender) -> None:
         if self._unsent is None:
             self._write(frame)
         else:
-            self._put_all([(kind, frame)])
+            self._put_all([(kind, frame)], sender)
 
-    def send_batch(self, batch: Batch) -> None:
+    def send_batch(self, batch: Batch, sender: Sender) -> None:
         if self._unsent is not None:
-            self._put_all(batch.frames)
+            self._put_all(batch.frames, sender)
             return
         sent = self._offer(batch.data)
         if sent != batch.size:
-            self._fall_behind(batch, sent)
+            self._fall_behind(batch, sent, sender)
 
-    def took(self, batch: Batch, sent: int) -> None:
+    def took(self, batch: Batch, sent: int, sender: Sender) -> None:
         """`clear_descriptor` took so many bytes of the batch; -1: it was negative, or its socket broken."""
         if self.clear_descriptor < 0:
-            self.send_batch(batch)
+            self.send_batch(batch, sender)
         else:
-            self._fall_behind(batch, sent)
+            self._fall_behind(batch, sent, sender)
+
+    def forget(self, sender: Sender) -> None:
+        """Nothing that waits as its state is sent any more."""
+        if self._unsent is not None:
+            self._unsent.forget(sender)
 
     def send_ping(self, frame: bytes) -> None:
         """Send it before all that waits, so that a slow client does not look dead."""
@@ -158,7 +192,7 @@ class OutgoingQueue:
         if self._unsent is None:
             self._write(frame)
         else:
-            self._unsent.put(Kind.MESSAGE, frame)
+            self._unsent.put_last(frame)
 
     def discard(self) -> None:
         """Forget what is unsent, and the owner: the socket is about to be closed."""
@@ -184,7 +218,7 @@ class OutgoingQueue:
         elif sent != len(frame):
             self._begin_waiting(memoryview(frame)[sent:])
 
-    def _fall_behind(self, batch: Batch, sent: int) -> None:
+    def _fall_behind(self, batch: Batch, sent: int, sender: Sender) -> None:
         """Of the batch so many bytes were taken: one of its frames is in progress, those behind it wait."""
         if sent < 0:
             self._owner.on_broken()
@@ -192,7 +226,7 @@ class OutgoingQueue:
         for index, (_, frame) in enumerate(batch.frames):
             if sent < len(frame):
                 self._begin_waiting(memoryview(frame)[sent:])
-                self._put_all(batch.frames[index + 1 :])
+                self._put_all(batch.frames[index + 1 :], sender)
                 return
             sent -= len(frame)
 
@@ -201,10 +235,10 @@ class OutgoingQueue:
         self.clear_descriptor = -1
         asyncio.get_running_loop().add_writer(self._socket.fileno(), self._on_writable)
 
-    def _put_all(self, frames: list[tuple[Kind, bytes]]) -> None:
+    def _put_all(self, frames: list[tuple[Kind, bytes]], sender: Sender) -> None:
         assert self._unsent is not None
         for kind, frame in frames:
-            if self._unsent.put(kind, frame):
+            if self._unsent.put(kind, frame, sender):
                 self._owner.on_conflated()
         if self._unsent.waiting_bytes > MAX_UNSENT_BYTES:
             self._unsent.drop_waiting()

@@ -131,7 +131,11 @@ class Request:
 def request_id_of(headers: HTTPHeaders) -> str:
     """The caller's own, if it can be logged, or a new one."""
     given = headers.get("X-Request-ID")
-    return given if given and _REQUEST_ID.fullmatch(given) else f"{_RANDOM.getrandbits(64):016x}"
+    return given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    return f"{_RANDOM.getrandbits(64):016x}"
 
 
 def too_large(max_bytes: int) -> PayloadTooLarge:

@@ -20,7 +20,6 @@ MAX_REMEMBERED = 10_000
 MAX_INSTANT_S = 253_402_300_800
 # The keys of limits in the store name a longer subject by a hash.
 MAX_CLIENT_LENGTH = 128
-SUBPROTOCOL = "lockstep.v1.json"
 _BEARER_SUBPROTOCOL = "bearer."
 _SCOPES = {scope.name.lower(): scope for scope in Scope}
 

@@ -106,6 +106,9 @@ class Settings:
         "the part of them that one caller (sub, else address) may take; 1: all",
         above_0_to(1, ", such as 0.25"),
     )
+    max_subscriptions: int = setting(
+        100, "sessions that one WebSocket of protocol v2 may follow", from_to(1, 10_000)
+    )
     max_connections_per_ip: int = setting(
         0, "WebSockets of one address at all processes together; 0: any number", _COUNT
     )

@@ -92,10 +92,47 @@ class SessionExists(LockstepError):
 
 
 class Conflict(LockstepError):
-    """What the sender expected no longer holds. The service puts the current state into `details`."""
+    """What the sender expected no longer holds. The service says what the session is now.
+
+    `details` have its state, `position` names it.
+    """
 
     code = "CONFLICT"
     status = 409
+    position = ""
+
+
+class NotSubscribed(LockstepError):
+    """Said over a WebSocket: a message about a session needs a subscription to it."""
+
+    code = "NOT_SUBSCRIBED"
+    status = 409
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"There is no subscription to session {session_id}")
+
+
+class TooManySubscriptions(LockstepError):
+    code = "TOO_MANY_SUBSCRIPTIONS"
+    status = 409
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"A connection may have {most} subscriptions")
+
+
+class SessionFull(LockstepError):
+    code = "SESSION_FULL"
+    status = 409
+
+
+class UnsupportedProtocol(LockstepError):
+    """None of the subprotocols that a WebSocket's client lists is known."""
+
+    code = "UNSUPPORTED_PROTOCOL"
+    status = 400
+
+    def __init__(self, supported: list[str]) -> None:
+        super().__init__("None of these subprotocols is known", {"supported": supported})
 
 
 class PreconditionFailed(Conflict):

@@ -147,6 +147,19 @@ class RateLimits:
         return RateLimited(SWITCH if kind == "switch" else GENERAL, status.reset_s, status.headers())
 
 
+class Admission:
+    """One request that is counted, if it is: waited for once, by whoever comes to it first."""
+
+    def __init__(self, charge: Awaitable[RateLimitStatus] | None) -> None:
+        self._charge = charge
+
+    async def admit(self) -> None:
+        """Raises RateLimited where it was one too many."""
+        charge, self._charge = self._charge, None
+        if charge is not None:
+            await charge
+
+
 class SwitchLimit:
     """One switch of a session, which is counted when it is made and not before.
 
@@ -202,34 +215,38 @@ class ConnectionLimits:
             return self._refused("process")
         return None
 
-    async def enter(self, session_id: str, caller: str, address: str) -> str | None:
-        """Let a connection in, or return the limit that forbids it. One that was let in has to leave.
+    async def enter(self, session_id: str | None, caller: str, address: str | None) -> str | None:
+        """Let a client in, or return the limit that forbids it. One that was let in has to leave.
 
-        `caller` is empty where no limit of its own applies.
+        Into a session, with a connection from an address, or both at once. `caller` is empty where no limit
+        of its own applies.
         """
-        self._open += 1
+        self._open += address is not None
         entered: list[tuple[str, int]] = []
         for key, limit in self._limits_of(session_id, caller, address):
             if not await self._counters.enter(key, limit):
                 for earlier in entered:
                     self._counters.leave(*earlier)
-                self._open -= 1
+                self._open -= address is not None
                 return self._refused(key.partition(":")[0])
             entered.append((key, limit))
         return None
 
-    def leave(self, session_id: str, caller: str, address: str) -> None:
-        self._open -= 1
+    def leave(self, session_id: str | None, caller: str, address: str | None) -> None:
+        self._open -= address is not None
         for key, limit in self._limits_of(session_id, caller, address):
             self._counters.leave(key, limit)
 
-    def _limits_of(self, session_id: str, caller: str, address: str) -> list[tuple[str, int]]:
+    def _limits_of(self, session_id: str | None, caller: str, address: str | None) -> list[tuple[str, int]]:
         # A caller's own limits come first: what they refuse was never counted against others.
-        return [
-            (f"caller:{session_id}:{caller}", self._per_caller if caller else 0),
-            (f"address:{address}", self._per_address),
-            (f"session:{session_id}", self._per_session),
-        ]
+        limits = []
+        if session_id is not None:
+            limits.append((f"caller:{session_id}:{caller}", self._per_caller if caller else 0))
+        if address is not None:
+            limits.append((f"address:{address}", self._per_address))
+        if session_id is not None:
+            limits.append((f"session:{session_id}", self._per_session))
+        return limits
 
     def _refused(self, limit: str) -> str:
         self._metrics.limited.labels(limit).inc()

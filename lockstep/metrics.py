@@ -22,7 +22,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LAG_INTERVAL_S = 0.25
 _QUICK_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1006, 1007, 1008, 1009, 1011, *range(4000, 4010)})
-_UNDERSTOOD = frozenset({"PING", "RECONNECT"})
+_UNDERSTOOD = frozenset({"PING", "RECONNECT", "SUBSCRIBE", "UNSUBSCRIBE", "SYNC", "COMMAND", "REAUTH"})
 # The _created series would double the text, and nobody looks at them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 

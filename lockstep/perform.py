@@ -74,6 +74,8 @@ class Applied(Struct, frozen=True):
     session_id: str = ""
     answer: bytes = b""
     tag: str = ""
+    extras: dict[str, Any] = {}
+    """What its transition tells besides the state."""
     is_replayed: bool = False
     rate_limit: RateLimitStatus | None = None
 
@@ -178,12 +180,13 @@ class Performer:
             head = heads.read_head(state)
             assert head is not None
             tag, kept = head.tag, answer.of_stored(state, record.extras)
-        return Applied(record.status, record.session_id, kept, tag, is_replayed=True)
+        return Applied(record.status, record.session_id, kept, tag, record.extras, is_replayed=True)
 
 
 def _applied(status: int, changed: Changed, rate_limit: RateLimitStatus | None = None) -> Applied:
     session = changed.session
-    return Applied(status, session.session_id, changed.answer, session.tag, rate_limit=rate_limit)
+    extras = changed.transitions[-1].extras if changed.transitions else {}
+    return Applied(status, session.session_id, changed.answer, session.tag, extras, rate_limit=rate_limit)
 
 
 def _guards(change: Change, expected_version: int | None) -> tuple[Guard, ...]:

@@ -28,7 +28,7 @@ from lockstep.rules.state import TERMINAL, Session
 from lockstep.rules.steps import Rule, Step
 from lockstep.session_locks import SessionLocks
 from lockstep.stored import Stored
-from lockstep.wire import heads
+from lockstep.wire import heads, protocol_v2
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Sessions:
         session_id = record.session_id
         raw = await (self._stored.load(session_id) if is_answer_kept else self.read(session_id))
         head = heads.read_head(raw)
-        if head is not None and record.session_epoch not in ("", head.position[0]):
+        if head is not None and record.session_epoch not in ("", head.order[0]):
             raise Conflict(
                 f"Session {session_id} was created anew since this request was done", {"state": Raw(raw)}
             )
@@ -222,7 +222,7 @@ class Sessions:
                 tag=session.tag,
                 extras=last.extras,
             )
-        told = (
+        events = (
             *history.events(before, by_themselves),
             *history.events(between, decided, context.actor, context.request_id, context.data),
         )
@@ -232,7 +232,12 @@ class Sessions:
             state=state,
             beginning=heads.beginning(session),
             first_version=transitions[0].session.version,
-            events=tuple(state_json.dumps(event) for event in told),
+            events=tuple(state_json.dumps(event) for event in events),
+            update=protocol_v2.update_of(
+                session.session_id, now_ms, before.position, session.position, events
+            )
+            if before
+            else b"",
             now_ms=now_ms,
             deadline_ms=session.deadline_ms,
             due_ms=by_themselves[-1].at_ms if by_themselves else None,
@@ -317,4 +322,5 @@ def _with_state(refusal: LockstepError, session: Session) -> LockstepError:
     """A refusal for a conflict tells what the session is now."""
     if isinstance(refusal, Conflict):
         refusal.details = {"state": state_json.to_dict(session)}
+        refusal.position = session.position
     return refusal

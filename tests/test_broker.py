@@ -769,7 +769,7 @@ async def test_recent_is_of_one_instant(broker: Broker) -> None:
         for state, events in await asyncio.gather(*asked):
             head = heads.read_head(state or b"")
             assert head is not None
-            last = head.position[1]
+            last = head.order[1]
             versions = [json.loads(event)["version"] for event in events]
             assert versions == list(range(max(1, last - 2), last + 1))
             assert json.loads(events[-1])["changes"]["commit"] == head.commit

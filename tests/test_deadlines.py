@@ -114,7 +114,7 @@ def flags(ears: Ears) -> list[str]:
     return [
         each.session_id
         for each in published
-        if isinstance(each, payloads.Update) and each.head is not None and each.head.position[1] == 3
+        if isinstance(each, payloads.Update) and each.head is not None and each.head.order[1] == 3
     ]
 
 

@@ -49,7 +49,7 @@ class Lines:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             ours.setblocking(False)
             theirs.setblocking(False)
-            self.connections.append(Connection(ours, self.service, None))
+            self.connections.append(Connection(ours, self.service, self.service, None))
             self.theirs.append(theirs)
             self.connections[-1].start(b"")
 

@@ -64,7 +64,7 @@ def is_flagged(ears: Ears, session: Session) -> bool:
         if isinstance(update := payloads.read_published(payload, 0), payloads.Update)
     ]
     return any(
-        head is not None and head.session_id == session.session_id and head.position[1] == 3 for head in heads
+        head is not None and head.session_id == session.session_id and head.order[1] == 3 for head in heads
     )
 
 

@@ -147,7 +147,7 @@ async def test_who_pings_and_takes_no_answers_has_the_server_keep_one() -> None:
         each.setblocking(False)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     pinged = 20_000
-    echo.begin(Connection(ours, echo, None), b"")
+    echo.begin(Connection(ours, echo, echo, None), b"")
     reader, writer = await asyncio.open_connection(sock=theirs, limit=64)
     writer.transport.pause_reading()
     # The last one is answered only when all before it have been read.
@@ -185,7 +185,7 @@ async def test_who_waits_to_be_read_waits_once_and_is_not_looked_at() -> None:
     ours, theirs = socket.socketpair()
     for each in (ours, theirs):
         each.setblocking(False)
-    echo.begin(Connection(ours, echo, None), b"")
+    echo.begin(Connection(ours, echo, echo, None), b"")
     client = WsClient(*await asyncio.open_connection(sock=theirs), answers_pings=False)
     for text in (b"first", b"second"):
         await client.send_raw(encode(TEXT, text))

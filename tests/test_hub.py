@@ -19,7 +19,7 @@ from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1
-from lockstep.wire.encodings import JsonV1
+from lockstep.wire.encodings import JsonText
 from lockstep.wire.frames import TEXT, encode_frame
 from tests.support.peers import FakePeer
 
@@ -163,9 +163,9 @@ async def test_a_state_goes_to_every_peer_of_its_room_as_the_bytes_published() -
 
 
 async def test_each_audience_gets_frames_in_its_own_encoding_made_once_for_all_of_it() -> None:
-    class Loud(JsonV1):
-        def relayed(self, message: bytes) -> bytes:
-            return super().relayed(message.replace(b"hello", b"HELLO"))
+    class Loud(JsonText):
+        def encode(self, message: bytes) -> bytes:
+            return super().encode(message.replace(b"hello", b"HELLO"))
 
     loud = Loud()
 
@@ -462,7 +462,7 @@ async def test_a_peer_that_ends_while_its_channel_is_joined_leaves_no_trace() ->
         is_heard.set()
         await joining
         await settled()
-        assert (world.hub.peers, world.hub._rooms, world.hub._joining) == ([], {}, {})
+        assert (world.hub.peers, world.hub.rooms, world.hub._joining) == ([], {}, {})
         assert world.broker.unheard == [S], "the channel is left, too"
         assert peer.got == []
 
@@ -476,7 +476,7 @@ async def test_a_peer_that_cannot_be_set_up_leaves_no_trace() -> None:
         world.broker.hearing = failing
         with pytest.raises(RuntimeError):
             await world.hub.join(S, FakePeer())
-        assert (world.hub.peers, world.hub._rooms, world.hub._joining) == ([], {}, {})
+        assert (world.hub.peers, world.hub.rooms, world.hub._joining) == ([], {}, {})
         assert world.broker.unheard == [S]
 
 

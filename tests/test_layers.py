@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 KNOWS = {
     "lockstep": {"ujson", "msgspec", "prometheus_client"},
-    "handlers": {"lockstep", "tornado", "jwt", "cryptography"},
+    "handlers": {"lockstep", "tornado", "msgspec", "jwt", "cryptography"},
     "broker": {"lockstep", "redis", "hiredis"},
     "deploy": {"lockstep", "broker", "supervisor"},
 }

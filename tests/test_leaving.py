@@ -76,7 +76,7 @@ def traces(server: Server) -> dict[str, Any]:
     assert isinstance(server.broker, MemoryBroker)
     kept = {
         "peers": server.hub.peers,
-        "rooms": server.hub._rooms,
+        "rooms": server.hub.rooms,
         "joining": server.hub._joining,
         "unread rooms": server.hub._repair._new.session_ids,
         "heartbeats": [each for slot in server.heartbeat._slots for each in slot],

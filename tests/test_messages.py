@@ -159,8 +159,8 @@ def test_two_states_are_the_same_only_if_epoch_version_and_commit_are() -> None:
     head = Head(SESSION, (EPOCH, 2), "AbC_-012", None)
     assert head.is_same_state_as(replace(head, deadline_ms=5))
     assert not head.is_same_state_as(replace(head, commit="AbC_-013"))
-    assert not head.is_same_state_as(replace(head, position=(EPOCH, 3)))
-    assert not head.is_same_state_as(replace(head, position=("0lqtw8xc0abce", 2)))
+    assert not head.is_same_state_as(replace(head, order=(EPOCH, 3)))
+    assert not head.is_same_state_as(replace(head, order=("0lqtw8xc0abce", 2)))
     assert not head.is_same_state_as(None)
 
 
@@ -223,7 +223,7 @@ def test_a_foreign_state_is_ordered_if_it_carries_epoch_and_version() -> None:
     update = payloads.read_published(foreign(state={"version": 8, "epoch": EPOCH, "deadline_ms": T0}), 5)
     assert isinstance(update, Update)
     assert update.head is not None
-    assert (update.head.position, update.head.deadline_ms) == ((EPOCH, 8), T0)
+    assert (update.head.order, update.head.deadline_ms) == ((EPOCH, 8), T0)
 
 
 def test_the_state_of_a_foreign_update_is_found_whatever_the_time_is() -> None:

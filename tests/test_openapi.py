@@ -62,12 +62,14 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_error_that_has_a_code_is_in_the_document() -> None:
-    """Route and method not found are no operation's."""
+    """Route and method not found are no operation's, and some are said over a WebSocket only."""
 
     def kinds(kind: type[LockstepError]) -> set[type[LockstepError]]:
         return {kind}.union(*(kinds(each) for each in kind.__subclasses__()))
 
     elsewhere = {errors.RouteNotFound.code, errors.MethodNotAllowed.code}
+    elsewhere |= {errors.NotSubscribed.code, errors.TooManySubscriptions.code}
+    elsewhere |= {errors.SessionFull.code, errors.UnsupportedProtocol.code}
     codes = {kind.code for kind in kinds(LockstepError)} - elsewhere
     text = json.dumps(DOCUMENT)
     # Who came in between may be a stranger to the document: not a code of its own table, though.

@@ -257,7 +257,7 @@ class Line:
         ours.setblocking(False)
         self.theirs.setblocking(False)
         self.service = FakeService()
-        self.connection = Connection(ours, self.service, None)
+        self.connection = Connection(ours, self.service, self.service, None)
         self.connection.start(b"")
 
     def send(self, *messages: Any) -> None:

@@ -13,7 +13,7 @@ from lockstep.live.hub import Hub
 from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
-from lockstep.wire.encodings import JSON_V1
+from lockstep.wire.encodings import JSON
 from tests.support.redis_server import Proxy, RedisServer
 
 FAST_ETHERNET_BYTES_PER_S = 100_000_000 / 8
@@ -25,7 +25,7 @@ class Counting:
     """A peer that only counts what it is sent."""
 
     is_over = False
-    encoding = JSON_V1
+    encoding = JSON
 
     def __init__(self) -> None:
         self.states = 0

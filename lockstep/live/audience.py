@@ -1,6 +1,6 @@
 """The peers of a room that speak one encoding, and the frames that they are still to be sent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lockstep.errors import Close
@@ -99,3 +99,59 @@ class Audience:
             self._unserved.pop(peer, None)  # it may be gone since, with one of these sends
             if count < len(frames):
                 peer.send_batch(Batch(frames[count:]))
+
+
+class Audiences:
+    """All peers that are told the same, in one audience for each encoding."""
+
+    __slots__ = ("_by_encoding",)
+
+    def __init__(self) -> None:
+        # Of most there is one or none.
+        self._by_encoding: tuple[Audience, ...] = ()
+
+    def __iter__(self) -> Iterator[Peer]:
+        for audience in self._by_encoding:
+            yield from audience.peers
+
+    def __len__(self) -> int:
+        count = 0
+        for audience in self._by_encoding:
+            count += len(audience.peers)
+        return count
+
+    def __contains__(self, peer: Peer) -> bool:
+        return any(peer in audience.peers for audience in self._by_encoding)
+
+    def enter(self, peer: Peer) -> None:
+        """From now on the peer gets what the others get, in its own encoding."""
+        self._of(peer).enter(peer)
+
+    def leave(self, peer: Peer) -> None:
+        self._of(peer).leave(peer)
+
+    def catch_up(self, peer: Peer) -> None:
+        """Send the peer now what the others get later, so that nothing sent to it alone overtakes that."""
+        self._of(peer).catch_up(peer)
+
+    def put(self, message: bytes, kind: Kind) -> None:
+        """Send the message to everybody when they are served next. It is encoded once for all."""
+        for audience in self._by_encoding:
+            if audience.peers:
+                audience.put(audience.encoding.encode(message), kind)
+
+    def serve(self, deliver: Deliver, time_is_up: Callable[[], bool]) -> bool:
+        """Send what is pending; True when all is done, False when the time was over first."""
+        return all(audience.serve(deliver, time_is_up) for audience in self._by_encoding)
+
+    def close(self, how: Close, time_is_up: Callable[[], bool]) -> bool:
+        """Close everybody; True when that is done, False when the time was over first."""
+        return all(audience.close(how, time_is_up) for audience in self._by_encoding)
+
+    def _of(self, peer: Peer) -> Audience:
+        for audience in self._by_encoding:
+            if audience.encoding is peer.encoding:
+                return audience
+        audience = Audience(peer.encoding)
+        self._by_encoding += (audience,)
+        return audience

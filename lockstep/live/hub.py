@@ -4,6 +4,8 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from lockstep.contract import Bus, Clock, Store
@@ -12,11 +14,14 @@ from lockstep.live.audience import Deliver, one_by_one
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.peers import Kind, Peer
 from lockstep.live.repair import Difference, Gone, Learned, Missed, Repair
+from lockstep.live.ring import Rings
 from lockstep.live.room import Room
 from lockstep.live.shared_reads import SharedReads
+from lockstep.live.timeline import Timeline
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
-from lockstep.wire import heads, payloads
+from lockstep.wire import heads, payloads, protocol_v1
+from lockstep.wire.heads import Head
 from lockstep.wire.payloads import Deletion, Update
 
 log = logging.getLogger(__name__)
@@ -48,18 +53,18 @@ class Hub:
         self._deadlines = deadlines
         self._metrics = metrics
         self._deliver_to_peers = deliver
-        self._rooms: dict[str, Room] = {}
+        self.rooms: dict[str, Room] = {}
+        self.rings = Rings()
         # How many of each session wait until its channel is heard: the channel is not left meanwhile.
         self._joining: dict[str, int] = {}
         # Rooms with something to send; a large one comes up several times.
         self._scheduled: deque[Room] = deque()
         self._serving: asyncio.Handle | None = None
         self._reads = SharedReads(sessions.read)
-        self._repair = Repair(broker, self._rooms, self._apply)
+        self._repair = Repair(broker, self.rooms, self._apply)
         self.junk = 0
         self._junk_logged_at = 0.0
-        metrics.watch(metrics.rooms, lambda: len(self._rooms))
-        metrics.watch(metrics.connections, lambda: len(self.peers))
+        metrics.watch(metrics.rooms, lambda: len(self.rooms))
 
     def start(self) -> None:
         self._repair.start()
@@ -69,9 +74,8 @@ class Hub:
 
     @property
     def peers(self) -> list[Peer]:
-        return [
-            peer for room in self._rooms.values() for audience in room.audiences for peer in audience.peers
-        ]
+        """Those of protocol v1."""
+        return [peer for room in self.rooms.values() for peer in room.audiences]
 
     # --- clients come and go ---------------------------------------------------------------------
 
@@ -80,34 +84,46 @@ class Hub:
 
         A peer that is over by then is not registered.
         """
+        async with self.hearing(session_id) as is_heard:
+            if not peer.is_over:
+                room = self.room_of(session_id)
+                room.audiences.enter(peer)
+                room.owes_sync |= not is_heard
+                self._metrics.count_sent("CONNECTED")
+                connected = protocol_v1.connected(session_id, self._broker.shown_ms())
+                peer.send(peer.encoding.encode(connected))
+
+    @asynccontextmanager
+    async def hearing(self, session_id: str) -> AsyncIterator[bool]:
+        """Around an entrance: the session's channel is heard; False while the store is away.
+
+        Meanwhile the channel is not left, and the session's room stays.
+        """
         self._joining[session_id] = self._joining.get(session_id, 0) + 1
         try:
-            is_heard = await self._broker.hear(session_id)
-            if not peer.is_over:
-                self._enter(session_id, peer, is_heard)
+            yield await self._broker.hear(session_id)
         finally:
             self._joining[session_id] -= 1
             if not self._joining[session_id]:
                 del self._joining[session_id]
-                if session_id not in self._rooms:
+                if session_id in self.rooms:
+                    self.drop_if_empty(session_id)
+                else:
                     self._broker.unhear(session_id)
 
-    def _enter(self, session_id: str, peer: Peer, is_heard: bool) -> None:
-        room = self._rooms.get(session_id)
+    def room_of(self, session_id: str) -> Room:
+        """The session's room, which is made if there is none."""
+        room = self.rooms.get(session_id)
         if room is None:
-            room = self._rooms[session_id] = Room()
+            room = self.rooms[session_id] = Room()
             self._repair.learn(session_id)
-        room.enter(peer)
-        self._metrics.count_sent("CONNECTED")
-        room.owes_sync |= not is_heard
-        peer.send(peer.encoding.connected(session_id, self._broker.shown_ms()))
+        return room
 
     def leave(self, session_id: str, peer: Peer) -> None:
-        room = self._rooms.get(session_id)
-        if room is not None and room.has(peer):
-            room.leave(peer)
-            if not room.peer_count:
-                self._drop_room(session_id)
+        room = self.rooms.get(session_id)
+        if room is not None and peer in room.audiences:
+            room.audiences.leave(peer)
+            self.drop_if_empty(session_id)
 
     async def sync(self, session_id: str, peer: Peer) -> None:
         """Send the peer the session's state, never an older one than its room has been sent.
@@ -115,7 +131,7 @@ class Hub:
         Raises SessionNotFound; other errors only where the room cannot answer either. A peer that has
         left meanwhile is not answered, nor is one that was told meanwhile that the session is gone.
         """
-        room = self._rooms.get(session_id)
+        room = self.rooms.get(session_id)
         try:
             state = await self._reads.read(session_id)
         except SessionNotFound:
@@ -125,18 +141,26 @@ class Hub:
                 raise
             state = room.sent_state
         if room is not None:
-            if room.is_ended or not room.has(peer):
+            if room.is_ended or peer not in room.audiences:
                 return
             if room.sent is not None and room.sent_state is not None:
                 head = heads.read_head(state)
-                if head is None or head.position < room.sent.position:
+                if head is None or head.order < room.sent.order:
                     state = room.sent_state
-            room.catch_up(peer)
-        peer.send(peer.encoding.state_sync(session_id, self._broker.shown_ms(), state), Kind.SYNC)
+            room.audiences.catch_up(peer)
+        answer = protocol_v1.state_sync(session_id, self._broker.shown_ms(), state)
+        peer.send(peer.encoding.encode(answer), Kind.SYNC)
         self._metrics.count_sent("STATE_SYNC")
 
+    def drop_if_empty(self, session_id: str) -> None:
+        """Somebody has left. Nobody's room is kept, but for who is about to enter."""
+        if session_id not in self._joining and not self.rooms[session_id].peer_count:
+            self._drop_room(session_id)
+
     def _drop_room(self, session_id: str) -> None:
-        del self._rooms[session_id]
+        room = self.rooms.pop(session_id)
+        if room.timeline is not None:
+            self.rings.forget(room.timeline.ring)
         self._repair.forget(session_id)
         self._deadlines.arm(session_id, None)
         if session_id not in self._joining:
@@ -144,7 +168,7 @@ class Hub:
 
     # --- serving rooms ---------------------------------------------------------------------------
 
-    def _schedule(self, room: Room) -> None:
+    def schedule(self, room: Room) -> None:
         """Serve the room when this iteration of the loop has brought all that it brings."""
         if not room.is_scheduled:
             room.is_scheduled = True
@@ -182,13 +206,13 @@ class Hub:
 
     def on_published(self, payload: bytes) -> None:
         session_id = payloads.update_id(payload)
-        if session_id is not None and session_id not in self._rooms:
+        if session_id is not None and session_id not in self.rooms:
             return
         published = payloads.read_published(payload, self._broker.now_ms())
         if published is None:
             self._discard("session-updates", payload)
             return
-        room = self._rooms.get(published.session_id)
+        room = self.rooms.get(published.session_id)
         if room is None:
             return
         if isinstance(published, Update):
@@ -197,44 +221,67 @@ class Hub:
             self._delete(room, published)
 
     def on_relayed(self, session_id: str, payload: bytes) -> None:
-        room = self._rooms.get(session_id)
+        room = self.rooms.get(session_id)
         if room is None:
             return
         message = payloads.read_relayed(payload)
         if message is None:
             self._discard(f"ws:{session_id}", payload)
             return
-        self._schedule(room)
-        room.put_relayed(message)
+        self.schedule(room)
+        room.put_relayed(message, self._broker.shown_ms())
         self._metrics.count_sent("RELAYED", room.peer_count)
 
     def on_gap(self) -> None:
         self._metrics.gaps.inc()
-        self._repair.repair(self._rooms)
+        for room in self.rooms.values():
+            if room.timeline is not None:
+                room.timeline.note_gap()
+        self._repair.repair(self.rooms)
 
     def _deliver(self, room: Room, update: Update) -> None:
+        if room.timeline is not None:
+            self._deliver_changes(room, room.timeline, update)
         if update.head is not None:
-            if room.sent is not None and update.head.position <= room.sent.position:
+            if room.sent is not None and update.head.order <= room.sent.order:
                 # It is late and dropped, since time must not run backwards; or else the store has lost what
                 # this room knows.
                 if not update.head.is_same_state_as(room.sent):
                     self._repair.repair([update.session_id])
                 return
             self._deadlines.arm(update.session_id, update.head.deadline_ms)
-        self._schedule(room)
+        self.schedule(room)
         room.put_update(update)
-        self._metrics.count_sent("STATE_UPDATE", room.peer_count)
+        self._metrics.count_sent("STATE_UPDATE", len(room.audiences))
+
+    def _deliver_changes(self, room: Room, timeline: Timeline, update: Update) -> None:
+        """The same to those who follow changes: they may know of a later state by a read."""
+        self.schedule(room)
+        if timeline.put_update(update, self._broker.shown_ms()):
+            self._metrics.count_sent("UPDATE", len(timeline.audiences))
+        else:
+            self._repair.repair([update.session_id])
 
     def _delete(self, room: Room, deletion: Deletion) -> None:
-        newest = room.known.position[0] if room.known else ""
+        newest = room.known.order[0] if room.known else ""
         if deletion.epoch is None or deletion.epoch >= newest:
             epoch = deletion.epoch or newest
             self._end_room(room, Deletion(deletion.session_id, deletion.message, epoch))
 
     def _end_room(self, room: Room, deletion: Deletion) -> None:
-        self._drop_room(deletion.session_id)
-        self._schedule(room)
-        self._metrics.count_sent("SESSION_DELETED", room.peer_count)
+        session_id, timeline = deletion.session_id, room.timeline
+        self._metrics.count_sent("SESSION_DELETED", len(room.audiences))
+        if timeline is not None and (timeline.audiences or session_id in self._joining):
+            # Who follows changes stays, in a room that knows nothing any more.
+            room.timeline = None
+            self.rooms[session_id] = successor = Room(timeline)
+            self._deadlines.arm(session_id, None)
+            self.schedule(successor)
+            timeline.end(deletion, self._broker.shown_ms())
+            self._metrics.count_sent("DELETED", len(timeline.audiences))
+        else:
+            self._drop_room(session_id)
+        self.schedule(room)
         room.end(deletion, self._broker.now_ms())
 
     def _discard(self, channel: str, payload: bytes) -> None:
@@ -250,6 +297,16 @@ class Hub:
                 self.junk,
             )
 
+    def learned(self, timeline: Timeline, head: Head | None) -> None:
+        """A timeline has read what is stored, and may have something to tell its followers."""
+        room = self.rooms.get(timeline.session_id)
+        if room is None or room.timeline is not timeline:
+            return
+        if head is not None and (room.known is None or head.order > room.known.order):
+            room.known = head
+            self._deadlines.arm(timeline.session_id, head.deadline_ms)
+        self.schedule(room)
+
     # --- what was not heard ----------------------------------------------------------------------
 
     def _apply(self, difference: Difference) -> None:
@@ -261,10 +318,10 @@ class Hub:
                 self._deadlines.arm(session_id, head.deadline_ms)
             case Missed(session_id=session_id, head=head, state=state):
                 self._deadlines.arm(session_id, head.deadline_ms)
-                self._schedule(room)
+                self.schedule(room)
                 room.put_sync(session_id, head, state, self._broker.shown_ms())
                 self._metrics.resyncs.inc()
-                self._metrics.count_sent("STATE_SYNC", room.peer_count)
+                self._metrics.count_sent("STATE_SYNC", len(room.audiences))
             case Gone(session_id=session_id):
-                epoch = room.known.position[0] if room.known else ""
+                epoch = room.known.order[0] if room.known else ""
                 self._end_room(room, Deletion(session_id, None, epoch))

@@ -15,7 +15,9 @@ class Kind(Enum):
     STATE = "state"
     """A newer one takes its place."""
     SYNC = "sync"
-    """A state that answers or repairs: in place of an unsent one, but itself not to be replaced."""
+    """A state that answers or repairs, or the end: in place of an unsent one, itself not to be replaced."""
+    CHANGE = "change"
+    """It applies to what was sent before it. Where it has to wait, the latest state is sent in its place."""
 
 
 class Batch:
@@ -32,13 +34,13 @@ class Batch:
 class Peer(Protocol):
     """One client's subscription to one session, as its room sees it. Nothing here ever waits for the client.
 
-    A connection is itself the peer of its first session: an object for each subscription would cost every
-    idle client another 64 bytes. A connection to several sessions needs one for each of the others.
+    A connection of protocol v1 is itself the peer of its session: an object for each would cost every idle
+    client another 64 bytes.
     """
 
     @property
     def encoding(self) -> Encoding:
-        """How the client is told what happens."""
+        """How its messages travel."""
 
     @property
     def is_over(self) -> bool:

@@ -67,7 +67,7 @@ class _Stored(Struct, frozen=True):
         """True if the room's clients are to be sent this state."""
         if self.room is None or self.head is None or self.has_moved:
             return False
-        return self.room.owes_sync or not self.head.is_same_state_as(self.room.sent)
+        return self.room.has_missed(self.head)
 
 
 class _Worklist:

@@ -1,17 +1,18 @@
 """The clients of one session at this process, and what they have been sent of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lockstep.errors import SESSION_DELETED
-from lockstep.live.audience import Audience, Deliver
+from lockstep.live.audience import Audiences, Deliver
 from lockstep.live.peers import Kind, Peer
-from lockstep.wire.encodings import Encoding
+from lockstep.live.timeline import Timeline
+from lockstep.wire import protocol_v1
 from lockstep.wire.heads import Head
 from lockstep.wire.payloads import Deletion, Update
 
 
 class Room:
-    """Knows what its clients know. A message is encoded once for each audience, whatever its size."""
+    """Knows what its clients know: those of protocol v1, and in its timeline those who follow changes."""
 
     __slots__ = (
         "audiences",
@@ -22,12 +23,13 @@ class Room:
         "owes_sync",
         "sent",
         "sent_state",
+        "timeline",
         "update_count",
     )
 
-    def __init__(self) -> None:
-        # One for each encoding that somebody here speaks; in most rooms that is one.
-        self.audiences: tuple[Audience, ...] = ()
+    def __init__(self, timeline: Timeline | None = None) -> None:
+        self.audiences = Audiences()  # of protocol v1
+        self.timeline = timeline  # None until somebody follows changes
         # The head of the latest state that was sent here, and its JSON; None until one has come.
         self.sent: Head | None = None
         self.sent_state: bytes | None = None
@@ -43,33 +45,27 @@ class Room:
         self.committed_ms: list[int] = []
 
     @property
+    def peers(self) -> Iterator[Peer]:
+        yield from self.audiences
+        if self.timeline is not None:
+            yield from self.timeline.audiences
+
+    @property
     def peer_count(self) -> int:
-        count = 0
-        for audience in self.audiences:
-            count += len(audience.peers)
-        return count
+        followers = 0 if self.timeline is None else len(self.timeline.audiences)
+        return len(self.audiences) + followers
 
-    def has(self, peer: Peer) -> bool:
-        return any(peer in audience.peers for audience in self.audiences)
-
-    def enter(self, peer: Peer) -> None:
-        """From now on the peer gets what the others get, in its own encoding."""
-        self._audience_of(peer).enter(peer)
-
-    def leave(self, peer: Peer) -> None:
-        self._audience_of(peer).leave(peer)
-
-    def catch_up(self, peer: Peer) -> None:
-        """Send the peer now what the others get later, so that nothing sent to it alone overtakes that."""
-        self._audience_of(peer).catch_up(peer)
-
-    def _audience_of(self, peer: Peer) -> Audience:
-        for audience in self.audiences:
-            if audience.encoding is peer.encoding:
-                return audience
-        audience = Audience(peer.encoding)
-        self.audiences += (audience,)
-        return audience
+    def has_missed(self, stored: Head) -> bool:
+        """True if some of its clients have not been sent this state."""
+        if (
+            self.timeline is not None
+            and self.timeline.audiences
+            and not stored.is_same_state_as(self.timeline.tip)
+        ):
+            return True
+        if self.timeline is not None and not self.audiences:
+            return False
+        return self.owes_sync or not stored.is_same_state_as(self.sent)
 
     # --- what all peers are sent when the room is served next --------------------------------------
 
@@ -78,38 +74,37 @@ class Room:
             self.update_count += 1
             self._remember(update.head, update.state)
         self.committed_ms.append(update.timestamp_ms)
-        self._put(lambda encoding: encoding.state_update(update), Kind.STATE)
+        self.audiences.put(update.message, Kind.STATE)
 
     def put_sync(self, session_id: str, head: Head, state: bytes, now_ms: int) -> None:
         self._remember(head, state)
-        self._put(lambda encoding: encoding.state_sync(session_id, now_ms, state), Kind.SYNC)
+        self.audiences.put(protocol_v1.state_sync(session_id, now_ms, state), Kind.SYNC)
+        if self.timeline is not None:
+            self.timeline.put_state(head, state, now_ms)
 
-    def put_relayed(self, message: bytes) -> None:
-        self._put(lambda encoding: encoding.relayed(message))
+    def put_relayed(self, message: bytes, now_ms: int) -> None:
+        self.audiences.put(message, Kind.MESSAGE)
+        if self.timeline is not None:
+            self.timeline.put_relayed(message, now_ms)
 
     def end(self, deletion: Deletion, now_ms: int) -> None:
         """Tell everybody that the session is gone, and close."""
-        self._put(lambda encoding: encoding.session_deleted(deletion, now_ms))
+        message = deletion.message or protocol_v1.session_deleted(
+            deletion.session_id, now_ms, deletion.epoch or ""
+        )
+        self.audiences.put(message, Kind.MESSAGE)
         self.is_ended = True
 
     def _remember(self, head: Head, state: bytes) -> None:
         self.sent = self.known = head
         self.sent_state = state
 
-    def _put(self, encode: Callable[[Encoding], bytes], kind: Kind = Kind.MESSAGE) -> None:
-        for audience in self.audiences:
-            if audience.peers:
-                audience.put(encode(audience.encoding), kind)
-
     # --- serving ---------------------------------------------------------------------------------
 
     def serve(self, deliver: Deliver, time_is_up: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""
-        for audience in self.audiences:
-            if not audience.serve(deliver, time_is_up):
-                return False
+        if not self.audiences.serve(deliver, time_is_up):
+            return False
         if self.is_ended:
-            for audience in self.audiences:
-                if not audience.close(SESSION_DELETED, time_is_up):
-                    return False
-        return True
+            return self.audiences.close(SESSION_DELETED, time_is_up)
+        return self.timeline is None or self.timeline.audiences.serve(deliver, time_is_up)

@@ -137,14 +137,19 @@ class Session(Struct, frozen=True):
         return self.cycle_started_at_ms + self.running_clock_ms
 
     @property
+    def position(self) -> str:
+        return position_of(self.epoch, self.version, self.commit)
+
+    @property
     def tag(self) -> str:
-        return entity_tag(self.epoch, self.version, self.commit)
+        """What the ETag header carries."""
+        return f'"{self.position}"'
 
     def is_one_of(self, tags: frozenset[str]) -> bool:
         """True if one of these tags of an If-Match names this state, with its commit or without."""
         return not tags.isdisjoint(("*", self.tag, f'"{self.epoch}-{self.version}"'))
 
 
-def entity_tag(epoch: str, version: int, commit: str) -> str:
-    """What the ETag header carries: equal for two states if and only if they are the same state."""
-    return f'"{epoch}-{version}-{commit}"'
+def position_of(epoch: str, version: int, commit: str) -> str:
+    """Names one state and no other: after a loss versions are used again, commits are not."""
+    return f"{epoch}-{version}-{commit}"

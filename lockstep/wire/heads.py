@@ -4,10 +4,10 @@ import re
 
 from msgspec import Struct
 
-from lockstep.rules.state import Session, Status, entity_tag
+from lockstep.rules.state import Session, Status, position_of
 
-Position = tuple[str, int]
-"""Where a state stands among those of its id: (epoch, version)."""
+Order = tuple[str, int]
+"""Which of two states of an id is the later one: (epoch, version)."""
 
 STATE_BEGINS = (
     rb'\{"session_id":"([0-9a-f-]{36})","epoch":"([0-9a-z]{13})","version":(\d{1,15}),'
@@ -24,17 +24,24 @@ class Head(Struct, frozen=True):
     """The beginning of a state: what identifies it, and when it falls due."""
 
     session_id: str
-    position: Position
+    order: Order
     commit: str
     deadline_ms: int | None
 
     @property
+    def position(self) -> str:
+        return position_of(*self.order, self.commit)
+
+    @property
     def tag(self) -> str:
-        return entity_tag(*self.position, self.commit)
+        return f'"{self.position}"'
+
+    def is_due(self, now_ms: int) -> bool:
+        return self.deadline_ms is not None and self.deadline_ms <= now_ms
 
     def is_same_state_as(self, other: "Head | None") -> bool:
         """True if both are of the very same state."""
-        return other is not None and (self.position, self.commit) == (other.position, other.commit)
+        return other is not None and (self.order, self.commit) == (other.order, other.commit)
 
 
 def beginning(session: Session) -> bytes:

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from lockstep.errors import MalformedJson
 from lockstep.rules.state_json import dumps
+from lockstep.wire import protocol_v2
 from lockstep.wire.heads import STATE_BEGINS, UUID, Head, head_of
 from lockstep.wire.protocol_v1 import state_update, update_prefix
 from lockstep.wire.strict_json import loads
@@ -29,11 +30,18 @@ _STATE_AT = len('{"type":"STATE_UPDATE","sessionId":"","timestamp":,"state":') +
 
 
 class Update(Struct, frozen=True):
-    """A state to deliver: `message` as clients get it. `head` is None where the sender gave no order."""
+    """A state to deliver: `message` as clients of protocol v1 get it.
+
+    `head` is None where the sender gave no order. `changes` is the UPDATE of protocol v2, where a process of
+    ours sent one along, and `came_from` the position that it applies to.
+    """
 
     session_id: str
     message: bytes
     head: Head | None
+    is_foreign: bool = False
+    changes: bytes | None = None
+    came_from: str | None = None
 
     @property
     def state(self) -> bytes:
@@ -77,11 +85,29 @@ def read_published(payload: bytes, now_ms: int) -> Update | Deletion | None:
         return None
     head = head_of(_UPDATE.match(payload))
     if head is not None and payload[_UPDATE_ID] == head.session_id.encode() and _is_typed_json(payload):
-        return Update(head.session_id, payload, head)
+        return _cut(payload, head)
     deleted = _DELETED.match(payload)
     if deleted is not None:
         return Deletion(_deleted_id(payload), payload, deleted[1].decode())
     return _read_foreign(payload, now_ms)
+
+
+_TAIL = re.compile(rb',"updateBytes":"(\d{8})"\}')
+_TAIL_BYTES = len(',"updateBytes":"00000000"}')
+
+
+def _cut(payload: bytes, head: Head) -> Update:
+    """What a STATE_UPDATE of ours says to clients of v1, and its UPDATE, where it ends with one."""
+    tail = _TAIL.fullmatch(payload, len(payload) - _TAIL_BYTES)
+    if tail is not None:
+        end = len(payload) - _TAIL_BYTES
+        start = end - int(tail[1])
+        cut = start - len(',"update":')
+        changes = payload[start:end]
+        ends = protocol_v2.ends_of(changes)
+        if payload[cut:start] == b',"update":' and ends is not None and ends[1] == head.position:
+            return Update(head.session_id, payload[:cut] + b"}", head, changes=changes, came_from=ends[0])
+    return Update(head.session_id, payload, head)
 
 
 def _deleted_id(payload: bytes) -> str:
@@ -115,7 +141,8 @@ def _read_foreign(payload: bytes, now_ms: int) -> Update | Deletion | None:
             str(state.get("commit", "")),
             deadline_ms if type(deadline_ms) is int else None,
         )
-    return Update(session_id, state_update(session_id, now_ms, dumps(state)), head)
+    message = state_update(session_id, now_ms, dumps(state))
+    return Update(session_id, message, head, is_foreign=True)
 
 
 class _Typed(Struct):

@@ -4,6 +4,7 @@ from typing import Any
 
 from lockstep.rules.state_json import dumps
 
+SUBPROTOCOL = "lockstep.v1.json"
 # Types that only the server may send.
 SERVER_TYPES = frozenset({"CONNECTED", "STATE_UPDATE", "STATE_SYNC", "SESSION_DELETED", "PONG", "ERROR"})
 

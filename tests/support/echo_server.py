@@ -62,7 +62,7 @@ class EchoHandler(SocketHandler):
 
     async def open(self, *args: str, **kwargs: str) -> None:
         sock, early = await self.take_socket()
-        self._echo.begin(Connection(sock, self._echo, None), early)
+        self._echo.begin(Connection(sock, self._echo, self._echo, None), early)
         self.on_connection_close()
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from lockstep.errors import Close
 from lockstep.live.peers import Batch, Kind
-from lockstep.wire.encodings import JSON_V1, Encoding
+from lockstep.wire.encodings import JSON, Encoding
 
 
 class FakePeer:
     """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
 
     is_over = False
-    encoding: Encoding = JSON_V1
+    encoding: Encoding = JSON
 
     def __init__(self) -> None:
         self.got: list[Any] = []

@@ -1,0 +1,56 @@
+"""What a protocol of the WebSocket is to a connection: one object, shared by all who speak it."""
+
+import abc
+import asyncio
+from collections import deque
+from collections.abc import Collection
+
+from handlers.connection import Connection
+from lockstep.access import Access
+from lockstep.errors import TOO_MANY_INVALID, Close
+from lockstep.wire.encodings import Encoding
+
+MAX_INVALID = 10
+INVALID_WITHIN_S = 10.0
+
+
+class ClientProtocol(abc.ABC):
+    """Lets a client in, answers what it says, and sends it away. A third protocol would be a third."""
+
+    subprotocol: str
+    """Its name in Sec-WebSocket-Protocol."""
+    encoding: Encoding
+    needs_session: bool
+    """Its connections belong to one session, which the URL names."""
+
+    @property
+    @abc.abstractmethod
+    def connections(self) -> Collection[Connection]:
+        """Those that have been let in."""
+
+    @abc.abstractmethod
+    async def welcome(self, connection: Connection, access: Access, position: str | None) -> None:
+        """Let the client in, unless that would exceed a limit. `position` is what its URL says of it."""
+
+    @abc.abstractmethod
+    def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
+        """A whole message, its bytes as they came."""
+
+    @abc.abstractmethod
+    def on_end(self, connection: Connection) -> None:
+        """The connection is no more. Called once."""
+
+    @abc.abstractmethod
+    def send_away(self, connection: Connection, how: Close, come_back_after_ms: int) -> None:
+        """The process stops: close the connection."""
+
+
+def count_invalid(connection: Connection) -> None:
+    """Count a message that was not understood, and close the connection of a client that goes on so."""
+    now_s = asyncio.get_running_loop().time()
+    if connection.invalid_at_s is None:
+        connection.invalid_at_s = deque(maxlen=MAX_INVALID)
+    invalid_at_s = connection.invalid_at_s
+    invalid_at_s.append(now_s)
+    if len(invalid_at_s) == MAX_INVALID and now_s - invalid_at_s[0] <= INVALID_WITHIN_S:
+        connection.close(TOO_MANY_INVALID)

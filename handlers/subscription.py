@@ -1,0 +1,52 @@
+"""A client's subscription to one session, in protocol v2: as its room sees it, a peer."""
+
+from collections.abc import Callable
+
+from handlers.connection import Connection
+from handlers.outgoing_queue import OutgoingQueue
+from lockstep.errors import Close
+from lockstep.live.peers import Batch, Kind
+from lockstep.wire.encodings import Encoding
+
+
+class Subscription:
+    """Sends through its connection, which may have others. A client may have a hundred: they are small."""
+
+    __slots__ = ("_skipped", "connection", "is_ended", "outgoing", "session_id")
+
+    def __init__(
+        self, connection: Connection, session_id: str, skipped: Callable[["Subscription"], bytes]
+    ) -> None:
+        """`skipped` makes the frame that stands for changes which were not sent."""
+        self.connection = connection
+        self.outgoing: OutgoingQueue = connection.outgoing
+        self.session_id = session_id
+        self.is_ended = False
+        self._skipped = skipped
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.connection.encoding
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_ended or self.connection.is_over
+
+    def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
+        if self.connection.can_send:
+            self.outgoing.send(frame, kind, self)
+
+    def send_batch(self, batch: Batch) -> None:
+        if self.connection.can_send:
+            self.outgoing.send_batch(batch, self)
+
+    def took(self, batch: Batch, sent: int) -> None:
+        """The batch was offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
+        if self.connection.can_send:
+            self.outgoing.took(batch, sent, self)
+
+    def skipped(self) -> bytes:
+        return self._skipped(self)
+
+    def close(self, how: Close) -> None:
+        self.connection.close(how)

@@ -1,0 +1,137 @@
+"""How clients begin to follow a session's changes (protocol v2), and what they are answered while they do."""
+
+import asyncio
+import logging
+from typing import Protocol
+
+from msgspec import UNSET, UnsetType
+
+from lockstep.contract import Bus, Clock, Store
+from lockstep.errors import BrokerUnavailable, SessionNotFound
+from lockstep.live.hub import Hub
+from lockstep.live.peers import Kind, Peer
+from lockstep.live.ring import MAX_RING_BYTES, MAX_RING_EVENTS
+from lockstep.live.timeline import Timeline
+from lockstep.metrics import Metrics
+from lockstep.sessions import Sessions
+from lockstep.tasks import Tasks
+from lockstep.wire import heads
+from lockstep.wire.protocol_v2 import RequestId
+
+log = logging.getLogger(__name__)
+
+
+class FollowersBroker(Bus, Store, Clock, Protocol):
+    """What followers ask of a broker."""
+
+
+class Followers:
+    """Answers from what the session's timeline knows; one that is not current reads the store first.
+
+    However many ask meanwhile, a timeline reads once.
+    """
+
+    def __init__(self, hub: Hub, broker: FollowersBroker, sessions: Sessions, metrics: Metrics) -> None:
+        self._hub = hub
+        self._broker = broker
+        self._sessions = sessions
+        self._metrics = metrics
+        self._tasks = Tasks()
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def subscribe(
+        self, session_id: str, peer: Peer, id_: RequestId | UnsetType = UNSET, position: str | None = None
+    ) -> None:
+        """Let the peer follow the session from `position` on, or from its state; its first message says that.
+
+        Also a session that does not exist yet. A peer that follows it already is sent the state. Raises
+        BrokerUnavailable, StateCorrupt; then it does not follow. A peer that is over by then does not either.
+        """
+        async with self._hub.hearing(session_id) as is_heard:
+            if not is_heard:
+                raise BrokerUnavailable
+            timeline = await self._current(session_id)
+            if not peer.is_over:
+                self._answer(timeline, peer, id_, position)
+
+    def unsubscribe(self, session_id: str, peer: Peer) -> None:
+        """The peer is sent nothing of the session any more."""
+        timeline = self._timeline(session_id)
+        if timeline is not None and peer in timeline.audiences:
+            timeline.audiences.leave(peer)
+            self._hub.drop_if_empty(session_id)
+
+    async def sync(self, session_id: str, peer: Peer, id_: RequestId) -> None:
+        """Send a peer that follows the session its state. Raises SessionNotFound, BrokerUnavailable."""
+        timeline = self._timeline(session_id)
+        if timeline is None or not timeline.is_current:
+            timeline = await self._current(session_id)
+        if peer.is_over or peer not in timeline.audiences:
+            return
+        if timeline.state is None:
+            raise SessionNotFound(session_id)
+        timeline.audiences.catch_up(peer)
+        snapshot = timeline.snapshot("requested", self._broker.shown_ms(), id_)
+        peer.send(peer.encoding.encode(snapshot), Kind.SYNC)
+        self._metrics.count_sent("SNAPSHOT")
+
+    def skipped(self, session_id: str, peer: Peer) -> bytes:
+        """The frame that stands for the UPDATEs that a slow peer was not sent; empty: there is none."""
+        timeline = self._timeline(session_id)
+        if timeline is None or peer not in timeline.audiences:
+            return b""
+        self._metrics.count_sent("SNAPSHOT")
+        return timeline.skipped(peer, self._broker.shown_ms())
+
+    def _timeline(self, session_id: str) -> Timeline | None:
+        room = self._hub.rooms.get(session_id)
+        return None if room is None else room.timeline
+
+    def _answer(
+        self, timeline: Timeline, peer: Peer, id_: RequestId | UnsetType, position: str | None
+    ) -> None:
+        is_first = peer not in timeline.audiences
+        if is_first:
+            timeline.audiences.enter(peer)
+        else:
+            timeline.audiences.catch_up(peer)
+        answer = timeline.subscribed(id_, position, self._broker.shown_ms(), is_first=is_first)
+        peer.send(peer.encoding.encode(answer), Kind.SYNC)
+        self._metrics.count_sent("SUBSCRIBED")
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def _current(self, session_id: str) -> Timeline:
+        """The session's timeline, when it knows what is stored. Raises BrokerUnavailable, StateCorrupt."""
+        room = self._hub.room_of(session_id)
+        timeline = room.timeline
+        if timeline is None:
+            timeline = room.timeline = Timeline(session_id, self._hub.rings)
+        while not timeline.is_current:
+            if timeline.reading is None:
+                timeline.reading = asyncio.create_task(self._read(timeline))
+            await asyncio.shield(timeline.reading)
+        return timeline
+
+    async def _read(self, timeline: Timeline) -> None:
+        try:
+            gap_count, session_id = timeline.gap_count, timeline.session_id
+            state, events = await self._recent(session_id)
+            head = None if state is None else heads.read_head(state)
+            if state is not None and (
+                head is None or head.session_id != session_id or head.is_due(self._broker.now_ms())
+            ):
+                # Settled first, as everywhere; or it says that the state cannot be read.
+                await self._sessions.read(session_id)
+                state, events = await self._recent(session_id)
+                head = None if state is None else heads.read_head(state)
+            timeline.learn(head, state, events, self._broker.shown_ms())
+            timeline.is_current = gap_count == timeline.gap_count
+            self._hub.learned(timeline, head)
+        finally:
+            timeline.reading = None
+
+    async def _recent(self, session_id: str) -> tuple[bytes | None, list[bytes]]:
+        return await self._broker.recent(session_id, MAX_RING_EVENTS, MAX_RING_BYTES)
