@@ -56,6 +56,9 @@ _M_MMAP_THRESHOLD = -3
 CONNECT_FIRST_S = 1.0
 # A stopping process closes its clients at this pace: they come back to processes that have work to do.
 CLOSES_PER_S = 500
+# Clients that can be asked to wait are back within this time, CLOSES_PER_S of them where that is enough: to
+# let in 500 a second takes a fifth of a core. More at once are better than some who are away for longer.
+BACK_WITHIN_S = 9.999
 # How long a stopping process answers at least: a proxy may have sent requests before it noticed.
 LINGER_S = 0.3
 
@@ -232,6 +235,18 @@ def listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
 def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def come_back_after_ms(place: int, count: int, closing_s: float) -> int:
+    """How long a client that is sent away is asked to wait before it comes back: from 1 to 9,999 ms.
+
+    It is number `place`, from 0, of `count` that are sent away evenly within `closing_s`. They are to come
+    back as evenly, within `count` / CLOSES_PER_S or BACK_WITHIN_S, whichever is shorter; sooner than they
+    are sent away they cannot. A client that is not among them waits as long as the last of them.
+    """
+    back_s = max(closing_s, min(count / CLOSES_PER_S, BACK_WITHIN_S))
+    share = min(place, count) / max(count, 1)
+    return max(1, round(share * (back_s - closing_s) * 1000))
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

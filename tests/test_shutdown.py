@@ -8,12 +8,13 @@ import signal
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from server import LINGER_S
+from server import BACK_WITHIN_S, CLOSES_PER_S, LINGER_S, come_back_after_ms
 from tests.support.processes import Answer, ServerProcess, parse_answer
 from tests.support.ws_client import CLOSE, TEXT, Closed, WsClient, encode
 
@@ -192,6 +193,25 @@ async def test_many_clients_are_not_sent_away_all_at_once(server: ServerProcess)
         times = await asyncio.gather(*tasks)
         assert max(times) - min(times) > 600 / 500 / 3
         assert await exit_code(server, 10) == 0
+
+
+@pytest.mark.parametrize("drain_s", [0.1, 2.0, 10.0, 60.0])
+@pytest.mark.parametrize("count", [1, 2, 499, 2_500, 5_000, 10_000, 60_000])
+def test_those_who_are_asked_to_wait_come_back_evenly(count: int, drain_s: float) -> None:
+    closing_s = min(count / CLOSES_PER_S, drain_s / 2)
+    delays_ms = [come_back_after_ms(place, count, closing_s) for place in range(count)]
+    assert all(1 <= each <= 9_999 for each in delays_ms)
+    back_ms = [place / count * closing_s * 1000 + each for place, each in enumerate(delays_ms)]
+    # As many in each second as come back in the mean, which are no more than need be.
+    last_s = max(closing_s, min(count / CLOSES_PER_S, BACK_WITHIN_S))
+    assert max(back_ms) <= last_s * 1000 + 1
+    in_second = Counter(int(each / 1000) for each in back_ms)
+    assert max(in_second.values()) <= count / max(last_s, 1) + count / 1000 + 2
+
+
+def test_those_who_come_late_are_asked_to_wait_as_long_as_the_last() -> None:
+    assert come_back_after_ms(10_000, 10_000, 5.0) == come_back_after_ms(10_007, 10_000, 5.0) == 4_999
+    assert come_back_after_ms(3, 0, 0.0) == 1
 
 
 async def test_without_clients_the_exit_is_clean_and_at_once(server: ServerProcess) -> None:
