@@ -28,6 +28,7 @@ from handlers.listening import LISTEN_BACKLOG, ClientServer
 from handlers.origins import Hosts, Origins
 from handlers.protocol_v1 import ProtocolV1
 from handlers.protocol_v2 import ProtocolV2
+from handlers.requests_v2 import Requests
 from handlers.services import Services
 from handlers.token_keys import TokenKeys
 from handlers.tokens import Tokens
@@ -103,18 +104,16 @@ class Server:
             is_draining=lambda: self._is_draining,
         )
         v1 = ProtocolV1(self.hub, self.broker, limits, metrics)
-        followers = Followers(self.hub, self.broker, self.sessions, metrics)
-        v2 = ProtocolV2(
-            followers,
+        requests = Requests(
+            Followers(self.hub, self.broker, self.sessions, metrics),
             services.performer,
             self.broker,
             services.tokens,
             limits,
             services.rates,
-            metrics,
-            max_subscriptions=settings.max_subscriptions,
-            ping_interval_s=settings.ping_interval_s,
+            settings.max_subscriptions,
         )
+        v2 = ProtocolV2(requests, self.broker, limits, metrics, settings.ping_interval_s)
         self.clients = Clients(
             [v1, v2],
             self.heartbeat,

@@ -2,12 +2,13 @@
 
 import abc
 import asyncio
+import time
 from collections import deque
 from collections.abc import Collection
 
 from handlers.connection import Connection
 from lockstep.access import Access
-from lockstep.errors import TOO_MANY_INVALID, Close
+from lockstep.errors import TOKEN_EXPIRED, TOO_MANY_INVALID, Close
 from lockstep.wire.encodings import Encoding
 
 MAX_INVALID = 10
@@ -43,6 +44,12 @@ class ClientProtocol(abc.ABC):
     @abc.abstractmethod
     def send_away(self, connection: Connection, how: Close, come_back_after_ms: int) -> None:
         """The process stops: close the connection."""
+
+
+def expire_with(connection: Connection, access: Access) -> None:
+    """Close the connection when the token of this access runs out, instead of that of an earlier one."""
+    if access.expires_at_s is not None:
+        connection.close_in(access.expires_at_s - time.time(), TOKEN_EXPIRED)
 
 
 def count_invalid(connection: Connection) -> None:

@@ -8,26 +8,21 @@ it echoes illegal close codes. So only the handshake is Tornado's.
 import asyncio
 import logging
 import socket
-import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
+from handlers.connection_service import Service, Spoken
 from handlers.connection_states import Reading, State
-from handlers.heartbeat import Heartbeat
 from handlers.outgoing_queue import OutgoingQueue
-from handlers.read_scheduler import ReadScheduler
-from lockstep.access import Access
 from lockstep.errors import (
     ABNORMAL_CLOSURE,
     INTERNAL_ERROR,
-    TOKEN_EXPIRED,
     TOO_MANY_MESSAGES,
     TOO_SLOW,
     Close,
 )
 from lockstep.live.peers import Batch, Kind
-from lockstep.metrics import Metrics
 from lockstep.wire.encodings import Encoding
 from lockstep.wire.frames import (
     BINARY,
@@ -49,32 +44,6 @@ READ_BYTES = 4096
 CLOSE_TIMEOUT_S = 5.0
 TOO_SLOW_TIMEOUT_S = 1.0
 _PING_FRAME = encode_frame(PING, b"")
-
-
-class Service(Protocol):
-    """What all connections of a process share."""
-
-    heartbeat: Heartbeat
-    read_scheduler: ReadScheduler
-    max_message_bytes: int
-    metrics: Metrics
-    message_rate: int
-    """How many frames a client may send in a second; 0: any number."""
-
-    def on_end(self, connection: "Connection") -> None:
-        """The connection is no more. Called once."""
-
-
-class Spoken(Protocol):
-    """The protocol that the client speaks, as its connection sees it."""
-
-    encoding: Encoding
-
-    def on_message(self, connection: "Connection", payload: bytes, is_binary: bool) -> None:
-        """A whole message, its bytes as they came."""
-
-    def on_end(self, connection: "Connection") -> None:
-        """The connection is no more. Called once."""
 
 
 class Connection:
@@ -109,8 +78,8 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
-        service: Service,
-        protocol: "Spoken",
+        service: Service["Connection"],
+        protocol: Spoken["Connection"],
         session_id: str | None,
         address: str = "",
     ) -> None:
@@ -325,11 +294,6 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), self.close, how)
-
-    def expire_with(self, access: Access) -> None:
-        """Close when the token of this access runs out, instead of that of an earlier one."""
-        if access.expires_at_s is not None:
-            self.close_in(access.expires_at_s - time.time(), TOKEN_EXPIRED)
 
     def _begin_to_end(self, state: State, code: int | None, reason: str = "") -> None:
         """Move to `state`, and send a close frame unless one has been sent."""

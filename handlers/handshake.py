@@ -6,7 +6,7 @@ import socket
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketHandler
 
-from handlers.client_protocol import ClientProtocol
+from handlers.client_protocol import ClientProtocol, expire_with
 from handlers.clients import Clients
 from handlers.connection import Connection
 from handlers.json_errors import JsonErrors
@@ -110,7 +110,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         except Forbidden as error:
             connection.close(TOKEN_FORBIDDEN.because(error.message))
         else:
-            connection.expire_with(access)
+            expire_with(connection, access)
             if not access.is_trusted:
                 connection.caller = access.client if access.subject else connection.address
             await protocol.welcome(connection, access, self.get_query_argument("position", None))

@@ -114,14 +114,17 @@ class UnsentFrames:
 
     def _take(self) -> bytes:
         """The frame that is next."""
-        sender, frame = self._waiting[0]
-        if frame is None:
-            frame = sender.skipped()  # what comes to it meanwhile is in that state
-        self._waiting.popleft()
+        waiting = self._waiting.popleft()
+        if waiting[1] is None:
+            # What is put meanwhile is in that state, or is the end, which takes its place.
+            skipped = waiting[0].skipped()
+            if waiting[1] is None:
+                waiting[1] = skipped
+        sender, frame = waiting
         if sender is None:
             self.waiting_bytes -= len(frame)
         else:
-            del self._states[sender]
+            self._states.pop(sender, None)
         return bytes(frame)
 
 

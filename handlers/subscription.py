@@ -1,12 +1,15 @@
-"""A client's subscription to one session, in protocol v2: as its room sees it, a peer."""
+"""What a client of protocol v2 follows: a subscription for each session, which is a peer of its room."""
 
+from collections import deque
 from collections.abc import Callable
 
 from handlers.connection import Connection
 from handlers.outgoing_queue import OutgoingQueue
+from lockstep.access import Access
 from lockstep.errors import Close
 from lockstep.live.peers import Batch, Kind
 from lockstep.wire.encodings import Encoding
+from lockstep.wire.protocol_v2 import SessionRequest
 
 
 class Subscription:
@@ -50,3 +53,16 @@ class Subscription:
 
     def close(self, how: Close) -> None:
         self.connection.close(how)
+
+
+class Following:
+    """What is kept of a client: who it is, what it follows, and what it has asked for."""
+
+    __slots__ = ("access", "queues", "subscriptions", "under_way")
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.subscriptions: dict[str, Subscription] = {}
+        # For each session of which a request is under way: that one, and those that wait for it.
+        self.queues: dict[str, deque[SessionRequest]] | None = None
+        self.under_way = 0

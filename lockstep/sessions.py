@@ -28,7 +28,7 @@ from lockstep.rules.state import TERMINAL, Session
 from lockstep.rules.steps import Rule, Step
 from lockstep.session_locks import SessionLocks
 from lockstep.stored import Stored
-from lockstep.wire import heads, protocol_v2
+from lockstep.wire import heads, updates
 
 log = logging.getLogger(__name__)
 
@@ -233,9 +233,7 @@ class Sessions:
             beginning=heads.beginning(session),
             first_version=transitions[0].session.version,
             events=tuple(state_json.dumps(event) for event in events),
-            update=protocol_v2.update_of(
-                session.session_id, now_ms, before.position, session.position, events
-            )
+            update=updates.update_of(session.session_id, now_ms, before.position, session.position, events)
             if before
             else b"",
             now_ms=now_ms,

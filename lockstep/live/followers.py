@@ -1,7 +1,6 @@
 """How clients begin to follow a session's changes (protocol v2), and what they are answered while they do."""
 
 import asyncio
-import logging
 from typing import Protocol
 
 from msgspec import UNSET, UnsetType
@@ -14,11 +13,8 @@ from lockstep.live.ring import MAX_RING_BYTES, MAX_RING_EVENTS
 from lockstep.live.timeline import Timeline
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
-from lockstep.tasks import Tasks
 from lockstep.wire import heads
 from lockstep.wire.protocol_v2 import RequestId
-
-log = logging.getLogger(__name__)
 
 
 class FollowersBroker(Bus, Store, Clock, Protocol):
@@ -36,10 +32,6 @@ class Followers:
         self._broker = broker
         self._sessions = sessions
         self._metrics = metrics
-        self._tasks = Tasks()
-
-    async def close(self) -> None:
-        await self._tasks.close()
 
     async def subscribe(
         self, session_id: str, peer: Peer, id_: RequestId | UnsetType = UNSET, position: str | None = None

@@ -154,8 +154,14 @@ class Hub:
 
     def drop_if_empty(self, session_id: str) -> None:
         """Somebody has left. Nobody's room is kept, but for who is about to enter."""
-        if session_id not in self._joining and not self.rooms[session_id].peer_count:
+        if session_id in self._joining:
+            return
+        room = self.rooms[session_id]
+        if not room.peer_count:
             self._drop_room(session_id)
+        elif room.timeline is not None and not room.timeline.audiences:
+            self.rings.forget(room.timeline.ring)
+            room.timeline = None
 
     def _drop_room(self, session_id: str) -> None:
         room = self.rooms.pop(session_id)

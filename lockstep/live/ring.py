@@ -2,7 +2,7 @@
 
 from collections import OrderedDict, deque
 
-from lockstep.wire import protocol_v2
+from lockstep.wire import updates
 from lockstep.wire.heads import Head
 
 MAX_RING_BYTES = 65_536
@@ -78,10 +78,10 @@ class Ring:
         """Make UPDATEs of the events."""
         assert self.position is not None
         epoch = self.position.partition("-")[0]
-        updates = protocol_v2.updates_of(session_id, epoch, self._events)
+        made = updates.updates_of(session_id, epoch, self._events)
         self.size_bytes -= sum(map(len, self._events))
         self._events = []
-        for came_from, update in reversed(updates):
+        for came_from, update in reversed(made):
             self._updates.appendleft((_version_of(came_from), update))
             self.size_bytes += len(update) + ENTRY_BYTES
         self._cut()

@@ -74,7 +74,8 @@ class Room:
             self.update_count += 1
             self._remember(update.head, update.state)
         self.committed_ms.append(update.timestamp_ms)
-        self.audiences.put(update.message, Kind.STATE)
+        if self.audiences:
+            self.audiences.put(update.message, Kind.STATE)
 
     def put_sync(self, session_id: str, head: Head, state: bytes, now_ms: int) -> None:
         self._remember(head, state)

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from lockstep.errors import MalformedJson
 from lockstep.rules.state_json import dumps
-from lockstep.wire import protocol_v2
+from lockstep.wire import updates
 from lockstep.wire.heads import STATE_BEGINS, UUID, Head, head_of
 from lockstep.wire.protocol_v1 import state_update, update_prefix
 from lockstep.wire.strict_json import loads
@@ -30,26 +30,28 @@ _STATE_AT = len('{"type":"STATE_UPDATE","sessionId":"","timestamp":,"state":') +
 
 
 class Update(Struct, frozen=True):
-    """A state to deliver: `message` as clients of protocol v1 get it.
+    """A state to deliver: the `payload` begins as clients of protocol v1 get it.
 
     `head` is None where the sender gave no order. `changes` is the UPDATE of protocol v2, where a process of
     ours sent one along, and `came_from` the position that it applies to.
     """
 
     session_id: str
-    message: bytes
+    payload: bytes
+    state: bytes
     head: Head | None
     is_foreign: bool = False
     changes: bytes | None = None
     came_from: str | None = None
 
     @property
-    def state(self) -> bytes:
-        return self.message[_STATE_AT:-1]
+    def message(self) -> bytes:
+        """The STATE_UPDATE of protocol v1."""
+        return self.payload if self.changes is None else self.payload[:_STATE_AT] + self.state + b"}"
 
     @property
     def timestamp_ms(self) -> int:
-        return int(self.message[_TIMESTAMP])
+        return int(self.payload[_TIMESTAMP])
 
 
 class Deletion(Struct, frozen=True):
@@ -104,10 +106,11 @@ def _cut(payload: bytes, head: Head) -> Update:
         start = end - int(tail[1])
         cut = start - len(',"update":')
         changes = payload[start:end]
-        ends = protocol_v2.ends_of(changes)
+        ends = updates.ends_of(changes)
         if payload[cut:start] == b',"update":' and ends is not None and ends[1] == head.position:
-            return Update(head.session_id, payload[:cut] + b"}", head, changes=changes, came_from=ends[0])
-    return Update(head.session_id, payload, head)
+            state = payload[_STATE_AT:cut]
+            return Update(head.session_id, payload, state, head, changes=changes, came_from=ends[0])
+    return Update(head.session_id, payload, payload[_STATE_AT:-1], head)
 
 
 def _deleted_id(payload: bytes) -> str:
@@ -141,8 +144,8 @@ def _read_foreign(payload: bytes, now_ms: int) -> Update | Deletion | None:
             str(state.get("commit", "")),
             deadline_ms if type(deadline_ms) is int else None,
         )
-    message = state_update(session_id, now_ms, dumps(state))
-    return Update(session_id, message, head, is_foreign=True)
+    text = dumps(state)
+    return Update(session_id, state_update(session_id, now_ms, text), text, head, is_foreign=True)
 
 
 class _Typed(Struct):
