@@ -15,7 +15,7 @@ from lockstep.rules.changes import applied, between, merged
 from lockstep.rules.state import Mode, Participant, Session
 from lockstep.rules.state_json import StateJson, dumps, from_json, to_dict, to_json
 from tests.support import settled_rules as engine
-from tests.support.plans import Plan, moves, plans
+from tests.support.plans import Plan, moves, plans, plans_with_visits
 from tests.support.sessions import as_events
 from tests.support.sessions_under_test import NOBODY, T0, A, B, C, D, pending, running
 
@@ -128,7 +128,7 @@ def check_that_several_changes_are_as_good_as_one(states: list[Session]) -> None
 
 
 @FEW
-@given(plans())
+@given(plans() | plans_with_visits())
 def test_changes_lead_from_state_to_state_to_the_byte(plan: Plan) -> None:
     check_that_changes_lead_from_state_to_state(states_of(plan))
 
@@ -140,7 +140,7 @@ def test_changes_lead_from_state_to_state_where_participants_come_and_go(states:
 
 
 @settings(FEW, max_examples=60)
-@given(plans())
+@given(plans() | plans_with_visits())
 def test_several_changes_are_as_good_as_one(plan: Plan) -> None:
     check_that_several_changes_are_as_good_as_one(states_of(plan))
 
@@ -155,9 +155,9 @@ def test_several_changes_are_as_good_as_one_where_participants_come_and_go(state
 @pytest.mark.parametrize(
     ("histories", "check"),
     [
-        (plans().map(states_of), check_that_changes_lead_from_state_to_state),
+        (plans_with_visits().map(states_of), check_that_changes_lead_from_state_to_state),
         (seatings(), check_that_changes_lead_from_state_to_state),
-        (plans().map(states_of), check_that_several_changes_are_as_good_as_one),
+        (plans_with_visits().map(states_of), check_that_several_changes_are_as_good_as_one),
         (seatings(), check_that_several_changes_are_as_good_as_one),
     ],
 )

@@ -15,7 +15,7 @@ from lockstep.rules.state import BANK_MODES, TERMINAL, Mode, Participant, Sessio
 from lockstep.rules.state_json import from_iso, from_json, to_dict, to_json
 from lockstep.rules.steps import Step, Transition
 from tests.support import settled_rules as engine
-from tests.support.plans import Command, Plan, at_or_after, moves, obey, plans, settled
+from tests.support.plans import Command, Plan, at_or_after, moves, obey, plans, plans_with_visits, settled
 from tests.support.sessions_under_test import DAY, T0, Counter, Moment, Refused
 
 # The same examples in every run; the many more of the long run are new ones each time.
@@ -23,6 +23,10 @@ FEW = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 MANY = settings(
     max_examples=3_000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+VISITS = ("seated", "unseated", "annotated")
+"""Transitions that charge no clock."""
 
 
 # --- what happened -------------------------------------------------------------------------------
@@ -205,14 +209,20 @@ def test_what_has_ended_stays_as_it_is(plan: Plan) -> None:
 
 @law
 def test_running_time_is_charged_exactly_once(plan: Plan) -> None:
-    ran = 0
-    used = {p.participant_id: 0 for p in plan.spec.participants}
+    ran = used = 0
+    ran_of = {p.participant_id: 0 for p in plan.spec.participants}
     for before, transition, _ in moves(plan):
-        ran += ran_ms(before, transition)
+        seats = transition.session.participants
+        ran_of = {p.participant_id: ran_of.get(p.participant_id, 0) for p in seats}  # who comes again is new
         if before.active_participant is not None:
-            used[before.active_participant.participant_id] += ran_ms(before, transition)
-        assert {p.participant_id: p.used_ms for p in transition.session.participants} == used
-        assert sum(used.values()) == (ran if used else 0)
+            ran += ran_ms(before, transition)
+            ran_of[before.active_participant.participant_id] += ran_ms(before, transition)
+        used += sum(p.used_ms for p in seats) - sum(
+            p.used_ms for p in before.participants if p.participant_id in ran_of
+        )
+        if transition.type not in VISITS:  # those charge nothing: what ran is charged with what comes next
+            assert {p.participant_id: p.used_ms for p in seats} == ran_of
+            assert used == ran
 
 
 @law
@@ -362,7 +372,8 @@ def test_the_deadline_is_the_start_of_the_cycle_and_what_remained_then(plan: Pla
             assert (state["deadline_ms"], state["cycle_started_at"]) == (None, None)
             continue
         since_ms = from_iso(state["cycle_started_at"])
-        assert since_ms == session.updated_at_ms
+        if transition.type not in VISITS:
+            assert since_ms == session.updated_at_ms
         if session.mode is Mode.COUNT_UP:
             left_ms = (
                 None if session.max_time_ms is None else session.max_time_ms - state["clock"]["elapsed_ms"]
@@ -408,3 +419,88 @@ LAWS = [test for name, test in sorted(globals().items()) if hasattr(test, "hypot
 @pytest.mark.parametrize("test", LAWS, ids=lambda test: test.__name__)
 def test_the_law_holds_for_many_more_sessions(test: Any) -> None:
     MANY(given(plans())(test.hypothesis.inner_test))()
+
+
+# --- where participants come and leave -------------------------------------------------------------
+
+TRUE_WITH_VISITS = (
+    test_a_refused_command_might_as_well_not_have_been_sent,
+    test_a_state_read_back_is_the_state_written,
+    test_a_step_ends_with_the_state_of_its_last_transition,
+    test_a_switch_at_the_deadline_is_too_late_and_one_a_millisecond_earlier_is_not,
+    test_an_expired_clock_is_empty_and_only_who_has_a_clock_can_expire,
+    test_an_expiry_happens_at_its_deadline_and_not_a_millisecond_earlier,
+    test_an_instant_before_the_last_change_counts_as_that_of_the_last_change,
+    test_equal_arguments_give_equal_answers,
+    test_every_transition_is_one_version_and_one_event,
+    test_it_does_not_matter_by_how_many_steps_what_is_due_is_settled,
+    test_it_does_not_matter_when_or_how_often_an_expiry_is_noticed,
+    test_no_number_of_a_state_is_negative_or_a_fraction,
+    test_running_time_is_charged_exactly_once,
+    test_the_deadline_is_the_start_of_the_cycle_and_what_remained_then,
+    test_the_instants_of_a_session_never_go_back,
+)
+
+
+@pytest.mark.parametrize("test", TRUE_WITH_VISITS, ids=lambda test: test.__name__)
+def test_the_law_holds_where_participants_come_and_leave(test: Any) -> None:
+    settings(FEW, max_examples=100)(given(plans_with_visits())(test.hypothesis.inner_test))()
+
+
+@FEW
+@given(plans_with_visits())
+def test_whoever_comes_or_leaves_moves_no_clock_and_no_other(plan: Plan) -> None:
+    for before, transition, _ in moves(plan):
+        if transition.type not in VISITS:
+            continue
+        after = transition.session
+        assert before.active_participant == after.active_participant
+        known = {p.participant_id for p in before.participants}
+        stayed = [p for p in after.participants if p.participant_id in known]
+        assert stayed == [p for p in before.participants if p in stayed]
+        same = {"participants": (), "active": None, "version": 0, "updated_at_ms": 0, "metadata": {}}
+        assert structs.replace(after, **same) == structs.replace(before, **same)
+        if before.status is Status.RUNNING:
+            assert after.deadline_ms == before.deadline_ms
+
+
+@FEW
+@given(plans_with_visits())
+def test_of_the_seats_the_limits_always_hold(plan: Plan) -> None:
+    for transition in history(plan):
+        session = transition.session
+        seats = session.participants
+        assert len({p.participant_id for p in seats}) == len(seats)
+        assert seats or session.mode in (Mode.GLOBAL, Mode.COUNT_UP)
+        if session.mode is Mode.PER_GROUP:
+            banks = {(p.group_id, p.budget_ms, p.remaining_ms, p.has_expired) for p in seats}
+            assert len(banks) == len({p.group_id for p in seats})
+
+
+@FEW
+@given(plans_with_visits())
+def test_without_its_annotations_a_session_goes_the_same_way(plan: Plan) -> None:
+    plan = plan.forwards()
+    without = Plan(plan.spec, tuple(each for each in plan.commands if each.name != "annotate"))
+
+    def way(of: Plan) -> list[tuple[str, Session]]:
+        return [
+            (t.type, structs.replace(t.session, version=0, metadata={}))
+            for t in history(of)
+            if t.type != "annotated"
+        ]
+
+    assert way(plan) == way(without)
+
+
+OF_VISITS = (
+    test_whoever_comes_or_leaves_moves_no_clock_and_no_other,
+    test_of_the_seats_the_limits_always_hold,
+    test_without_its_annotations_a_session_goes_the_same_way,
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("test", [*TRUE_WITH_VISITS, *OF_VISITS], ids=lambda test: test.__name__)
+def test_the_law_holds_for_many_more_who_come_and_leave(test: Any) -> None:
+    MANY(given(plans_with_visits())(test.hypothesis.inner_test))()

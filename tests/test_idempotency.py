@@ -94,11 +94,35 @@ async def test_a_message_sent_again_is_published_once(urls: list[str]) -> None:
         assert [(await client.recv())["n"] for _ in range(2)] == [1, 2]
 
 
-@pytest.mark.parametrize("path", ["/switch", "/messages", ""], ids=["command", "message", "creation"])
+async def test_newcomers_without_an_id_are_seated_once_however_often_it_is_asked(urls: list[str]) -> None:
+    session_id, key = await running(urls[0]), uuid4().hex
+    path = f"/v1/sessions/{session_id}/seat"
+    body = {"participants": [{"total_time_ms": 60_000}, {"total_time_ms": 50_000}]}
+    answers = await asyncio.gather(*(post(url, path, body, key) for url in urls * 4))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.raw for answer in answers}) == 1
+    assert len({seat["participant_id"] for seat in answers[0].data["participants"]}) == 4
+    assert await version(urls[0], session_id) == 3
+
+
+async def test_of_newcomers_at_once_all_are_seated_each_with_an_id_of_its_own(urls: list[str]) -> None:
+    session_id = await running(urls[0])
+    body = {"participants": [{"total_time_ms": 60_000}, {"total_time_ms": 60_000}]}
+    answers = await asyncio.gather(*(post(url, f"/v1/sessions/{session_id}/seat", body) for url in urls * 4))
+    seats = max((answer.data for answer in answers), key=lambda state: state["version"])["participants"]
+    assert sorted(answer.data["version"] for answer in answers) == list(range(3, 11))
+    assert [seat["participant_index"] for seat in seats] == list(range(18))
+    assert len({seat["participant_id"] for seat in seats}) == 18
+
+
+@pytest.mark.parametrize("path", ["/switch", "/pause", "/seat", "/annotate", "/messages", ""])
 async def test_the_same_key_with_another_body_is_refused(urls: list[str], path: str) -> None:
     session_id, key = await running(urls[0]), uuid4().hex
     bodies = {
         "/switch": [{}, {"expected_version": 99}],
+        "/pause": [{"data": {"n": 1}}, {"data": {"n": 1.0}}],
+        "/seat": [{"participants": [{"total_time_ms": time_ms}]} for time_ms in (1000, 1001)],
+        "/annotate": [{"metadata": {"a": value}} for value in (None, {})],
         "/messages": [{"type": "A"}, {"type": "B"}],
         "": [CHESS, CHESS | {"metadata": {"a": 1}}],
     }[path]
@@ -244,6 +268,7 @@ async def test_a_key_is_kept_for_a_minute_at_least_and_a_day_unless_its_caller_s
 
 
 ANNA, BERT = (seat["participant_id"] for seat in CHESS["participants"])
+NEWCOMER = "0a1b2c3d-0000-4000-8000-00000000abcd"
 RESPELLED = {
     "switch": (
         "/switch",
@@ -255,6 +280,27 @@ RESPELLED = {
         "/adjust",
         b'{"target":"%s","delta_ms":1000}' % ANNA.encode(),
         b'{"delta_ms":1000,"target":"%s"}' % ANNA.upper().encode(),
+    ),
+    "seat": (
+        "/seat",
+        b'{"participants":[{"participant_id":"%s","total_time_ms":1000}]}' % NEWCOMER.encode(),
+        b'{"participants": [{"group_id": null, "total_time_ms": 1000, "participant_id": "%s"}]}'
+        % NEWCOMER.upper().encode(),
+    ),
+    "unseat": (
+        "/unseat",
+        b'{"participant_id":"%s"}' % BERT.encode(),
+        b'{"participant_id":"%s","expected_version":null,"data":null}' % BERT.upper().encode(),
+    ),
+    "annotate": (
+        "/annotate",
+        b'{"metadata":{"a":{"x":1,"y":null},"b":"A"}}',
+        b'{"metadata": {"b": "\\u0041", "a": {"y":null, "x":1}}}',
+    ),
+    "data": (
+        "/switch",
+        b'{"data":{"move":"e4","at":[1,2.5,null]}}',
+        b'{"data": {"at": [1, 2.5, null], "move": "\\u00654"}, "next_participant_id": null}',
     ),
     "message": (
         "/messages",

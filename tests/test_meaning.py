@@ -96,15 +96,19 @@ def creations(draw: st.DrawFn) -> dict[str, Any]:
     return body
 
 
+FREE = st.dictionaries(st.sampled_from("abc"), ANYTHING, max_size=2)
 COMMANDS: dict[str, dict[str, Any]] = {
     "start": {"participant_id": st.sampled_from([A, B]), "expected_version": st.sampled_from([1, 2])},
     "switch": {
         "next_participant_id": st.sampled_from([A, B]),
         "expected_participant_id": st.sampled_from([A, B]),
         "expected_version": st.sampled_from([1, 2]),
+        "data": FREE,
     },
     "adjust": {"target": st.sampled_from([A, B, "white", "White"]), "expected_version": st.just(1)},
-    "pause": {"expected_version": st.sampled_from([1, 2])},
+    "pause": {"expected_version": st.sampled_from([1, 2]), "data": FREE},
+    "seat": {"expected_version": st.sampled_from([1, 2]), "data": FREE},
+    "annotate": {"expected_version": st.sampled_from([1, 2])},
 }
 
 
@@ -120,6 +124,19 @@ def a_body(draw: st.DrawFn, kind: str) -> Any:
     body = {name: draw(values) for name, values in COMMANDS[kind].items() if draw(st.booleans())}
     if kind == "adjust":
         body["delta_ms"] = draw(st.sampled_from([1, -1]))
+    if kind == "annotate":
+        body["metadata"] = draw(FREE)
+    if kind == "seat":
+        fields = {
+            "participant_index": st.integers(0, 2),
+            "total_time_ms": TIMES,
+            "group_id": st.just("white"),
+        }
+        body["participants"] = [
+            {"participant_id": each}
+            | {name: draw(values) for name, values in fields.items() if draw(st.booleans())}
+            for each in draw(st.permutations([A, B]))[: draw(st.integers(1, 2))]
+        ]
     return body
 
 
@@ -172,12 +189,16 @@ def respelled(draw: st.DrawFn, kind: str, body: Any) -> bytes:
                 body[name] = default
             elif body.get(name) == default and draw(st.booleans()):
                 del body[name]
+    if "participants" in body:
         seats = []
         for place, seat in enumerate(body["participants"]):
             case = draw(st.sampled_from([str.upper, str.lower]))
             spelled = seat | {"participant_id": case(seat["participant_id"])}
             if "participant_index" not in seat and draw(st.booleans()):
-                spelled["participant_index"] = draw(st.sampled_from([None, place]))
+                # The default of a newcomer is not known before the state is.
+                spelled["participant_index"] = draw(
+                    st.sampled_from([None, place] if kind == "create" else [None])
+                )
             if "group_id" not in seat and draw(st.booleans()):
                 spelled["group_id"] = None
             seats.append(spelled)

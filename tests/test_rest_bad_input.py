@@ -237,6 +237,58 @@ async def test_a_wrong_type_is_refused_by_its_field(api: Api, value: Any) -> Non
             assert fields_of(bad_next) == {"next_participant_id", "x"}
 
 
+SEAT: dict[str, Any] = {"participant_id": SOME_ID, "total_time_ms": 60_000}
+NEWCOMERS_REFUSED: list[tuple[Any, str]] = [
+    (None, "participants"),
+    ([], "participants"),
+    ({}, "participants"),
+    ("x", "participants"),
+    ([{}] * 1001, "participants"),
+    ([5], "participants.0"),
+    ([[]], "participants.0"),
+    ([SEAT, None], "participants.1"),
+    ([SEAT | {"participant_id": "x"}], "participants.0.participant_id"),
+    ([SEAT | {"participant_index": -1}], "participants.0.participant_index"),
+    ([SEAT | {"participant_index": 2**53}], "participants.0.participant_index"),
+    ([SEAT | {"total_time_ms": 999}], "participants.0.total_time_ms"),
+    ([SEAT | {"total_time_ms": None}], "participants.0.total_time_ms"),
+    ([SEAT | {"group_id": ""}], "participants.0.group_id"),
+    ([SEAT | {"group_id": "x" * 129}], "participants.0.group_id"),
+    ([SEAT | {"name": "Anna"}], "participants.0.name"),
+    ([SEAT, SEAT | {"participant_id": SOME_ID.upper()}], "participants.1.participant_id"),
+]
+
+
+@pytest.mark.parametrize(("participants", "field"), NEWCOMERS_REFUSED, ids=lambda value: repr(value)[:60])
+async def test_newcomers_that_make_no_sense_are_refused_by_the_field(
+    api: Api, participants: Any, field: str
+) -> None:
+    async with nothing_changes(api) as session:
+        refused = await api.command(session["session_id"], "seat", {"participants": participants})
+        named = fields_of(refused)
+        assert field in named
+        assert all(each.startswith(field) for each in named), named
+
+
+async def test_who_is_seated_already_or_has_the_turn_is_a_conflict_and_told_the_state(api: Api) -> None:
+    async with nothing_changes(api) as session:
+        newcomers = [SEAT, SEAT | {"participant_id": ids(session)[1].upper()}]
+        for name, body in (
+            ("seat", {"participants": newcomers}),
+            ("seat", {"participants": [{"total_time_ms": 60_000}] * 999}),
+            ("unseat", {"participant_id": ids(session)[0]}),
+        ):
+            error = error_of(await api.command(session["session_id"], name, body), 409, "CONFLICT")
+            assert error["details"] == {"state": session}
+
+
+@pytest.mark.parametrize("participant_id", [None, "x", 5, SOME_ID])
+async def test_who_is_none_of_the_participants_is_refused_by_the_field(api: Api, participant_id: Any) -> None:
+    async with nothing_changes(api) as session:
+        refused = await api.command(session["session_id"], "unseat", {"participant_id": participant_id})
+        assert fields_of(refused) == {"participant_id"}
+
+
 async def test_more_participants_than_allowed_are_refused(api: Api) -> None:
     async with nothing_changes(api):
         assert fields_of(await api("POST", "/v1/sessions", body_of(seats=1_001))) == {"participants"}

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.support.api import DAY_MS, Api, error_of, ids, tag
+from tests.support.api import DAY_MS, LEAST_BODIES, Api, error_of, ids, tag
 
 
 async def test_a_double_click_switches_once(api: Api) -> None:
@@ -19,15 +19,15 @@ async def test_a_double_click_switches_once(api: Api) -> None:
             assert error_of(answer, 409, "CONFLICT")["details"] == {"state": state}
 
 
-@pytest.mark.parametrize("name", ["pause", "switch", "complete", "adjust"])
+@pytest.mark.parametrize("name", ["pause", "switch", "complete", "adjust", "seat", "annotate"])
 async def test_an_expected_version_must_hold(api: Api, name: str) -> None:
     session = await api.running("global")
     session_id = session["session_id"]
-    delta = {"delta_ms": 1_000} if name == "adjust" else {}
+    least = LEAST_BODIES.get(name, {})
     for version in (1, 3):
-        refused = await api.command(session_id, name, {"expected_version": version} | delta)
+        refused = await api.command(session_id, name, {"expected_version": version} | least)
         assert error_of(refused, 409, "CONFLICT")["details"] == {"state": session}
-    assert (await api.done(session_id, name, {"expected_version": 2} | delta))["version"] == 3
+    assert (await api.done(session_id, name, {"expected_version": 2} | least))["version"] == 3
 
 
 async def test_an_expected_version_of_a_pending_or_paused_session_must_hold(api: Api) -> None:

@@ -80,7 +80,7 @@ def specs(draw: st.DrawFn) -> Spec:
             budget_ms = budgets[len(group) - len("red")]
         seats.append(
             Participant(
-                participant_id=f"{place:08d}-0000-4000-8000-000000000000",
+                participant_id=_id(place),
                 participant_index=place if in_order else index,
                 budget_ms=budget_ms,
                 remaining_ms=budget_ms,
@@ -144,6 +144,46 @@ def plans(draw: st.DrawFn) -> Plan:
         is_paused = name == "pause" or (is_paused and name != "resume")
         commands.append(Command(name, at_ms, arguments(spec, name, one, other), peeks))
     return Plan(spec, tuple(commands))
+
+
+_NEWCOMERS = st.tuples(st.integers(0, 7), st.none() | st.integers(0, 3), _MAYBE_A_TIME, st.none() | _GROUPS)
+_COMINGS = st.lists(_NEWCOMERS, min_size=1, max_size=2, unique_by=lambda newcomer: newcomer[0])
+_NOTES = st.sampled_from([{}, {"round": 2}, {"round": True}, {"names": None}, {"names": {"a": "A"}}])
+_VISITS = st.lists(
+    st.tuples(st.sampled_from(["seat", "seat", "seat", "unseat", "unseat", "annotate"]), st.integers(0, 18)),
+    min_size=2,
+    max_size=8,
+)
+
+
+@st.composite
+def plans_with_visits(draw: st.DrawFn) -> Plan:
+    """The same, while participants come and leave, and metadata changes."""
+    plan = draw(plans())
+    commands = list(plan.commands)
+    for name, place in draw(_VISITS):
+        at_ms = commands[min(place, len(commands) - 1)].at_ms
+        said: dict[str, Any] = {}
+        if name == "annotate":
+            said["metadata"] = draw(_NOTES)
+        elif name == "unseat":
+            said["participant_id"] = _id(draw(st.integers(0, 7)))
+        else:
+            said["participants"] = [
+                {
+                    "participant_id": _id(number),
+                    "participant_index": index,
+                    "total_time_ms": bank_ms,
+                    "group_id": group,
+                }
+                for number, index, bank_ms, group in draw(_COMINGS)
+            ]
+        commands.insert(place, Command(name, at_ms, said))
+    return Plan(plan.spec, tuple(commands))
+
+
+def _id(number: int) -> str:
+    return f"{number:08d}-0000-4000-8000-000000000000"
 
 
 def arguments(spec: Spec, name: str, one: int, other: int) -> dict[str, Any]:
