@@ -163,20 +163,22 @@ class Server:
         """Return when requests are answered and clients are gone, which are closed a few at a time."""
         now_s = asyncio.get_running_loop().time
         began_s = now_s()
-        peers = self._connections()
-        spread_s = min(len(peers) / CLOSES_PER_S, self.settings.drain_s / 2)
+        clients = self._connections()
+        spread_s = min(len(clients) / CLOSES_PER_S, self.settings.drain_s / 2)
         linger_s = min(LINGER_S, self.settings.drain_s / 2)
         closed = 0
         while self.transport.in_flight or self._connections() or now_s() - began_s < linger_s:
             elapsed_s = now_s() - began_s
             if elapsed_s < spread_s:
-                due = int(len(peers) * elapsed_s / spread_s) + 1
-                leaving, closed = peers[closed:due], due
+                due = int(len(clients) * elapsed_s / spread_s) + 1
+                leaving = clients[closed:due]
             else:
                 # Repeatedly: new clients may still have come by a connection that was open before.
                 leaving = self._connections()
-            for protocol, connection in leaving:
-                protocol.send_away(connection, GOING_AWAY, 1)
+            for place, (protocol, connection) in enumerate(leaving, closed):
+                after_ms = come_back_after_ms(place, len(clients), spread_s)
+                protocol.send_away(connection, GOING_AWAY, after_ms)
+            closed += len(leaving)
             await asyncio.sleep(0.01)
 
     def _connections(self) -> list[tuple[ClientProtocol, Connection]]:

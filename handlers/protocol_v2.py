@@ -114,8 +114,9 @@ class ProtocolV2(ClientProtocol):
             self._limits.leave(None, "", connection.address)
 
     def send_away(self, connection: Connection, how: Close, come_back_after_ms: int) -> None:
-        self._send(connection, GoingAway(reconnect_after_ms=come_back_after_ms))
-        connection.close(how)
+        if connection.can_send:
+            self._send(connection, GoingAway(reconnect_after_ms=come_back_after_ms))
+            connection.close(how)
 
     # --- what clients say --------------------------------------------------------------------------
 
