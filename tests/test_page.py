@@ -322,6 +322,58 @@ def test_a_tap_gives_the_turn_to_whoever_is_tapped(tabs: Tabs) -> None:
     expect(page.locator("#status")).to_have_text(turn("Team A"))
 
 
+def test_a_late_team_joins_a_quiz(tabs: Tabs) -> None:
+    page = tabs.start("quiz", option=2)
+    other = tabs.also_open(page)
+    page.get_by_role("button", name="Team D", exact=True).click()
+    expect(page.locator("#status")).to_have_text(turn("Team D"))
+    for name in ("Team E", "Team F"):
+        page.get_by_role("button", name="+ Team").click()
+        for tab in (page, other):
+            expect(tab.get_by_role("button", name=name, exact=True)).to_be_visible()
+    expect(page.locator("#status")).to_have_text(turn("Team D"))
+    expect(page.locator(".note")).to_have_text("Round 1")
+    other.click("#primary")
+    for tab in (page, other):
+        expect(tab.locator("#status")).to_have_text(turn("Team E"))
+        expect(tab.locator(".note")).to_have_text("Round 1")
+    page.click("#finish")
+    page.click("#finish")
+    expect(page.get_by_role("button", name="+ Team")).to_be_hidden()
+
+
+COMMAND = """([verb, body]) => fetch(`v1/sessions/${location.search.split("=")[1]}/${verb}`, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) })"""
+
+
+def test_whoever_comes_has_a_panel_and_whoever_leaves_has_none_any_more(tabs: Tabs) -> None:
+    page = tabs.start("chess")
+    newcomer = {"participant_id": str(uuid.uuid4()), "total_time_ms": 60_000}
+    page.evaluate(COMMAND, ["seat", {"participants": [newcomer]}])
+    expect(page.locator(".panel")).to_have_count(3)
+    expect(page.locator(".panel .name").last).to_have_text("Participant 3")
+    page.locator(".press").last.click()
+    expect(page.locator("#status")).to_have_text(turn("Participant 3"))
+    first = page.evaluate(
+        "fetch(`v1/sessions/${location.search.split('=')[1]}`).then((answer) => answer.json())"
+    )
+    leaving = first["data"]["participants"][0]["participant_id"]
+    page.evaluate(COMMAND, ["unseat", {"participant_id": leaving}])
+    expect(page.locator(".panel")).to_have_count(2)
+    assert [each.text_content() for each in page.locator(".panel .name").all()] == ["Black", "Participant 2"]
+    page.wait_for_timeout(400)  # longer than a double click
+    page.click("#primary")
+    expect(page.locator("#status")).to_have_text(turn("Black"))
+
+
+def test_who_has_the_focus_keeps_it_when_a_team_comes(tabs: Tabs) -> None:
+    page = tabs.create("quiz")
+    page.get_by_role("button", name="Team B", exact=True).focus()
+    page.evaluate(COMMAND, ["seat", {"participants": [{}]}])
+    expect(page.get_by_role("button", name="Participant 5", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Team B", exact=True)).to_be_focused()
+
+
 def test_laps_are_listed_also_for_who_comes_later(tabs: Tabs) -> None:
     page = tabs.start("speedrun")
     for lap in (1, 2):

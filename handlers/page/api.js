@@ -31,3 +31,9 @@ export async function api(method, path, body) {
   const kindly = KINDLY[error?.details?.reason] ?? KINDLY[error?.code];
   throw new Error(kindly ?? error?.message ?? "That did not work. Please try again.");
 }
+
+// crypto.randomUUID exists on https and localhost only, and a clock in a local network is on neither.
+export const uuid = () =>
+  "10000000-1000-4000-8000-100000000000".replace(/[018]/g, (digit) =>
+    (digit ^ (crypto.getRandomValues(new Uint8Array(1))[0] & (15 >> (digit / 4)))).toString(16),
+  );

@@ -1,21 +1,24 @@
 /** Commands, and the buttons and keys that send them. */
 
-import { api, sessionId } from "./api.js";
+import { api, sessionId, uuid } from "./api.js";
 import { $, say } from "./dom.js";
 import { nextStep } from "./wording.js";
 
 let isBusy = false;
 
-async function command(verb, body = {}) {
+/** Send commands, [verb, body] each, one after the other; the first that is refused is the last. */
+async function send(...commands) {
   if (isBusy) return;
   isBusy = true;
   try {
-    await api("POST", `v1/sessions/${sessionId}/${verb}`, body);
+    for (const [verb, body = {}] of commands) await api("POST", `v1/sessions/${sessionId}/${verb}`, body);
   } catch (error) {
     say(error.message);
   }
   isBusy = false;
 }
+
+const command = (verb, body) => send([verb, body]);
 
 /** A new state often comes before the command's own answer, and a press from then on is meant for that state. */
 export function allowNextCommand() {
@@ -42,6 +45,16 @@ export function giveTurn(state, participantId) {
   if (state.status === "pending") command("start", { participant_id: participantId });
   else if (state.active_participant_id === participantId) switchTurn(state);
   else switchTurn(state, participantId);
+}
+
+/** Seat one more, by the next free name. The name comes first: nobody sees the team without it. */
+export function addTeam(state) {
+  const id = uuid();
+  const taken = Object.values(state.metadata?.names ?? {});
+  const nameAt = (place) => `Team ${place < 26 ? String.fromCharCode(65 + place) : place + 1}`;
+  let place = state.participants.length;
+  while (taken.includes(nameAt(place))) place++;
+  send(["annotate", { metadata: { names: { [id]: nameAt(place) } } }], ["seat", { participants: [{ participant_id: id }] }]);
 }
 
 let finishTimer;

@@ -11,7 +11,7 @@ import { nextStep, statusText } from "./wording.js";
 
 let link;
 let panels = [];
-let drawnEpoch;
+let drawnSeats;
 let drawnTurn;
 
 function follow() {
@@ -48,11 +48,7 @@ function frame() {
 function draw(state) {
   allowNextCommand();
   show("session");
-  if (state.epoch !== drawnEpoch) {
-    drawnEpoch = state.epoch;
-    panels = panelsOf(link);
-    $("stage").replaceChildren(...panels.map((panel) => panel.element));
-  }
+  drawSeats(state);
   setText($("title"), state.metadata?.title ?? "Shared clock");
   setText($("version"), `v${state.version}`);
   $("version").title = `Version ${state.version} of this session`;
@@ -77,6 +73,18 @@ function draw(state) {
   $("share").hidden = false;
   drawLaps(state);
   keepAwake();
+}
+
+/** Make the panels, and anew where participants have come or left; a button that has the focus keeps it. */
+function drawSeats(state) {
+  const seats = JSON.stringify([state.epoch, state.participants.map((one) => [one.participant_id, one.group_id])]);
+  if (seats === drawnSeats) return;
+  drawnSeats = seats;
+  const buttons = () => [...$("stage").querySelectorAll("button")];
+  const focused = buttons().indexOf(document.activeElement);
+  panels = panelsOf(link);
+  $("stage").replaceChildren(...panels.map((panel) => panel.element));
+  buttons()[focused]?.focus();
 }
 
 const LINK_TEXT = {
@@ -110,7 +118,7 @@ function notice(title, text) {
   setText($("notice-text"), text);
   setText($("version"), "");
   document.title = `${title} · Lockstep`;
-  drawnEpoch = undefined;
+  drawnSeats = undefined;
   forgetLaps();
   $("share").hidden = true;
   show("notice");

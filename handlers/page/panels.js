@@ -1,6 +1,6 @@
 /** Panels: a clock each, with the names of those it belongs to. */
 
-import { giveTurn } from "./commands.js";
+import { addTeam, giveTurn } from "./commands.js";
 import { $, setText } from "./dom.js";
 import { activeParticipant, currentLap, formatClock, remainingMs, sessionClock, usedMs } from "./lockstep.js";
 import { OVER, hasBanks, nameOf, nextStep, plural } from "./wording.js";
@@ -16,14 +16,22 @@ function circles(state) {
   return [...byKey];
 }
 
-/** The panels of a session, whose participants never change. */
+/** The panels of a session with these participants: where one comes or leaves, they are made anew. */
 export const panelsOf = (link) => circles(link.state).map((circle, index) => new Panel(link, circle, index + 1));
+
+const makeChip = (onclick) => Object.assign(document.createElement("button"), { type: "button", className: "chip", onclick });
+
+/** Which round it is: who came late has had fewer turns than the others. */
+function round(state) {
+  const most = Math.max(...state.participants.map((participant) => participant.cycle_count));
+  return activeParticipant(state)?.cycle_count < most ? most : most + 1;
+}
 
 class Panel {
   constructor(link, [id, places], number) {
     this.link = link;
     this.id = id;
-    this.places = places; // in state.participants, whose order never changes
+    this.places = places; // in state.participants
     this.number = number;
     this.element = $("panel").content.firstElementChild.cloneNode(true);
     const part = (name) => this.element.querySelector(name);
@@ -33,23 +41,25 @@ class Panel {
     this.note = part(".note");
     this.fill = part(".bar i");
     this.press.onclick = () => this.onPress();
-    this.chips = places.length < 2 ? [] : places.map((place) => this.chip(place));
-    for (const chip of this.chips) {
+    this.chips = places.length < 2 ? [] : places.map((place) => makeChip(() => this.give(place)));
+    // In a quiz a team may come late.
+    this.late = link.state.sync_mode === "per_cycle" ? makeChip(() => addTeam(this.link.state)) : null;
+    if (this.late) this.late.textContent = "+ Team";
+    for (const chip of [...this.chips, this.late].filter(Boolean)) {
       const item = document.createElement("li");
       item.append(chip);
       part(".members").append(item);
     }
   }
 
-  chip(place) {
-    const onclick = () => giveTurn(this.link.state, this.link.state.participants[place].participant_id);
-    return Object.assign(document.createElement("button"), { type: "button", className: "chip", onclick });
+  give(place) {
+    giveTurn(this.link.state, this.link.state.participants[place].participant_id);
   }
 
   onPress() {
     const state = this.link.state;
     if (!hasBanks(state) || this.isTurn(state)) $("primary").click();
-    else giveTurn(state, state.participants[this.places[0]].participant_id);
+    else this.give(this.places[0]);
   }
 
   isTurn(state) {
@@ -92,6 +102,7 @@ class Panel {
       chip.disabled = !["pending", "running"].includes(state.status) || (hasBanks(state) && participant.has_expired);
     });
     const [word] = nextStep(state);
+    if (this.late) this.late.hidden = !word;
     const isOpen = this.isTurn(state) || (state.status !== "paused" && !this.isOut(state));
     this.press.disabled = !word || !isOpen;
     const deed = this.isTurn(state) ? word : state.status === "pending" ? "begins" : "gets the turn";
@@ -141,7 +152,7 @@ class Panel {
       case "per_group":
         return plural(turns, "turn");
       case "per_cycle":
-        return OVER[state.status] ? plural(turns, "turn") : `Round ${Math.floor(turns / mine.length) + 1}`;
+        return OVER[state.status] ? plural(turns, "turn") : `Round ${round(state)}`;
       case "global":
         return state.deadline_ms ? `until ${new Date(state.deadline_ms).toLocaleTimeString([], { timeStyle: "short" })}` : "";
       default: {

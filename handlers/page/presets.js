@@ -1,15 +1,9 @@
 /** The start page: presets, one for each mode, and the session that a click on one of them creates. */
 
-import { api } from "./api.js";
+import { api, uuid } from "./api.js";
 import { say, show } from "./dom.js";
 
 const MINUTE_MS = 60_000;
-
-// crypto.randomUUID exists on https and localhost only, and a clock in a local network is on neither.
-const uuid = () =>
-  "10000000-1000-4000-8000-100000000000".replace(/[018]/g, (digit) =>
-    (digit ^ (crypto.getRandomValues(new Uint8Array(1))[0] & (15 >> (digit / 4)))).toString(16),
-  );
 
 /** A session's body from {name: fields} of each participant. The server has no field for names, so they are in metadata. */
 function session(title, fields, people, groups = {}) {
