@@ -64,6 +64,7 @@ ROUTES = [
     Route("GET", "/ready", ops.ready, limiting=Limiting.NOT),
     Route("GET", "/metrics", ops.figures, limiting=Limiting.NOT),
     Route("GET", "/openapi.json", ops.openapi_document, limiting=Limiting.NOT),
+    Route("GET", "/asyncapi.json", ops.asyncapi_document, limiting=Limiting.NOT),
 ]
 
 

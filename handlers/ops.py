@@ -6,7 +6,7 @@ from handlers.reply import Reply
 from handlers.request import Request
 from handlers.services import Services
 from lockstep import __version__, metrics
-from lockstep.requests import openapi
+from lockstep.requests import asyncapi, openapi
 from lockstep.rules.state_json import dumps
 
 DRIFT_TOLERANCE_MS = 50
@@ -41,10 +41,20 @@ async def time(request: Request, services: Services) -> Reply:
 
 
 async def openapi_document(request: Request, services: Services) -> Reply:
-    """The contract, for machines."""
-    return Reply(200, _document())
+    """The contract of REST, for machines."""
+    return Reply(200, _openapi())
+
+
+async def asyncapi_document(request: Request, services: Services) -> Reply:
+    """The contract of the WebSocket, for machines."""
+    return Reply(200, _asyncapi())
 
 
 @cache
-def _document() -> bytes:
+def _openapi() -> bytes:
     return dumps(openapi.document())
+
+
+@cache
+def _asyncapi() -> bytes:
+    return dumps(asyncapi.document())

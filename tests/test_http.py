@@ -65,7 +65,17 @@ async def running(server: ServerProcess) -> str:
 async def test_head_is_answered_as_get_is_without_the_body(server: ServerProcess) -> None:
     path = f"/v1/sessions/{await running(server)}"
     for target in [
-        *("/health", "/ready", "/v1/time", "/openapi.json", "/v1/sessions", path, f"{path}/events", *PAGE),
+        *(
+            "/health",
+            "/ready",
+            "/v1/time",
+            "/openapi.json",
+            "/asyncapi.json",
+            "/v1/sessions",
+            path,
+            f"{path}/events",
+            *PAGE,
+        ),
         *("/nowhere", f"/v1/sessions/{uuid4()}", "/v1/sessions/x", "/v1/sessions?limit=x", "/ws"),
     ]:
         got, *heads = await said(

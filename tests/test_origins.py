@@ -209,7 +209,13 @@ async def test_changes_are_taken_from_pages_that_may_and_from_programs(server: S
 
 async def test_a_page_of_another_site_may_ask_and_its_browser_keeps_the_answer(server: ServerProcess) -> None:
     session = await created(server)
-    for path in (f"/v1/sessions/{session['session_id']}", "/v1/time", "/health", "/openapi.json"):
+    for path in (
+        f"/v1/sessions/{session['session_id']}",
+        "/v1/time",
+        "/health",
+        "/openapi.json",
+        "/asyncapi.json",
+    ):
         answer = await server.call("GET", path, None, {"Origin": "https://evil.example"})
         assert answer.status == 200
         assert "access-control-allow-origin" not in answer.headers

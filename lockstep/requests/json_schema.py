@@ -50,42 +50,60 @@ def record_of(properties: dict[str, Schema], required: Iterable[str]) -> Schema:
 
 
 def schema_of_struct(struct: type[Struct]) -> Schema:
-    """What is answered as `struct`. A field that may be UNSET is absent then, and never null."""
+    """What is said as `struct`. A field that has a default may be absent.
+
+    One that may be UNSET, whose default is None, is left out instead of being null.
+    """
     info = inspect.type_info(struct)
     assert isinstance(info, inspect.StructType)
     hints = get_type_hints(struct, include_extras=True)
     properties, optional = {}, []
+    if info.tag_field is not None:
+        properties[info.tag_field] = STRING | {"const": info.tag}
     for field in info.fields:
         type_ = field.type
-        if UnsetType in get_args(hints[field.name]):
+        if not field.required:
             optional.append(field.encode_name)
+        if field.default is None and UnsetType in get_args(hints[field.name]):
             type_ = _without_none(type_)
         properties[field.encode_name] = _schema_of_type(type_)
     return object_of(properties, optional)
 
 
 def _without_none(type_: inspect.Type) -> inspect.Type:
-    if isinstance(type_, inspect.UnionType):
-        (type_,) = (each for each in type_.types if not isinstance(each, inspect.NoneType))
-    return type_
+    if not isinstance(type_, inspect.UnionType):
+        return type_
+    types = tuple(each for each in type_.types if not isinstance(each, inspect.NoneType))
+    return types[0] if len(types) == 1 else inspect.UnionType(types)
 
 
 def _schema_of_type(type_: inspect.Type) -> Schema:
     match type_:
         case inspect.IntType():
             return INTEGER
-        case inspect.StrType():
-            return STRING
+        case inspect.FloatType():
+            return {"type": "number"}
+        case inspect.StrType(max_length=max_length, pattern=pattern):
+            limits = {"maxLength": max_length, "pattern": pattern}
+            return STRING | {name: limit for name, limit in limits.items() if limit is not None}
         case inspect.BoolType():
             return {"type": "boolean"}
         case inspect.EnumType(cls):
             return {"type": "string", "enum": [each.value for each in cls]}
+        case inspect.LiteralType(values):
+            return {"type": "string", "enum": list(values)}
         case inspect.ListType(item_type):
             return {"type": "array", "items": _schema_of_type(item_type)}
+        case inspect.DictType():
+            return {"type": "object"}
         case inspect.StructType(cls):
             return ref_to("schemas", name_of(cls))
-        case inspect.UnionType():  # with None: there are no others
+        case inspect.UnionType(types) if any(isinstance(each, inspect.NoneType) for each in types):
             return or_null(_schema_of_type(_without_none(type_)))
+        case inspect.UnionType(types):
+            return {"anyOf": [_schema_of_type(each) for each in types]}
+        case inspect.AnyType():
+            return {}
         case inspect.Metadata(inspect.RawType(), schema):
             return {**(schema or {})}
         case inspect.Metadata(of, schema):

@@ -16,7 +16,7 @@ def document() -> dict[str, Any]:
             "title": "Lockstep",
             "version": __version__,
             "description": "Shared session clocks and session state, identical on every screen. A client"
-            " follows a session by the WebSocket /ws; what is said there is described in docs/protocol.md."
+            " follows a session by the WebSocket /ws; what is said there is described in /asyncapi.json."
             " In a body, null means absent. Every route answers OPTIONS.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },

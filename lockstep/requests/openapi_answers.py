@@ -22,7 +22,7 @@ STORE_ERRORS = (
 )
 # Of a change that may have an Idempotency-Key.
 IDEMPOTENCY_ERRORS = (errors.IdempotencyKeyReused, errors.ReceivedTooLongAgo)
-COMMAND_ERRORS = (
+COMMAND_ERRORS: tuple[type[LockstepError], ...] = (
     *STORE_ERRORS,
     *IDEMPOTENCY_ERRORS,
     errors.ValidationError,

@@ -225,5 +225,8 @@ def _never_limited() -> dict[str, Schema]:
         "/ready": get("ready", "May it have traffic", ready),
         "/metrics": get("metrics", "Figures for Prometheus", {"200": text}),
         "/openapi.json": get("openapi", "This document", {"200": answer("It", {"type": "object"})}),
+        "/asyncapi.json": get(
+            "asyncapi", "What is said over the WebSocket", {"200": answer("AsyncAPI 3.0", {"type": "object"})}
+        ),
         "/ws": follow,
     }

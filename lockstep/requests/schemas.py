@@ -23,17 +23,27 @@ from lockstep.wire.protocol_v1 import SERVER_TYPES
 def schemas() -> dict[str, Schema]:
     creations = {f"Create_{mode.value}": _creation(mode) for mode in Mode}
     return {
-        "Participant": schema_of_struct(ParticipantJson),
-        "Clock": schema_of_struct(ClockJson),
-        "State": schema_of_struct(StateJson),
+        **state_schemas(),
         "Switched": schema_of_struct(SwitchedJson),
         "Event": schema_of_struct(Event),
         "Create": {"oneOf": [ref_to("schemas", name) for name in creations]},
         **creations,
-        **{f"Command_{name}": schema_of(command.body) for name, command in COMMANDS.items()},
-        "Message": _message(),
+        **command_schemas(),
+        "Message": application_message(),
         "Violation": object_of({"field": STRING, "message": STRING, "code": STRING}),
     }
+
+
+def state_schemas() -> dict[str, Schema]:
+    return {
+        "Participant": schema_of_struct(ParticipantJson),
+        "Clock": schema_of_struct(ClockJson),
+        "State": schema_of_struct(StateJson),
+    }
+
+
+def command_schemas() -> dict[str, Schema]:
+    return {f"Command_{name}": schema_of(command.body) for name, command in COMMANDS.items()}
 
 
 def _creation(mode: Mode) -> Schema:
@@ -56,7 +66,7 @@ def _creation(mode: Mode) -> Schema:
     return record_of(properties, required)
 
 
-def _message() -> Schema:
+def application_message() -> Schema:
     own_type = {"type": "string", "minLength": 1, "not": {"enum": sorted(SERVER_TYPES)}}
     return {
         "type": "object",

@@ -24,6 +24,7 @@ from lockstep.rules.state import (
 EPOCH_PATTERN = "[0-9a-z]{13}"
 
 # What /openapi.json says of a field beyond its type. Decoding checks the type alone.
+EpochMs = Annotated[int, Meta(extra_json_schema={"minimum": 0})]
 Count = Annotated[int, Meta(extra_json_schema={"minimum": 0})]
 Version = Annotated[int, Meta(extra_json_schema={"minimum": 1})]
 UuidText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]

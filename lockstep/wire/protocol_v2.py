@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
-from lockstep.rules.state_json import Count, Instant, Object, UuidText, Version
+from lockstep.rules.state_json import Count, EpochMs, Instant, Object, UuidText, Version
 
 SUBPROTOCOL = "lockstep.v2.json"
 MAX_ID_LENGTH = 64
@@ -19,7 +19,6 @@ SessionId = Annotated[
     str, Meta(max_length=36, pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")
 ]
 Position = Annotated[str, Meta(max_length=200)]
-EpochMs = Annotated[int, Meta(extra_json_schema={"minimum": 0})]
 PreciseMs = Annotated[float, Meta(extra_json_schema={"minimum": 0})]
 """Epoch ms with up to three decimals."""
 ErrorMs = Annotated[float, Meta(extra_json_schema={"minimum": 0})]
@@ -221,8 +220,14 @@ CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
 }
 
 
+BAD_MESSAGES = ("INVALID_MESSAGE", "UNKNOWN_TYPE")
+
+
 class BadMessage(Exception):
-    """A message that is none of the protocol's. `id` is its own, where it has one that can be echoed."""
+    """A message that is none of the protocol's. `id` is its own, where it has one that can be echoed.
+
+    `code` is one of BAD_MESSAGES.
+    """
 
     def __init__(self, code: str, message: str, id_: RequestId | UnsetType) -> None:
         super().__init__(message)
