@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from broker.sentinel import ask_for_master
 from tests.support.load import chess, data, eventually, rest
-from tests.support.processes import ServerProcess, wait_until
+from tests.support.processes import ServerProcess
 from tests.support.redis_server import Sentinels
 from tests.support.ws_client import WsClient, abort_all
 
@@ -93,27 +92,6 @@ def topology() -> Iterator[Sentinels]:
     sentinels.close()
 
 
-def at_sentinel(port: int, *words: str) -> str:
-    return subprocess.run(
-        ["redis-cli", "-p", str(port), "sentinel", *words],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=5,
-    ).stdout
-
-
-def depose(topology: Sentinels, ports: list[int]) -> None:
-    """As a partition leaves it: the old master lives, and nobody has told it."""
-    for port in ports:
-        at_sentinel(port, "remove", "lockstep")
-    with topology.replica.client as client:
-        client.replicaof("no", "one")
-        wait_until(lambda: client.role()[0] == b"master", what="the promotion")
-    for port in ports:
-        at_sentinel(port, "monitor", "lockstep", "127.0.0.1", str(topology.replica.port), "2")
-
-
 @pytest.mark.parametrize("routing", ["all", "targeted"])
 async def test_a_master_that_sentinel_has_replaced_is_left_though_it_lives(
     topology: Sentinels, routing: str
@@ -128,7 +106,7 @@ async def test_a_master_that_sentinel_has_replaced_is_left_though_it_lives(
             await client.recv_type("CONNECTED")
         with topology.master.client as old, topology.replica.client as new:
             assert old.wait(1, 5000) == 1, "the replica has what the master has"
-            await asyncio.to_thread(depose, topology, topology.ports)
+            await asyncio.to_thread(topology.depose)
 
             async def stranded() -> str:
                 old_clients = [each["name"] for each in old.client_list()]
@@ -162,7 +140,7 @@ async def test_what_the_new_master_does_not_have_is_told(topology: Sentinels) ->
         await client.recv_type("CONNECTED")
         with topology.master.client as old, topology.replica.client as new:
             old.wait(1, 5000)
-            await asyncio.to_thread(depose, topology, topology.ports)
+            await asyncio.to_thread(topology.depose)
             new.delete(f"session:{session_id}")
         assert (await client.recv_type("SESSION_DELETED", timeout_s=20))["sessionId"] == session_id
     finally:
@@ -174,8 +152,8 @@ async def test_one_sentinel_that_is_left_behind_moves_nobody(topology: Sentinels
     process = await asyncio.to_thread(ServerProcess, f"--broker={topology.url}", "--log-level=warning")
     try:
         # It alone names the replica, of a configuration that is not newer.
-        at_sentinel(topology.ports[0], "remove", "lockstep")
-        at_sentinel(topology.ports[0], "monitor", "lockstep", "127.0.0.1", str(topology.replica.port), "2")
+        topology.ask(topology.ports[0], "remove", "lockstep")
+        topology.ask(topology.ports[0], "monitor", "lockstep", "127.0.0.1", str(topology.replica.port), "2")
         session_id = data(await rest(f"{process.url}/v1/sessions", chess()))["session_id"]
         data(await rest(f"{process.url}/v1/sessions/{session_id}/start"))
         for _ in range(30):

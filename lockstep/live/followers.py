@@ -110,6 +110,7 @@ class Followers:
     async def _read(self, timeline: Timeline) -> None:
         try:
             gap_count, session_id = timeline.gap_count, timeline.session_id
+            update_count = timeline.update_count
             state, events = await self._recent(session_id)
             head = None if state is None else heads.read_head(state)
             if state is not None and (
@@ -117,9 +118,10 @@ class Followers:
             ):
                 # Settled first, as everywhere; or it says that the state cannot be read.
                 await self._sessions.read(session_id)
+                update_count = timeline.update_count
                 state, events = await self._recent(session_id)
                 head = None if state is None else heads.read_head(state)
-            timeline.learn(head, state, events, self._broker.shown_ms())
+            timeline.learn(head, state, events, self._broker.shown_ms(), update_count)
             timeline.is_current = gap_count == timeline.gap_count
             self._hub.learned(timeline, head)
         finally:

@@ -281,6 +281,7 @@ class Hub:
             # Who follows changes stays, in a room that knows nothing any more.
             room.timeline = None
             self.rooms[session_id] = successor = Room(timeline)
+            successor.update_count = room.update_count + 1  # for a read that is under way: it may be older
             self._deadlines.arm(session_id, None)
             self.schedule(successor)
             timeline.end(deletion, self._broker.shown_ms())

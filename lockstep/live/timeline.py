@@ -60,11 +60,11 @@ class Timeline:
     # --- what all followers are sent when the room is served next ----------------------------------
 
     def put_update(self, update: Update, now_ms: int) -> bool:
-        """False where the store has to be asked: it is late, and no state that was sent."""
+        """False where the store has to be asked: it is late, or the store has lost what was sent."""
         head = update.head
         if head is not None:
             if not update.is_foreign and head.order[0] == self.ended_epoch:
-                return True
+                return False
             if self.tip is not None and head.order <= self.tip.order:
                 return head.is_same_state_as(self.tip)
         self.update_count += 1
@@ -91,6 +91,9 @@ class Timeline:
         """What is stored, where that is not what was sent."""
         if head.is_same_state_as(self.tip) and self.position is not None:
             return
+        self.update_count += 1
+        if head.order[0] == self.ended_epoch:
+            self.ended_epoch = None  # the store has lost the deletion
         is_creation = self.tip is None and head.order[1] == 1
         self._move(head, head.position, state)
         self._put_snapshot("created" if is_creation else "repair", now_ms)
@@ -129,11 +132,17 @@ class Timeline:
 
     # --- what was read -----------------------------------------------------------------------------
 
-    def learn(self, head: Head | None, state: bytes | None, events: list[bytes], now_ms: int) -> None:
-        """What is stored, and the events that led to it; what came meanwhile may be newer."""
-        if head is None or state is None or head.order[0] == self.ended_epoch:
+    def learn(
+        self, head: Head | None, state: bytes | None, events: list[bytes], now_ms: int, update_count: int
+    ) -> None:
+        """What is stored, and the events that led to it. What has come since `update_count` may be newer."""
+        if head is None or state is None:
             return
-        if self.tip is None or head.order > self.tip.order or self.position is None:
+        has_moved = update_count != self.update_count
+        if has_moved and head.order[0] == self.ended_epoch:
+            return
+        # Where nothing came meanwhile this counts, though it be older: the store has lost what was sent.
+        if not has_moved or self.tip is None or head.order > self.tip.order or self.position is None:
             self.put_state(head, state, now_ms)
         self.ring.put_before(head, events)
         self.rings.note_size(self.ring)

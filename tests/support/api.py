@@ -116,8 +116,10 @@ async def serving(**settings: Any) -> AsyncIterator[Api]:
     sockets = bind_sockets(0, "127.0.0.1")
     server = Server(Settings(port=0, **settings))
     await server.start(sockets)
-    yield Api(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", server)
-    await server.stop()
+    try:
+        yield Api(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", server)
+    finally:
+        await server.stop()
 
 
 def body_of(mode: str = "per_participant", seats: int = 2, **fields: Any) -> dict[str, Any]:

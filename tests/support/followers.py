@@ -128,6 +128,17 @@ class Follower:
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
 
+    @property
+    def is_here(self) -> bool:
+        return self._reading is not None
+
+    def check(self) -> None:
+        """Raise what a message was wrong in, or that the line has ended."""
+        assert self._reading is not None
+        if self._reading.done():
+            self._reading.result()
+            raise AssertionError(f"the line has ended: {self.ended}")
+
     async def _read(self) -> None:
         try:
             while not isinstance(message := await self.client.recv(3600), Closed):
@@ -174,10 +185,7 @@ class Follower:
         try:
             async with asyncio.timeout(timeout_s):
                 while not condition():
-                    assert self._reading is not None
-                    if self._reading.done():
-                        self._reading.result()  # what was wrong
-                        raise AssertionError(f"{self.ended} before it could hold")
+                    self.check()
                     self._moved.clear()
                     await self._moved.wait()
         except TimeoutError:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.processes import wait_until
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -242,6 +244,21 @@ class Sentinels:
                 pass
             time.sleep(0.05)
         raise AssertionError("Sentinel did not find its servers")
+
+    def ask(self, port: int, *words: str) -> str:
+        """One Sentinel, with redis-cli."""
+        command = ["redis-cli", "-p", str(port), "sentinel", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
+
+    def depose(self) -> None:
+        """As a partition leaves it: the old master lives, and nobody has told it."""
+        for port in self.ports:
+            self.ask(port, "remove", "lockstep")
+        with self.replica.client as client:
+            client.replicaof("no", "one")
+            wait_until(lambda: client.role()[0] == b"master", what="the promotion")
+        for port in self.ports:
+            self.ask(port, "monitor", "lockstep", "127.0.0.1", str(self.replica.port), "2")
 
     def close(self) -> None:
         for process, folder in self._sentinels:
