@@ -518,7 +518,11 @@ class StoreModel:
             self._do(request, epoch)
         except Refused as refused:
             refusals = refused.refusals
-        return Answer([] if self.session is None else self.session.versions[before:], refusals)
+        if self.session is None:
+            return Answer([], refusals)
+        # Somebody reads it then, and what is due is settled.
+        self.session.settle(max(request.at_ms, self.session.updated_ms))
+        return Answer(self.session.versions[before:], refusals)
 
     def _do(self, request: Request, epoch: str) -> None:
         if request.name == "delete":
