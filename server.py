@@ -169,16 +169,18 @@ class Server:
         closed = 0
         while self.transport.in_flight or self._connections() or now_s() - began_s < linger_s:
             elapsed_s = now_s() - began_s
-            if elapsed_s < spread_s:
-                due = int(len(clients) * elapsed_s / spread_s) + 1
-                leaving = clients[closed:due]
+            first = closed
+            if closed < len(clients):
+                closed = (
+                    int(len(clients) * elapsed_s / spread_s) + 1 if elapsed_s < spread_s else len(clients)
+                )
+                leaving = clients[first:closed]
             else:
                 # Repeatedly: new clients may still have come by a connection that was open before.
                 leaving = self._connections()
-            for place, (protocol, connection) in enumerate(leaving, closed):
+            for place, (protocol, connection) in enumerate(leaving, first):
                 after_ms = come_back_after_ms(place, len(clients), spread_s)
                 protocol.send_away(connection, GOING_AWAY, after_ms)
-            closed += len(leaving)
             await asyncio.sleep(0.01)
 
     def _connections(self) -> list[tuple[ClientProtocol, Connection]]:

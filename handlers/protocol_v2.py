@@ -92,7 +92,7 @@ class ProtocolV2(ClientProtocol):
                 protocol=self.subprotocol,
                 connection_id=next(self._ids),
                 timestamp=self._clock.shown_ms(),
-                error_ms=self._clock.error_ms(),
+                error_ms=self._clock.error_ms() + 1,  # the timestamp is floored
                 server=f"lockstep/{__version__}",
                 ping_interval_ms=self._ping_interval_ms,
                 subject=access.subject or UNSET,

@@ -214,6 +214,29 @@ def test_those_who_come_late_are_asked_to_wait_as_long_as_the_last() -> None:
     assert come_back_after_ms(3, 0, 0.0) == 1
 
 
+@pytest.mark.parametrize("server", [1], indirect=True, ids=[""])
+async def test_clients_of_v2_are_told_to_come_back_one_after_the_other(server: ServerProcess) -> None:
+    async with AsyncExitStack() as stack:
+        offer = {"Sec-WebSocket-Protocol": "lockstep.v2.json"}
+        url = f"{server.ws_url}/ws"
+        clients = [
+            await stack.enter_async_context(await WsClient.connect(url, headers=offer)) for _ in range(300)
+        ]
+        for client in clients:
+            assert (await client.recv())["type"] == "WELCOME"
+        server.terminate()
+        delays_ms = []
+        for client in clients:
+            told = await client.recv()
+            assert told["type"] == "GOING_AWAY"
+            delays_ms.append(told["reconnectAfterMs"])
+            assert await client.recv() == TOLD
+        # Closed within half of that, they are to come back within 300 / 500 s.
+        assert sorted(delays_ms) == [come_back_after_ms(place, 300, 0.5) for place in range(300)]
+        assert (min(delays_ms), max(delays_ms)) == (1, 100)
+        assert await exit_code(server, 10) == 0
+
+
 async def test_without_clients_the_exit_is_clean_and_at_once(server: ServerProcess) -> None:
     began_s = time.monotonic()
     server.terminate()
