@@ -33,6 +33,7 @@ CONNECTIONS = 16
 BUDGET_MS = 86_400_000
 # With tokens a participant switches only in his own turn; one who is alone has it always.
 PLAYER = str(uuid.uuid4())
+COMMAND = {"type": "COMMAND", "id": 1, "command": "switch"}
 SECRET = "a secret of this benchmark, and of no other use"
 # V8 and CPython 3.11 get quicker as they run; a server that has run for days is past that.
 WARM_UP_S = 2.0
@@ -105,8 +106,13 @@ def start(contestant: Contestant, redis: machine.Redis, stack: ExitStack) -> tup
     return port, server.pid
 
 
-def turn(contestant: Contestant, options: argparse.Namespace, is_alone: bool = False) -> Turn:
-    """`is_alone`: one participant in each session, who switches as himself where tokens are asked for."""
+def turn(
+    contestant: Contestant, options: argparse.Namespace, is_alone: bool = False, subprotocol: str | None = None
+) -> Turn:
+    """`is_alone`: one participant in each session, who switches as himself where tokens are asked for.
+
+    With a subprotocol the switches are commands over as many WebSockets.
+    """
     with ExitStack() as stack:
         redis = stack.enter_context(machine.Redis())
         port, pid = start(contestant, redis, stack)
@@ -118,11 +124,17 @@ def turn(contestant: Contestant, options: argparse.Namespace, is_alone: bool = F
             with redis.client as client:
                 client.mset({f"session:{each}": state for each, state in states(options.checkout).items()})
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-bench-")))
-        (folder / "paths").write_text("".join(f"/v1/sessions/{each}/switch\n" for each in ids))
+        if subprotocol is None:
+            lines = [f"/v1/sessions/{each}/switch" for each in ids]
+            asking = [f"--paths={folder / 'lines'}"]
+        else:
+            lines = [json.dumps(COMMAND | {"sessionId": each}, separators=(",", ":")) for each in ids]
+            asking = [f"--messages={folder / 'lines'}", f"--subprotocol={subprotocol}"]
+        (folder / "lines").write_text("".join(f"{line}\n" for line in lines))
         command = [
             *("taskset", "-c", str(machine.LOAD_CORE), str(machine.compiled("rest_load"))),
             f"--port={port}",
-            f"--paths={folder / 'paths'}",
+            *asking,
             f"--connections={options.connections}",
             f"--pids={pid},{redis.pid}",
             f"--warm-up={WARM_UP_S + options.warm_up}",

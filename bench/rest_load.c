@@ -1,10 +1,13 @@
-/* A closed-loop HTTP/1.1 load generator: one request in flight on each keep-alive connection.
+/* A closed-loop load generator: one request in flight on each connection, HTTP/1.1 keep-alive or WebSocket.
  *
  * Connections take the paths of a file in turn, one after the other, so that two of them never ask for the same
- * one at the same time as long as there are more paths than connections. One thread, epoll, no libraries:
+ * one at the same time as long as there are more paths than connections. WebSockets take messages instead. The
+ * first one that the server sends is a greeting, each later one an answer: a RESULT counts as status 200, all
+ * else as 400. One thread, epoll, no libraries:
  *
  *   cc -O2 -std=c11 -o rest_load rest_load.c
  *   rest_load --port=8001 --paths=FILE [--body=FILE --type=application/json] --connections=16 --pids=1,2 ...
+ *   rest_load --port=8001 --messages=FILE --subprotocol=lockstep.v2.json --connections=16 --pids=1,2 ...
  *
  * Stdout: "measuring" and "measured" as each begins, one line of JSON, "done". All of them are flushed. The CPU
  * time of the --pids is read at both ends of the measured period, and what is in flight at its end is finished.
@@ -42,7 +45,7 @@ typedef struct {
 
 static struct {
     int port, connections;
-    const char *paths_file, *body_file, *type, *method, *header;
+    const char *paths_file, *body_file, *type, *method, *header, *messages_file, *subprotocol;
     double warm_up_s, seconds;
     pid_t pids[PIDS];
     int pid_count;
@@ -113,7 +116,7 @@ static void ask(Connection *connection) {
     connection->request = requests[next_path];
     connection->request_bytes = request_bytes[next_path];
     next_path = (next_path + 1) % path_count;
-    connection->sent_bytes = connection->answer_bytes = 0;
+    connection->sent_bytes = 0;
     connection->asked_ns = now_ns();
     in_flight++;
     send_rest(connection);
@@ -157,17 +160,58 @@ static bool is_complete(Connection *connection) {
     return has_last_chunk(answer + head_bytes, end);
 }
 
+/* How long the frame at the beginning of what has come is, its head included; 0: it is not here to its end. */
+static size_t frame_bytes(Connection *connection, size_t *head_bytes) {
+    uint8_t *head = (uint8_t *)connection->answer;
+    size_t bytes = connection->answer_bytes < 2 ? 0 : head[1];
+    *head_bytes = bytes == 126 ? 4 : bytes == 127 ? 10 : 2;
+    if (connection->answer_bytes < *head_bytes) return 0;
+    if (*head_bytes > 2) {
+        bytes = 0;
+        for (size_t byte = 2; byte < *head_bytes; byte++) bytes = bytes << 8 | head[byte];
+    }
+    bytes += *head_bytes;
+    return connection->answer_bytes < bytes ? 0 : bytes;
+}
+
+static void drop_answer(Connection *connection, size_t bytes) {
+    connection->answer_bytes -= bytes;
+    memmove(connection->answer, connection->answer + bytes, connection->answer_bytes);
+}
+
+/* Whether a message is here; pings before it are answered. */
+static bool has_message(Connection *connection) {
+    size_t bytes, head_bytes;
+    while ((bytes = frame_bytes(connection, &head_bytes))) {
+        int opcode = connection->answer[0] & 0x0f;
+        if (opcode == 1) return true;
+        if (opcode == 8) fail("the server closed: %.*s", (int)(bytes - head_bytes), connection->answer + head_bytes);
+        static const char pong[] = {(char)0x8a, (char)0x80, 0, 0, 0, 0};
+        if (opcode == 9 && bytes == 2 && send(connection->fd, pong, sizeof pong, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
+            fail("send: %s", strerror(errno));
+        drop_answer(connection, bytes);
+    }
+    return false;
+}
+
+static int status_of(Connection *connection, size_t answer_bytes) {
+    if (options.messages_file) return memmem(connection->answer, answer_bytes, "{\"type\":\"RESULT\"", 16) ? 200 : 400;
+    if (connection->answer_bytes < 12 || memcmp(connection->answer, "HTTP/1.1 ", 9)) fail("not HTTP/1.1");
+    return atoi(connection->answer + 9);
+}
+
 static void take_answer(Connection *connection) {
     int64_t at_ns = now_ns();
-    if (connection->answer_bytes < 12 || memcmp(connection->answer, "HTTP/1.1 ", 9)) fail("not HTTP/1.1");
-    int status = atoi(connection->answer + 9);
+    size_t head_bytes, bytes = options.messages_file ? frame_bytes(connection, &head_bytes) : connection->answer_bytes;
+    int status = status_of(connection, bytes);
     in_flight--;
     if (is_measuring) {
         if (requests_measured >= LATENCIES) fail("more than %d requests", LATENCIES);
         latencies_ns[requests_measured++] = at_ns - connection->asked_ns;
-        answer_bytes_measured += connection->answer_bytes;
+        answer_bytes_measured += bytes;
         statuses[status >= 0 && status < 600 ? status : 0]++;
     }
+    drop_answer(connection, bytes);
     if (!is_over) ask(connection);
 }
 
@@ -178,7 +222,9 @@ static void read_answer(Connection *connection) {
     if (n < 0) fail("recv: %s", strerror(errno));
     if (n == 0) fail("the server closed a connection that was to be kept");
     connection->answer_bytes += n;
-    if (is_complete(connection)) take_answer(connection);
+    if (options.messages_file) {
+        while (has_message(connection)) take_answer(connection); /* and the pings around it */
+    } else if (is_complete(connection)) take_answer(connection);
     else if (connection->answer_bytes == ANSWER_BYTES) fail("an answer over %d bytes", ANSWER_BYTES);
 }
 
@@ -202,10 +248,12 @@ static void run_until(int64_t end_ns) {
 }
 
 static void read_options(int argc, char **argv) {
-    enum { PORT, PATHS, BODY, TYPE, METHOD, HEADER, CONNECTIONS, WARM_UP, SECONDS, PID_LIST };
+    enum { PORT, PATHS, MESSAGES, SUBPROTOCOL, BODY, TYPE, METHOD, HEADER, CONNECTIONS, WARM_UP, SECONDS, PID_LIST };
     static const struct option names[] = {
         {"port", 1, 0, PORT},
         {"paths", 1, 0, PATHS}, /* a file, one path per line */
+        {"messages", 1, 0, MESSAGES}, /* instead: a file, one text message per line */
+        {"subprotocol", 1, 0, SUBPROTOCOL},
         {"body", 1, 0, BODY},   /* a file; without it the body is empty */
         {"type", 1, 0, TYPE},   /* the body's content type */
         {"method", 1, 0, METHOD},
@@ -218,6 +266,8 @@ static void read_options(int argc, char **argv) {
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
         case PORT: options.port = atoi(optarg); break;
         case PATHS: options.paths_file = optarg; break;
+        case MESSAGES: options.messages_file = optarg; break;
+        case SUBPROTOCOL: options.subprotocol = optarg; break;
         case BODY: options.body_file = optarg; break;
         case TYPE: options.type = optarg; break;
         case METHOD: options.method = optarg; break;
@@ -231,7 +281,37 @@ static void read_options(int argc, char **argv) {
             break;
         default: exit(2);
         }
-    if (!options.port || !options.paths_file || options.connections < 1) fail("--port and --paths are needed");
+    if (!options.port || !options.paths_file == !options.messages_file || options.connections < 1)
+        fail("--port and either --paths or --messages are needed");
+}
+
+static void add_request(const char *head, size_t head_bytes, const char *body, size_t body_bytes) {
+    requests = realloc(requests, (path_count + 1) * sizeof *requests);
+    request_bytes = realloc(request_bytes, (path_count + 1) * sizeof *request_bytes);
+    if (!requests || !request_bytes) fail("out of memory");
+    char *request = room_for(1, head_bytes + body_bytes);
+    memcpy(request, head, head_bytes);
+    memcpy(request + head_bytes, body, body_bytes);
+    requests[path_count] = request;
+    request_bytes[path_count++] = head_bytes + body_bytes;
+}
+
+static void make_frames(void) {
+    FILE *file = fopen(options.messages_file, "r");
+    if (!file) fail("%s: %s", options.messages_file, strerror(errno));
+    char *line = NULL;
+    size_t room = 0;
+    for (ssize_t bytes; (bytes = getline(&line, &room, file)) > 0;) {
+        if (line[bytes - 1] == '\n') bytes--;
+        if (bytes < 1 || bytes > 65535) fail("a message of %zd bytes", bytes);
+        /* masked with zeros: legal, and the message stays as it is */
+        char head[8] = {(char)0x81, (char)(0x80 | bytes)}, long_head[8] = {(char)0x81, (char)0xfe, bytes >> 8, (char)bytes};
+        if (bytes < 126) add_request(head, 6, line, bytes);
+        else add_request(long_head, 8, line, bytes);
+    }
+    free(line);
+    fclose(file);
+    if (!path_count) fail("%s: no message", options.messages_file);
 }
 
 static void make_requests(void) {
@@ -249,22 +329,39 @@ static void make_requests(void) {
     if (!file) fail("%s: %s", options.paths_file, strerror(errno));
     char path[1024];
     while (fscanf(file, "%1023s", path) == 1) {
-        requests = realloc(requests, (path_count + 1) * sizeof *requests);
-        request_bytes = realloc(request_bytes, (path_count + 1) * sizeof *request_bytes);
-        if (!requests || !request_bytes) fail("out of memory");
         char head[4096];
         int head_bytes = snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s%s%sContent-Length: %zu\r\n\r\n",
                                   options.method, path, options.port, type, options.header ? options.header : "",
                                   options.header ? "\r\n" : "", body_bytes);
         if (head_bytes >= (int)sizeof head) fail("a request is too long");
-        char *request = room_for(1, head_bytes + body_bytes);
-        memcpy(request, head, head_bytes);
-        memcpy(request + head_bytes, body, body_bytes);
-        requests[path_count] = request;
-        request_bytes[path_count++] = head_bytes + body_bytes;
+        add_request(head, head_bytes, body, body_bytes);
     }
     fclose(file);
     if (!path_count) fail("%s: no path", options.paths_file);
+}
+
+static void receive_more(Connection *connection) {
+    ssize_t n = recv(connection->fd, connection->answer + connection->answer_bytes,
+                     ANSWER_BYTES - connection->answer_bytes, 0);
+    if (n <= 0) fail("the server closed a WebSocket");
+    connection->answer_bytes += n;
+}
+
+/* Until the server's first message has come, which no request has asked for. */
+static void upgrade(Connection *connection) {
+    char request[1024], *end;
+    int bytes = snprintf(request, sizeof request,
+                         "GET /ws HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+                         "Sec-WebSocket-Protocol: %s\r\n\r\n",
+                         options.port, options.subprotocol);
+    if (send(connection->fd, request, bytes, MSG_NOSIGNAL) != bytes) fail("the request was not taken");
+    while (!(end = memmem(connection->answer, connection->answer_bytes, "\r\n\r\n", 4))) receive_more(connection);
+    if (memcmp(connection->answer, "HTTP/1.1 101", 12)) fail("no upgrade: %.*s", 100, connection->answer);
+    drop_answer(connection, end + 4 - connection->answer);
+    while (!has_message(connection)) receive_more(connection);
+    size_t head_bytes;
+    drop_answer(connection, frame_bytes(connection, &head_bytes));
 }
 
 static void connect_all(void) {
@@ -281,6 +378,7 @@ static void connect_all(void) {
         if (connect(connection->fd, (struct sockaddr *)&to, sizeof to)) fail("connect: %s", strerror(errno));
         int on = 1;
         setsockopt(connection->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        if (options.messages_file) upgrade(connection);
         fcntl(connection->fd, F_SETFL, O_NONBLOCK);
         watch(connection, EPOLLIN, EPOLL_CTL_ADD);
     }
@@ -299,7 +397,8 @@ static double percentile_us(double share) {
 
 int main(int argc, char **argv) {
     read_options(argc, argv);
-    make_requests();
+    if (options.messages_file) make_frames();
+    else make_requests();
     connect_all();
     for (int number = 0; number < options.connections; number++) ask(&connections[number]);
     run_until(now_ns() + (int64_t)(options.warm_up_s * 1e9));
