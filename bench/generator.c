@@ -2,7 +2,8 @@
  *
  * It opens clients, spread over rooms, waits until all have joined, publishes on Redis by itself and counts
  * every message at every client. A publication carries its number as 16 digits, so that each receipt is
- * checked (lost, twice, out of order) and timed. One thread, epoll, no libraries:
+ * checked (lost, twice, out of order) and timed. With --switch the rooms are running sessions at version 2,
+ * switched by REST instead, and the version that comes is the number. One thread, epoll, no libraries:
  *
  *   cc -O2 -std=c11 -o generator generator.c
  *   generator --ports=8001,8002 --redis=6379 --clients=1000 --rooms=FILE --payload=FILE --in-flight=8 ...
@@ -63,9 +64,10 @@ typedef struct {
 
 static struct {
     int ports[64], port_count;
-    int redis_port;
+    int redis_port; /* or, with is_switching, that of the server which is asked by REST */
+    bool is_switching;
     int clients;
-    const char *rooms_file, *payload_file, *path, *channel, *hello, *joined, *find, *question, *answer;
+    const char *rooms_file, *payload_file, *path, *channel, *hello, *joined, *find, *question, *answer, *subprotocol;
     int in_flight;
     double rate, warm_up_s, seconds;
     bool by_room; /* all clients of a room at one port */
@@ -86,7 +88,7 @@ static char *buffer;
 
 static int opened, joined, closed;
 static int64_t published, completed, received, other, twice, misordered, unheard;
-static int64_t measured_received, measured_published, skipped, progress_ns;
+static int64_t measured_received, measured_bytes, measured_published, skipped, progress_ns;
 static bool is_measuring;
 static int64_t *histogram, timed, longest_ns;
 
@@ -177,11 +179,15 @@ static void flush_redis(void) {
     redis_waits = waits;
 }
 
-/* The replies to PUBLISH: how many subscribers heard it. */
+/* The replies to PUBLISH: how many subscribers heard it. Of the answers to switches only refusals are looked at. */
 static void read_redis(void) {
     ssize_t n = recv(redis_fd, redis_in + redis_in_bytes, sizeof redis_in - redis_in_bytes, 0);
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) fail("Redis closed the connection");
+    if (options.is_switching) {
+        if (n > 12 && !memcmp(redis_in, "HTTP/1.1 ", 9) && memcmp(redis_in + 9, "200", 3)) fail("%.*s", (int)n, redis_in);
+        return;
+    }
     redis_in_bytes += n;
     char *at = redis_in, *end = redis_in + redis_in_bytes, *line_end;
     while ((line_end = memchr(at, '\n', end - at))) {
@@ -202,6 +208,13 @@ static void publish(int64_t at_ns) {
         redis_out_room = needed * 2;
         redis_out = realloc(redis_out, redis_out_room);
         if (!redis_out) fail("out of memory");
+    }
+    if (options.is_switching) {
+        redis_out_bytes += sprintf(redis_out + redis_out_bytes,
+                                   "POST /v1/sessions/%s/switch HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n",
+                                   room->id);
+        if (is_measuring) measured_published++;
+        return;
     }
     char channel[256];
     int channel_bytes = snprintf(channel, sizeof channel, options.channel, room->id);
@@ -261,8 +274,9 @@ static void ask_for_upgrade(int number) {
     snprintf(path, sizeof path, options.path, rooms[client->room].id);
     int bytes = snprintf(request, sizeof request,
                          "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                         path, client->port);
+                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
+                         path, client->port, options.subprotocol ? "Sec-WebSocket-Protocol: " : "",
+                         options.subprotocol ? options.subprotocol : "", options.subprotocol ? "\r\n" : "");
     if (send(client->fd, request, bytes, MSG_NOSIGNAL) != bytes) fail("the request was not taken");
     watch(client->fd, number, EPOLLIN, EPOLL_CTL_MOD);
 }
@@ -274,7 +288,7 @@ static void lose(Client *client) {
     closed++;
 }
 
-static void take_publication(Client *client, int64_t sequence, int64_t at_ns) {
+static void take_publication(Client *client, int64_t sequence, size_t frame_bytes, int64_t at_ns) {
     if (sequence == client->last_sequence) {
         twice++;
         return;
@@ -283,7 +297,7 @@ static void take_publication(Client *client, int64_t sequence, int64_t at_ns) {
     if (sequence < client->last_sequence) misordered++;
     else client->last_sequence = sequence;
     received++;
-    if (is_measuring) measured_received++;
+    if (is_measuring) measured_received++, measured_bytes += frame_bytes;
     Publication *publication = &ring[sequence & (RING - 1)];
     if (publication->sequence != sequence) {
         misordered++;
@@ -298,8 +312,17 @@ static void take_publication(Client *client, int64_t sequence, int64_t at_ns) {
     if (--publication->missing == 0) completed++;
 }
 
-static void take_message(Client *client, const char *data, size_t bytes, int64_t at_ns) {
+static bool begins_with(const char *data, size_t bytes, const char *text) {
+    return text && bytes >= strlen(text) && !memcmp(data, text, strlen(text));
+}
+
+static void take_message(Client *client, const char *data, size_t bytes, size_t head_bytes, int64_t at_ns) {
     static size_t usual_place; /* messages look alike: the number is mostly where it was last */
+    if (!client->is_joined && begins_with(data, bytes, options.joined)) {
+        other++;
+        join(client);
+        return;
+    }
     size_t find_bytes = strlen(options.find), needed = find_bytes + SEQUENCE_DIGITS;
     const char *mark = NULL;
     if (bytes >= usual_place + needed && !memcmp(data + usual_place, options.find, find_bytes))
@@ -309,17 +332,17 @@ static void take_message(Client *client, const char *data, size_t bytes, int64_t
     if (mark) {
         usual_place = mark - data;
         int64_t sequence = 0;
-        for (int digit = 0; digit < SEQUENCE_DIGITS; digit++)
-            sequence = sequence * 10 + (mark[find_bytes + digit] - '0');
-        take_publication(client, sequence, at_ns);
+        const char *digit = mark + find_bytes;
+        for (int digits = 0; digits < SEQUENCE_DIGITS && *digit >= '0' && *digit <= '9'; digits++, digit++)
+            sequence = sequence * 10 + (*digit - '0');
+        /* The first switch makes version 3. */
+        if (options.is_switching) sequence = (sequence - 3) * room_count + client->room + 1;
+        take_publication(client, sequence, head_bytes + bytes, at_ns);
         return;
     }
     other++;
     if (options.question && bytes == strlen(options.question) && !memcmp(data, options.question, bytes))
         send_frame(client, 1, options.answer, strlen(options.answer));
-    else if (options.joined && bytes >= strlen(options.joined) &&
-             !memcmp(data, options.joined, strlen(options.joined)))
-        join(client);
 }
 
 /* How many bytes of the answer to the upgrade are complete; 0 if it is not. */
@@ -362,7 +385,7 @@ static void read_client(Client *client) {
         if ((size_t)(end - at) < head_bytes + bytes) break;
         at += head_bytes;
         int opcode = head[0] & 0x0f;
-        if (opcode == 1 || opcode == 2) take_message(client, at, bytes, at_ns);
+        if (opcode == 1 || opcode == 2) take_message(client, at, bytes, head_bytes, at_ns);
         else if (opcode == 9) send_frame(client, 10, at, bytes);
         else if (opcode == 8 && bytes >= 2 && !closed)
             fprintf(stderr, "generator: closed with %d %.*s\n", (uint8_t)at[0] << 8 | (uint8_t)at[1], (int)bytes - 2, at + 2);
@@ -453,7 +476,7 @@ static int numbers(char *list, int *into, int most) {
 
 static void read_options(int argc, char **argv) {
     enum { PORTS, REDIS_PORT, CLIENTS, ROOMS, PAYLOAD, PATH, CHANNEL, HELLO, JOINED, FIND, ANSWER, IN_FLIGHT, RATE,
-           WARM_UP, SECONDS, PIDS, BY_ROOM };
+           WARM_UP, SECONDS, PIDS, BY_ROOM, SWITCH, SUBPROTOCOL };
     static const struct option names[] = {
         {"ports", 1, 0, PORTS},       /* servers, clients go round them */
         {"redis", 1, 0, REDIS_PORT},
@@ -472,6 +495,8 @@ static void read_options(int argc, char **argv) {
         {"seconds", 1, 0, SECONDS},
         {"pids", 1, 0, PIDS},         /* processes whose CPU time is measured too */
         {"by-room", 0, 0, BY_ROOM},   /* all clients of a room at one port */
+        {"switch", 1, 0, SWITCH},     /* instead of --redis: the port of the server that is asked for switches */
+        {"subprotocol", 1, 0, SUBPROTOCOL},
         {0}};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
         case PORTS: options.port_count = numbers(optarg, options.ports, 64); break;
@@ -496,10 +521,13 @@ static void read_options(int argc, char **argv) {
         case SECONDS: options.seconds = atof(optarg); break;
         case PIDS: options.pid_count = numbers(optarg, options.pids, 64); break;
         case BY_ROOM: options.by_room = true; break;
+        case SWITCH: options.redis_port = atoi(optarg), options.is_switching = true, options.find = "\"version\":"; break;
+        case SUBPROTOCOL: options.subprotocol = optarg; break;
         default: exit(2);
         }
-    if (!options.port_count || !options.redis_port || !options.rooms_file || !options.payload_file)
-        fail("--ports, --redis, --rooms and --payload are needed");
+    if (!options.port_count || !options.redis_port || !options.rooms_file ||
+        !options.payload_file != options.is_switching)
+        fail("--ports, --rooms, and either --redis and --payload or --switch are needed");
     if (options.in_flight < 1 || options.in_flight >= RING || options.clients < 1) fail("nothing to do");
 }
 
@@ -568,7 +596,7 @@ static void set_up(void) {
 int main(int argc, char **argv) {
     read_options(argc, argv);
     read_rooms();
-    read_payload();
+    if (!options.is_switching) read_payload();
     set_up();
     int64_t connect_ns = now_ns();
     wait_until_joined();
@@ -601,9 +629,9 @@ int main(int argc, char **argv) {
            options.clients, room_count, join_s, (long long)published, (long long)expected, (long long)received,
            (long long)twice, (long long)misordered, (long long)other, (long long)unheard, (long long)skipped, closed,
            flows ? "false" : "true", payload_bytes);
-    printf("\"measured\":{\"wall_s\":%.6f,\"publications\":%lld,\"received\":%lld,\"generator_cpu_s\":%.6f,"
+    printf("\"measured\":{\"wall_s\":%.6f,\"publications\":%lld,\"received\":%lld,\"bytes\":%lld,\"generator_cpu_s\":%.6f,"
            "\"generator_share\":%.4f,\"cpu_s\":[",
-           wall_s, (long long)measured_published, (long long)measured_received, own_s, own_s / wall_s);
+           wall_s, (long long)measured_published, (long long)measured_received, (long long)measured_bytes, own_s, own_s / wall_s);
     for (int each = 0; each < options.pid_count; each++) printf("%s%.6f", each ? "," : "", cpu_used_s[each]);
     printf("]},\"latency_us\":{\"p50\":%.1f,\"p99\":%.1f,\"p99_9\":%.1f,\"max\":%.1f}}\n", percentile_us(0.5),
            percentile_us(0.99), percentile_us(0.999), longest_ns / 1e3);
