@@ -1,8 +1,8 @@
 """What a change costs, as a state (protocol v1) and as what has moved (v2): python -m bench.changes
 
 A session is switched by REST again and again; the next switch is asked for when each client of it has been
-told of the one before. Bytes are those of the WebSocket's frames. CPU time is the server's, all that a switch takes
-included: to decide it, to commit it, to answer it, and to tell a thousand clients.
+told of the one before. Bytes are those of the WebSocket's frames. CPU time is the server's, for all that a
+switch takes: to decide it, to commit it, to answer it, and to tell a thousand clients.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench import contest, machine
 from bench.contest import Table, median, number, ratio, spread

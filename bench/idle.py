@@ -51,11 +51,11 @@ class Clients:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def wait(self) -> None:
-        """Until all have joined."""
+    def wait(self, line: str = "ready") -> None:
+        """Until all have joined, or whatever else it says."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        if self.process.stdout.readline().strip() != "ready":
+        if self.process.stdout.readline().strip() != line:
             raise RuntimeError(self.process.stderr.read().strip())
 
     def go_silent(self) -> None:

@@ -107,7 +107,10 @@ def start(contestant: Contestant, redis: machine.Redis, stack: ExitStack) -> tup
 
 
 def turn(
-    contestant: Contestant, options: argparse.Namespace, is_alone: bool = False, subprotocol: str | None = None
+    contestant: Contestant,
+    options: argparse.Namespace,
+    is_alone: bool = False,
+    subprotocol: str | None = None,
 ) -> Turn:
     """`is_alone`: one participant in each session, who switches as himself where tokens are asked for.
 
