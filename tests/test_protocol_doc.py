@@ -1,13 +1,9 @@
 """docs/protocol.md tells the truth: its story is replayed, its formulas are reckoned, its tables compared."""
 
 import asyncio
-import json
 import re
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,77 +19,13 @@ from lockstep.rules.state import CLOCK_KINDS, Mode, Session
 from lockstep.rules.state_json import to_dict
 from lockstep.wire import protocol_v1
 from tests.support import settled_rules as engine
+from tests.support.documents import ANYTHING, assert_alike, blocks_of, differences, table_under
 from tests.support.processes import ROOT, Answer, ServerProcess
 from tests.support.sessions_under_test import EPOCH, T0, pending
 from tests.support.ws_client import Closed, WsClient
 
-DOC = (Path(ROOT) / "docs" / "protocol.md").read_text()
-FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ANYTHING = "…"
-
-INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-# What differs each time is compared by its shape alone.
-SHAPES = {
-    "epoch": lambda value: re.fullmatch("[0-9a-z]{13}", value),
-    "commit": lambda value: re.fullmatch(r"[\w-]{8}", value),
-    "timestamp": lambda value: type(value) is int and 10**12 < value < 10**13,
-    "deadline_ms": lambda value: type(value) is int and 10**12 < value < 10**13,
-    **dict.fromkeys(
-        ["at", "created_at", "updated_at", "cycle_started_at", "session_started_at", "session_completed_at"],
-        lambda value: INSTANT.fullmatch(value),
-    ),
-}
-# What depends on how fast the story is told may differ by this much.
-ELAPSED = {"total_time_ms", "time_remaining_ms", "time_used_ms", "remaining_ms", "elapsed_ms"}
-TOLD_WITHIN_MS = 30_000
-
-
-@dataclass(frozen=True)
-class Block:
-    """One fenced example: `json server`, `json client`, `json 201` or `http`."""
-
-    language: str
-    role: str
-    text: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-BLOCKS = [Block(found[1], found[2] or "", found[3]) for found in FENCE.finditer(DOC)]
-
-
-def differences(told: Any, real: Any, path: str = "") -> Iterator[str]:
-    """Where an example and reality disagree."""
-    key = path.rsplit(".", 1)[-1]
-    if told == ANYTHING:
-        return
-    if isinstance(told, dict) and isinstance(real, dict):
-        told = dict(told)
-        is_open = told.pop(ANYTHING, None) is not None
-        for name in told.keys() - real.keys():
-            yield f"{path}.{name} is not there"
-        for name in real.keys() - told.keys():
-            if not is_open:
-                yield f"{path}.{name} is not told"
-        for name in told.keys() & real.keys():
-            yield from differences(told[name], real[name], f"{path}.{name}")
-    elif isinstance(told, list) and isinstance(real, list) and len(told) == len(real):
-        for place, (one, other) in enumerate(zip(told, real, strict=True)):
-            yield from differences(one, other, f"{path}.{place}")
-    elif told is not None and real is not None and key in SHAPES:
-        if not (SHAPES[key](told) and SHAPES[key](real)):
-            yield f"{path}: {told!r} and {real!r} are not both of that shape"
-    elif key in ELAPSED and type(told) is type(real) is int:
-        if abs(told - real) > TOLD_WITHIN_MS:
-            yield f"{path}: {told} is told, {real} is too far from it"
-    elif type(told) is not type(real) or told != real:
-        yield f"{path}: {told!r} is told, {real!r} is real"
-
-
-def assert_alike(told: Any, real: Any) -> None:
-    assert list(differences(told, real)) == []
+DOC = (ROOT / "docs" / "protocol.md").read_text()
+BLOCKS = blocks_of(DOC)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +119,7 @@ SESSIONS: dict[str, dict[str, Any]] = {
 
 def rows_of(heading: str) -> list[list[str]]:
     """The cells of the first table under a heading."""
-    section = DOC.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+    return table_under(DOC, heading)
 
 
 def formulas() -> dict[str, list[str]]:
