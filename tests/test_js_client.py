@@ -1,17 +1,22 @@
-"""clients/js/lockstep.js: what its clocks show, worked by hand; order of states, time; its connection."""
+"""clients/js/lockstep.js: what its clocks show, worked by hand; order of states, time; its connection.
+
+What concerns the connection runs with servers of both protocols.
+"""
 
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 import jwt
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from tests.support.browser import chromium
 from tests.support.processes import ServerProcess
+from tests.support.tabs import Tab, older, opened
 
 T0 = 1_704_110_400_000  # 2024-01-01T12:00:00.000Z
 A, B, C = "a", "b", "c"
@@ -442,70 +447,23 @@ def test_clocks_that_drift_apart_slowly_leave_server_time_as_it_is(page: Page) -
 SECRET = "a secret of more than thirty-two bytes, for tests only"
 OTHER_SESSION = "00000000-0000-4000-8000-000000000001"
 
-# What the tests need in a tab. `follow` makes a client of a new session, or of the one given, and records
-# what happens; timers and sockets are counted. The sockets are real: `say` adds a message to what one heard.
-TOOLS = """
-window.sockets = [];
-window.WebSocket = class extends WebSocket {
-    constructor(...args) { super(...args); sockets.push(this); }
-};
-window.timers = new Set();
-for (const [set, clear] of [["setTimeout", "clearTimeout"], ["setInterval", "clearInterval"]]) {
-    const native = { set: window[set].bind(window), clear: window[clear].bind(window) };
-    window[set] = (run, ms) => {
-        const id = native.set(() => { if (set === "setTimeout") timers.delete(id); run(); }, ms);
-        timers.add(id);
-        return id;
-    };
-    window[clear] = (id) => { timers.delete(id); native.clear(id); };
-}
-window.follow = async (options, url = location.origin + "/ws", sessionId = crypto.randomUUID()) => {
-    const { Lockstep } = await import("/lockstep.js");
-    window.link = new Lockstep(url, sessionId, options);
-    window.log = [];
-    link.addEventListener("status", ({ detail }) => log.push(detail));
-    for (const type of ["state", "missing", "deleted", "error", "message"]) {
-        link.addEventListener(type, ({ detail }) => log.push({ ...detail, event: type }));
-    }
-    return link;
-};
-window.until = async (holds) => {
-    for (const begin = performance.now(); performance.now() - begin < 20_000; ) {
-        if (holds()) return;
-        await new Promise(requestAnimationFrame);
-    }
-    throw new Error(`never: ${holds} ${JSON.stringify({ status: link.status, log })}`);
-};
-window.statuses = () => log.flatMap(({ status }) => status ?? []);
-window.say = (data, socket = sockets.at(-1)) => socket.dispatchEvent(new MessageEvent("message", { data }));
-window.measured = () => link.status === "online" && link.time.errorMs < Infinity;
-"""
 
-
-class Tab:
-    """A tab with the tools, whose uncaught errors are kept."""
-
-    def __init__(self, browser: Browser, url: str) -> None:
-        self.page = browser.new_context().new_page()
-        self.uncaught: list[str] = []
-        self.tolerated: set[str] = set()
-        self.page.on("pageerror", lambda error: self.uncaught.append(str(error)))
-        self.page.add_init_script(TOOLS)
-        self.url = url
-        self.page.goto(url)
-
-    def run(self, body: str, *args: Any) -> Any:
-        """Run it as the body of an async function whose arguments are `args`."""
-        return self.page.evaluate("async (args) => {" + body + "}", list(args))
+@pytest.fixture(params=["v1", "v2"])
+def spoken(request: pytest.FixtureRequest) -> str:
+    """The protocol: v1 with a server that does not know v2."""
+    return str(request.param)
 
 
 @pytest.fixture
-def tab(page: Page, server_process: ServerProcess) -> Iterator[Tab]:
+def tab(page: Page, server_process: ServerProcess, spoken: str) -> Iterator[Tab]:
+    yield from tab_at(page, server_process, spoken)
+
+
+def tab_at(page: Page, server: ServerProcess, spoken: str) -> Iterator[Tab]:
     assert page.context.browser is not None
-    tab = Tab(page.context.browser, server_process.url)
-    yield tab
-    tab.page.context.close()
-    assert set(tab.uncaught) <= tab.tolerated
+    with ExitStack() as stack:
+        url = stack.enter_context(older(server.port)).url if spoken == "v1" else server.url
+        yield stack.enter_context(opened(page.context.browser, url))
 
 
 @pytest.fixture(scope="module")
@@ -519,12 +477,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 
 @pytest.fixture
-def guarded_tab(page: Page, guarded: ServerProcess) -> Iterator[Tab]:
-    assert page.context.browser is not None
-    tab = Tab(page.context.browser, guarded.url)
-    yield tab
-    tab.page.context.close()
-    assert set(tab.uncaught) <= tab.tolerated
+def guarded_tab(page: Page, guarded: ServerProcess, spoken: str) -> Iterator[Tab]:
+    yield from tab_at(page, guarded, spoken)
 
 
 def token(sid: str = "*", ttl_s: float = 600) -> str:
@@ -742,7 +696,7 @@ def test_what_was_closed_can_be_connected_again(tab: Tab) -> None:
 # ---- The connection: how it ends ----
 
 
-def test_a_session_that_is_deleted_is_gone(tab: Tab) -> None:
+def test_a_session_that_is_deleted_is_gone(tab: Tab, spoken: str) -> None:
     outcome = tab.run(
         """(await follow({}, location.origin + "/ws", args[0])).connect();
         await until(measured);
@@ -751,10 +705,11 @@ def test_a_session_that_is_deleted_is_gone(tab: Tab) -> None:
         await until(() => link.state);
         await fetch("/v1/sessions/" + args[0], { method: "DELETE" });
         await until(() => link.status === "gone");
-        return [log.map(({ event, status }) => event ?? status), link.state, timers.size];""",
+        return [log.map(({ event, status }) => event ?? status), link.state, timers.size === 0];""",
         str(uuid.uuid4()),
     )
-    assert outcome == [["online", "missing", "state", "deleted", "gone"], None, 0]
+    # In protocol v2 the subscription stays: the session may be created anew.
+    assert outcome == [["online", "missing", "state", "deleted", "gone"], None, spoken == "v1"]
 
 
 def test_a_close_of_1000_alone_is_a_lost_connection(tab: Tab) -> None:
@@ -767,6 +722,7 @@ def test_a_close_of_1000_alone_is_a_lost_connection(tab: Tab) -> None:
     assert outcome == [["online", "offline", "online"], 1000]
 
 
+@pytest.mark.parametrize("spoken", ["v1"], indirect=True)
 def test_the_end_of_an_earlier_session_of_the_id_ends_nothing(tab: Tab) -> None:
     outcome = tab.run("""
         (await follow()).connect();
@@ -791,9 +747,8 @@ def test_a_session_id_that_is_none_is_refused(tab: Tab) -> None:
 # ---- The connection: what cannot be understood ----
 
 
-@pytest.mark.parametrize(
-    "junk",
-    [
+JUNK = {
+    "v1": [
         "",
         "<!doctype html><title>502 Bad Gateway</title>",
         '{"type":"STATE_UPDATE","state":{"session_id":"',
@@ -809,6 +764,31 @@ def test_a_session_id_that_is_none_is_refused(tab: Tab) -> None:
         '{"type":"PONG","id":PING_ID}',
         '{"type":"PONG","id":PING_ID,"timestamp":"soon"}',
     ],
+    "v2": [
+        "",
+        "5",
+        '{"type":5}',
+        '{"type":"SNAPSHOT","position":"a"}',
+        '{"type":"SNAPSHOT","position":"a","state":[]}',
+        '{"type":"SUBSCRIBED"}',
+        '{"type":"SUBSCRIBED","position":"a","state":"x"}',
+        '{"type":"SUBSCRIBED","updates":{}}',
+        '{"type":"SUBSCRIBED","updates":[{"type":"UPDATE"}]}',
+        '{"type":"UPDATE","from":"a","position":"b","events":[]}',
+        '{"type":"UPDATE","from":"a","position":"b","events":[],"changes":[]}',
+        '{"type":"UPDATE","from":"a","position":"b","events":[null],"changes":{}}',
+        '{"type":"UPDATE","from":"a","position":"b","events":[],"changes":{"participants":{}}}',
+        '{"type":"UPDATE","from":"a","position":"b","events":[],"changes":{"participants":[null]}}',
+        '{"type":"UPDATE","from":null,"position":"b","events":[],"changes":{}}',
+        '{"type":"MESSAGE","message":"x"}',
+        '{"type":"PONG","id":PING_ID,"timestamp":5}',
+        '{"type":"PONG","id":PING_ID,"timestamp":5,"receivedAt":"soon"}',
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("spoken", "junk"), [(spoken, junk) for spoken in JUNK for junk in JUNK[spoken]], indirect=["spoken"]
 )
 def test_junk_is_an_event_and_changes_nothing(tab: Tab, junk: str) -> None:
     outcome = tab.run(
@@ -828,16 +808,18 @@ def test_junk_is_an_event_and_changes_nothing(tab: Tab, junk: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["NEWS", "toString", "__proto__", "constructor"])
-def test_a_message_of_an_unknown_type_is_handed_on(tab: Tab, name: str) -> None:
+def test_a_message_of_the_application_is_handed_on(tab: Tab, spoken: str, name: str) -> None:
     outcome = tab.run(
         """(await follow()).connect();
         await until(measured);
-        say(JSON.stringify({ type: args[0], text: "hello" }));
+        const message = { type: args[0], text: "hello" };
+        say(JSON.stringify(args[1] === "v1" ? message : { type: "MESSAGE", message }));
         say('{"type":"PONG","id":1,"timestamp":5}');  // nobody asked
         await until(measured);
         const heard = log.filter(({ event, text }) => event === "message" && text === "hello");
         return [link.status, heard.length, Math.abs(link.time.now() - Date.now()) < 2_000];""",
         name,
+        spoken,
     )
     assert outcome == ["online", 1, True]
 
@@ -854,7 +836,10 @@ def test_a_sleep_in_which_the_monotonic_clock_stood_still_is_noticed(tab: Tab) -
             set onmessage(hear) {
                 super.onmessage = hear && (({ data }) => {
                     const message = JSON.parse(data);
-                    hear({ data: JSON.stringify({ ...message, timestamp: message.timestamp + sleptMs }) });
+                    for (const field of ["timestamp", "receivedAt"]) {
+                        if (message[field]) message[field] += sleptMs;
+                    }
+                    hear({ data: JSON.stringify(message) });
                 });
             }
         };
@@ -895,24 +880,30 @@ def test_a_wall_clock_that_is_set_costs_a_measurement_and_no_more(tab: Tab, step
     assert outcome == [["online", "unsure", "online"], True, True, 1]
 
 
-def test_an_answer_from_before_a_sleep_is_not_believed(tab: Tab) -> None:
+def test_an_answer_from_before_a_sleep_is_not_believed(tab: Tab, spoken: str) -> None:
     # It waited in the socket: by the monotonic clock, which stood still, it was quick.
-    outcome = tab.run("""
-        const real = Date.now, native = WebSocket.prototype.send, sent = [];
+    outcome = tab.run(
+        """const real = Date.now, native = WebSocket.prototype.send, sent = [];
         WebSocket.prototype.send = function (data) {
             const message = JSON.parse(data);
             sent.push(message);
             if (message.type !== "PING") native.call(this, data);
         };
+        const pong = (id, ms) => {
+            const more = args[0] === "v2" ? { receivedAt: ms, errorMs: 0 } : {};
+            say(JSON.stringify({ type: "PONG", id, timestamp: ms, ...more }));
+        };
         (await follow()).connect();
-        await until(() => sent.length === 2);
+        await until(() => sent.some(({ type }) => type === "PING"));
         const ping = sent.find(({ type }) => type === "PING");
         Date.now = () => real() + 3_600_000;
-        say(JSON.stringify({ type: "PONG", id: ping.id, timestamp: real() }));
+        pong(ping.id, real());
         const errorMs = link.time.errorMs, again = sent.at(-1);
-        say(JSON.stringify({ type: "PONG", id: again.id, timestamp: real() + 3_600_000 }));
+        pong(again.id, real() + 3_600_000);
         const isRight = Math.abs(link.time.now() - Date.now()) < 2_000;
-        return [String(errorMs), again.type, again.id > ping.id, measured(), isRight];""")
+        return [String(errorMs), again.type, again.id > ping.id, measured(), isRight];""",
+        spoken,
+    )
     assert outcome == ["Infinity", "PING", True, True, True]
 
 

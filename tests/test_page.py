@@ -1,13 +1,11 @@
 """The page in headless Chromium, against a real server."""
 
-import asyncio
 import math
 import re
-import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jwt
@@ -16,8 +14,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect
 
 from tests.support.browser import chromium
+from tests.support.cable import Cable
 from tests.support.processes import ServerProcess
-from tests.support.redis_server import Proxy
+from tests.support.tabs import older
 from tests.support.variants import first_of
 
 PRESETS = ["chess", "quiz", "debate", "exam", "speedrun"]
@@ -99,40 +98,6 @@ def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
     yield tabs
     tabs.close()
     assert tabs.complaints == []
-
-
-class Cable:
-    """A connection to the server that can be pulled, from the test's own thread."""
-
-    def __init__(self, port: int) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._proxy = Proxy(port)
-        asyncio.run_coroutine_threadsafe(self._proxy.__aenter__(), self._loop).result(5)
-        self.url = f"http://127.0.0.1:{self._proxy.port}"
-
-    def pull(self) -> None:
-        self._proxy.refuses = True
-        self._loop.call_soon_threadsafe(self._proxy.cut)
-
-    def plug_in(self) -> None:
-        self._proxy.refuses = False
-        self._proxy.swallows_replies = False
-
-    def swallow(self) -> None:
-        """Nothing more comes back, and nothing is closed either."""
-        self._proxy.swallows_replies = True
-
-    def on_reply(self, change: Callable[[bytes], bytes]) -> None:
-        """Change each piece that comes back."""
-        self._proxy.on_reply = change
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._proxy.__aexit__(), self._loop).result(5)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
 
 
 @pytest.fixture
@@ -302,7 +267,7 @@ def test_a_turn_that_has_ended_elsewhere_is_not_ended_again(tabs: Tabs, cable: C
     one = tabs.start("chess")
     other = tabs.also_open(one, cable.url)
     expect(other.locator("#status")).to_have_text(turn("White"))
-    cable.on_reply(lambda data: b"" if b"STATE_UPDATE" in data else data)  # as if it were still on its way
+    cable.on_reply(lambda data: b"" if b'"UPDATE"' in data else data)  # as if it were still on its way
     one.click("#primary")
     wait_for_version(one, 3)
     other.click("#primary")
@@ -439,6 +404,9 @@ def test_laps_are_not_asked_for_any_more_when_the_session_is_gone(tabs: Tabs) ->
     page.clock.run_for(300_000)
     page.evaluate("""() => fetch("health")""")  # whatever the timers sent is before this
     assert refusals.asked == before
+    page.close()
+    # By such a clock no answer comes in time: the page has connected again and again.
+    tabs.complaints = [text for text in tabs.complaints if "before the connection is established" not in text]
     forget_503(tabs)
 
 
@@ -524,6 +492,32 @@ def test_a_clock_that_is_deleted_leaves_with_a_word(tabs: Tabs) -> None:
     expect(page.locator("#link-text")).to_have_text("Ended")
     page.locator("#notice").get_by_role("link", name="New clock").click()
     expect(page.locator("#home")).to_be_visible()
+
+
+def test_a_clock_that_is_made_anew_under_its_link_is_shown_again(tabs: Tabs) -> None:
+    page = tabs.open_session(short("global", 60_000))
+    session_id = page.url.partition("=")[2]
+    url = f"{tabs.url}/v1/sessions"
+    page.request.delete(f"{url}/{session_id}")
+    expect(page.get_by_role("heading", name="This clock was deleted")).to_be_visible()
+    page.request.post(url, data=short("per_participant", 90_000, people=2) | {"session_id": session_id})
+    expect(page.locator(".panel")).to_have_count(2)
+    expect(page.locator("#link-text")).to_have_text("Connected")
+    page.click("#primary")
+    expect(page.locator("#status")).to_have_text(turn("Ann"))
+
+
+def test_the_page_follows_a_clock_of_a_server_without_protocol_v2(
+    tabs: Tabs, server_process: ServerProcess
+) -> None:
+    with older(server_process.port) as cable:
+        page = tabs.open(cable.url)
+        page.locator("[data-preset=chess]").first.click()
+        page.click("#primary")
+        page.click("#primary")
+        expect(page.locator("#status")).to_have_text(turn("Black"))
+        expect(page.locator("#link-text")).to_have_text("Connected")
+        page.close()
 
 
 def test_a_link_to_nothing_says_so_kindly(tabs: Tabs) -> None:
