@@ -43,6 +43,8 @@ class Rest:
         async with self._one_at_a_time, asyncio.timeout(20):
             self._writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + raw)
             answer = await read_answer(self._reader)
+        if answer.status == 503 and b'"SESSION_BUSY"' in answer.raw:
+            return await self(method, path, body)  # the machine is, and nothing was applied
         assert answer.status < 500, answer.raw
         return answer
 
@@ -88,6 +90,7 @@ class History:
                     assert (await self.rest("DELETE")).status == 204
                     await self.steady.until(lambda: view.position is None)
             await self._compare_in_the_end(view)
+            await self.rest("DELETE")
         await self.steady.ask("UNSUBSCRIBE", self.session_id)
         del self.steady.views[self.session_id]
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import ujson
 
-from tests.support.load import chess, data, eventually, history, identity, rest, watching
+from tests.support.followers import V2
+from tests.support.load import PROTOCOLS, Watcher, chess, data, eventually, history, identity, rest, watching
 from tests.support.processes import ServerProcess
 from tests.support.redis_server import RedisServer
 from tests.support.ws_client import Closed, WsClient
@@ -46,26 +47,25 @@ async def versions_in_history(server: ServerProcess, session_id: str) -> list[in
     return [event["version"] for event in await history(server.url, session_id)]
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_change_at_any_process_reaches_every_client_of_all_in_order(
-    servers: list[ServerProcess],
+    servers: list[ServerProcess], protocol: type[Watcher]
 ) -> None:
     session_id = await created(servers[0])
-    clients = [
-        await WsClient.connect(f"{server.ws_url}/ws?sessionId={session_id}")
-        for server in servers
-        for _ in range(3)
-    ]
-    for client in clients:
-        assert (await client.recv())["type"] == "CONNECTED"
-    data(await command(servers[0], session_id, "start"))
-    for turn in range(60):
-        data(await command(servers[turn % 3], session_id, "switch"))
-    for client in clients:
-        versions = []
-        while not versions or versions[-1] < 62:
-            versions.append((await client.recv_type("STATE_UPDATE"))["state"]["version"])
-        # The creation itself may have been on its way when the client came.
-        assert [version for version in versions if version > 1] == list(range(2, 63))
+    async with watching(servers, [session_id], 9, [protocol]) as watchers:
+        data(await command(servers[0], session_id, "start"))
+        for turn in range(60):
+            data(await command(servers[turn % 3], session_id, "switch"))
+        stored = data(await rest(f"{servers[0].url}/v1/sessions/{session_id}", method="GET"))
+
+        async def complaint() -> str:
+            return "" if all(watcher.state == stored for watcher in watchers) else "some are behind"
+
+        await eventually(complaint, 10, "clients have not converged")
+        for watcher in watchers:
+            # The creation itself may have been on its way when the client came.
+            versions = [version for _, version in watcher.updates if version > 1]
+            assert versions == list(range(2, 63))
     assert await versions_in_history(servers[1], session_id) == list(range(1, 63))
 
 
@@ -73,8 +73,10 @@ async def test_every_client_gets_the_very_bytes_that_were_published(
     servers: list[ServerProcess], redis: RedisServer
 ) -> None:
     session_id = await created(servers[0])
-    clients = [await WsClient.connect(f"{server.ws_url}/ws?sessionId={session_id}") for server in servers]
-    for client in clients:
+    urls = [f"{server.ws_url}/ws?sessionId={session_id}" for server in servers]
+    clients = [await WsClient.connect(url) for url in urls]
+    followers = [await WsClient.connect(url, headers=V2) for url in urls]
+    for client in (*clients, *followers, *followers):
         await client.recv_frame()
     with redis.client as client_of_redis:
         pubsub = client_of_redis.pubsub()
@@ -84,10 +86,17 @@ async def test_every_client_gets_the_very_bytes_that_were_published(
         published = pubsub.get_message(timeout=5)["data"]
         pubsub.close()
     stored = redis.client.get(f"{servers[0].prefix}session:{session_id}")
-    assert published.startswith(b'{"type":"STATE_UPDATE","sessionId":"%s","timestamp":' % session_id.encode())
-    assert published.endswith(b',"state":' + stored + b"}")
+    update = bytes(published[: -len(',"updateBytes":"00000000"}')].partition(b',"update":')[2])
+    assert published.endswith(b',"update":%b,"updateBytes":"%08d"}' % (update, len(update)))
+    state_update = published[: published.index(b',"update":')] + b"}"
+    assert state_update.startswith(
+        b'{"type":"STATE_UPDATE","sessionId":"%s","timestamp":' % session_id.encode()
+    )
+    assert state_update.endswith(b',"state":' + stored + b"}")
     for client in clients:
-        assert (await client.recv_frame())[1] == published
+        assert (await client.recv_frame())[1] == state_update
+    for follower in followers:
+        assert (await follower.recv_frame())[1] == update
 
 
 async def test_a_message_published_with_redis_cli_reaches_the_sessions_clients_and_nobody_else(

@@ -30,6 +30,7 @@ class View:
     """What UPDATEs told, as (epoch, version), in the order in which it came."""
     told: list[str] = field(default_factory=list)
     """Which messages changed it: their types, SNAPSHOTs by their reasons."""
+    keeps_states: bool = True
 
     def take(self, message: Any) -> bool:
         """False where the message says nothing of what the session is."""
@@ -77,7 +78,7 @@ class View:
         self._remember()
 
     def _remember(self) -> None:
-        if self.position is not None:
+        if self.position is not None and self.keeps_states:
             self.states[self.position] = json.dumps(self.state)
 
 

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ujson
 from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPRequest, HTTPResponse
 
+from tests.support.followers import V2, View
 from tests.support.processes import ServerProcess
 from tests.support.ws_client import Closed, WsClient
 
@@ -74,41 +75,76 @@ class Watcher:
     async def run(self) -> None:
         while True:
             try:
-                client = await WsClient.connect(f"{self.url}/ws?sessionId={self.session_id}", limit=2**20)
+                client = await self._connect()
             except (OSError, asyncio.IncompleteReadError):
                 await asyncio.sleep(0.05)
                 continue
             if self.is_gone:
                 await asyncio.sleep(0.05)
             self.reconnects += 1
-            # As every client does that wants to show something before something happens.
-            await client.send({"type": "RECONNECT"})
-            await self._listen(client)
+            try:
+                await self._greet(client)
+                while not isinstance(message := await client.recv(timeout_s=3600), Closed):
+                    await self._take(client, message)
+            except ConnectionError:
+                pass  # it was cut off while it wrote
+            finally:
+                client.abort()
 
-    async def _listen(self, client: WsClient) -> None:
-        try:
-            while True:
-                message = await client.recv(timeout_s=3600)
-                if isinstance(message, Closed):
-                    return
-                kind = message["type"]
-                if kind == "CONNECTED":
-                    self.connected.set()
-                elif kind == "STATE_UPDATE":
-                    self.state, self.is_gone = message["state"], False
-                    self.updates.append((self.state["epoch"], self.state["version"]))
-                elif kind == "STATE_SYNC":
-                    self.state, self.is_gone = message["state"], False
-                elif kind == "SESSION_DELETED":
-                    self.state, self.is_gone = None, True
-                else:
-                    self.messages.append(message)
-        finally:
-            client.abort()
+    async def _connect(self) -> WsClient:
+        return await WsClient.connect(f"{self.url}/ws?sessionId={self.session_id}", limit=2**20)
+
+    async def _greet(self, client: WsClient) -> None:
+        # As every client does that wants to show something before something happens.
+        await client.send({"type": "RECONNECT"})
+
+    async def _take(self, client: WsClient, message: Any) -> None:
+        kind = message["type"]
+        if kind == "CONNECTED":
+            self.connected.set()
+        elif kind == "STATE_UPDATE":
+            self.state, self.is_gone = message["state"], False
+            self.updates.append((self.state["epoch"], self.state["version"]))
+        elif kind == "STATE_SYNC":
+            self.state, self.is_gone = message["state"], False
+        elif kind == "SESSION_DELETED":
+            self.state, self.is_gone = None, True
+        else:
+            self.messages.append(message)
 
     @property
     def identity(self) -> tuple[str, int, str] | None:
         return None if self.state is None else identity(self.state)
+
+
+class ChangesWatcher(Watcher):
+    """The same in protocol v2: it applies changes, and comes back with the position that it has."""
+
+    def __init__(self, url: str, session_id: str) -> None:
+        super().__init__(url, session_id)
+        self.view = View(session_id, keeps_states=False)
+
+    async def _connect(self) -> WsClient:
+        return await WsClient.connect(f"{self.url}/ws", headers=V2, limit=2**20)
+
+    async def _greet(self, client: WsClient) -> None:
+        position = {} if self.view.position is None else {"position": self.view.position}
+        await client.send({"type": "SUBSCRIBE", "id": 1, "sessionId": self.session_id} | position)
+
+    async def _take(self, client: WsClient, message: Any) -> None:
+        if self.view.take(message):
+            self.connected.set()
+            self.state, self.updates = self.view.state, self.view.events
+            self.is_gone = self.state is None
+        elif message["type"] == "MESSAGE":
+            self.messages.append(message["message"])
+        elif message["type"] == "ERROR":
+            assert message["code"] == "BROKER_UNAVAILABLE", message
+            await asyncio.sleep(message["retryAfterMs"] / 1000)
+            await self._greet(client)
+
+
+PROTOCOLS: tuple[type[Watcher], ...] = (Watcher, ChangesWatcher)
 
 
 def identity(state: dict[str, Any]) -> tuple[str, int, str]:
@@ -117,13 +153,18 @@ def identity(state: dict[str, Any]) -> tuple[str, int, str]:
 
 @contextlib.asynccontextmanager
 async def watching(
-    servers: list[ServerProcess], session_ids: list[str], clients: int
+    servers: list[ServerProcess],
+    session_ids: list[str],
+    clients: int,
+    protocols: Sequence[type[Watcher]] = PROTOCOLS,
 ) -> AsyncIterator[list[Watcher]]:
-    """`clients` watchers, spread over the sessions and the servers."""
-    watchers = [
-        Watcher(servers[n % len(servers)].ws_url, session_ids[n // len(servers) % len(session_ids)])
-        for n in range(clients)
-    ]
+    """`clients` watchers, spread over the servers, the sessions and the protocols."""
+    watchers = []
+    for n in range(clients):
+        session, server = divmod(n, len(servers))
+        protocol, session = divmod(session, len(session_ids))
+        kind = protocols[protocol % len(protocols)]
+        watchers.append(kind(servers[server].ws_url, session_ids[session]))
     tasks = [asyncio.create_task(watcher.run()) for watcher in watchers]
     try:
         await asyncio.gather(*(asyncio.wait_for(watcher.connected.wait(), 20) for watcher in watchers))
@@ -131,7 +172,9 @@ async def watching(
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise AssertionError("a watcher was told what cannot be") from end
 
 
 @dataclass
