@@ -31,7 +31,7 @@ down: .venv/.deployed  ## stop what make up started
 test: .venv/.tested  ## everything but what takes minutes
 	$(BIN)/python -m pytest -n 4 --dist worksteal
 
-test-long: .venv/.tested  ## long faults, soak and fuzzing
+test-long: .venv/.tested $(PEERS)  ## long faults, soak and fuzzing
 	$(BIN)/python -m pytest -m long
 
 fuzz: .venv/.tested  ## as many generated requests, frames and payloads as FUZZ says, instead of some

@@ -585,6 +585,24 @@ def test_state_and_commands_wait_for_a_broker_that_is_away(browser: Browser) -> 
     assert outcome == ["running", "online"]
 
 
+def test_who_finds_a_session_full_comes_back_until_there_is_room(browser: Browser) -> None:
+    session_id = str(uuid.uuid4())
+    follow = """(await follow({}, location.origin + "/ws", args[0])).connect();"""
+    with (
+        running(ServerProcess("--max-connections-per-session=1")) as server,
+        opened(browser, server.url) as first,
+        opened(browser, server.url) as second,
+    ):
+        first.run("await rest('POST', '', args[1]);" + follow, session_id, chess(session_id))
+        first.run("await until(() => link.state);")
+        second.run(follow, session_id)
+        full = second.run("await until(() => statuses().length > 1); return log.at(-1);")
+        first.run("link.close();")
+        state = second.run("await until(() => link.state); return link.state;")
+    assert (full["status"], full["code"]) == ("offline", 4002)
+    assert state["version"] == 1
+
+
 # ---- A server that sends its clients away ----
 
 

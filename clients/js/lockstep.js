@@ -677,6 +677,7 @@ export class Lockstep extends EventTarget {
     if (error.code === "SESSION_NOT_FOUND") return this.#missing(error);
     if (error.code === "NOT_SUBSCRIBED") line.isSubscribed = false;
     if (["FORBIDDEN", "UNAUTHORIZED"].includes(error.code)) return this.#sentAway(error);
+    if (error.code === "SESSION_FULL") return this.#lost({ code: 4002, reason: error.message }); // as v1 says it
     const waitMs = (error.retryAfterMs ?? 0) + backoffMs(line.asked++);
     clearTimeout(this.#askTimer);
     this.#askTimer = setTimeout(() => this.#ask(), waitMs);
