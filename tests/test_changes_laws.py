@@ -1,28 +1,24 @@
 """The service beside an independent model, over random histories; and what changes make of states."""
 
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
 
 from lockstep.errors import Conflict, LockstepError
 from lockstep.rules.changes import applied, merged
 from lockstep.rules.state_json import dumps
 from tests.support.client_model import OutOfStep, State, apply_changes, apply_update, position_of
-from tests.support.modelled_histories import SESSION_ID, Asked, histories
+from tests.support.modelled_histories import SESSION_ID, Asked, drawn, smallest
 from tests.support.request_model import Refusal
 from tests.support.service_under_test import Done, run
 from tests.support.session_model import Version, written
 
-# The same examples in every run; the many more of the long run are new ones each time.
-FEW = settings(max_examples=35, derandomize=True, deadline=None, database=None)
-MANY = settings(
-    max_examples=10_000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+SOME_HISTORIES = 40
 MAX_TRANSITIONS = 500
 
 
@@ -79,16 +75,40 @@ def text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def noted_and_run(history: tuple[Asked, ...]) -> list[Done]:
-    note("\n".join(str(asked.request) for asked in history))
-    return run(history)
+Law = Callable[[list[Done]], None]
+LAWS: list[Law] = []
 
 
-RUNS = histories().map(noted_and_run)
+def law(test: Law) -> Callable[[], None]:
+    """The test of some histories, the same ones in every run."""
+
+    def test_some() -> None:
+        for number in range(SOME_HISTORIES):
+            hold([test], f"{test.__name__} {number}")
+
+    LAWS.append(test)
+    return test_some
 
 
-def law(test: Callable[[list[Done]], None]) -> Callable[[], None]:
-    return FEW(given(RUNS)(test))
+def hold(laws: list[Law], seed: str) -> None:
+    """Raises what the first broken law raises, for the smallest history that breaks it, and tells that."""
+
+    def broken(history: tuple[Asked, ...]) -> Exception | None:
+        try:
+            done = run(history)
+            for law_holds in laws:
+                law_holds(done)
+        except Exception as error:
+            return error
+        return None
+
+    history = drawn(seed)
+    if broken(history) is not None:
+        history = smallest(history, lambda less: broken(less) is not None)
+        error = broken(history)
+        assert error is not None
+        error.add_note("\n".join([f"seed: {seed!r}", *(str(asked.request) for asked in history)]))
+        raise error
 
 
 # --- beside the model ----------------------------------------------------------------------------
@@ -116,8 +136,7 @@ def said(refusal: LockstepError, allowed: frozenset[Refusal]) -> Refusal:
     return Refusal(refusal.code, frozenset(violation["field"] for violation in refusal.details))
 
 
-@settings(FEW, max_examples=150)
-@given(RUNS)
+@law
 def test_service_and_model_agree_on_every_version_and_refusal(done: list[Done]) -> None:
     for each, made in zip(done, made_in(done), strict=True):
         answer = each.asked.answer
@@ -258,12 +277,8 @@ def test_the_update_of_a_commit_applies_to_one_state_and_to_no_other(done: list[
 # --- many more -----------------------------------------------------------------------------------
 
 
-LAWS = [test.hypothesis.inner_test for _, test in sorted(globals().items()) if hasattr(test, "hypothesis")]
-
-
 @pytest.mark.long
-@settings(MANY)
-@given(RUNS)
-def test_the_laws_hold_for_many_more_histories(done: list[Done]) -> None:
-    for law_holds in LAWS:
-        law_holds(done)
+def test_the_laws_hold_for_ten_thousand_histories() -> None:
+    begin = secrets.token_hex(4)
+    for number in range(10_000):
+        hold(LAWS, f"{begin} {number}")

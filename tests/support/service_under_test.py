@@ -66,7 +66,9 @@ async def _run(history: tuple[Asked, ...]) -> list[Done]:
         except LockstepError as error:
             refusal = error
         try:
-            # What is due is settled by whoever reads.
+            # As a sweep does; also for what is due by the session's own time only, which is ahead of the
+            # broker's where that was set back.
+            await sessions.settle(SESSION_ID)
             state = await sessions.read(SESSION_ID)
         except SessionNotFound:
             state = None

@@ -520,7 +520,7 @@ class StoreModel:
             refusals = refused.refusals
         if self.session is None:
             return Answer([], refusals)
-        # Somebody reads it then, and what is due is settled.
+        # Then somebody sweeps.
         self.session.settle(max(request.at_ms, self.session.updated_ms))
         return Answer(self.session.versions[before:], refusals)
 
