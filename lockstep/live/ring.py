@@ -66,6 +66,8 @@ class Ring:
     def since_in_chain(self, position: str) -> list[bytes] | None:
         if position == self.position:
             return []
+        if '"' in position:
+            return None  # it would match more than a position
         begins = position.encode() + b'"'
         found: list[bytes] = []
         for _, update in reversed(self._updates):

@@ -69,7 +69,10 @@ def cursor(text: str) -> tuple[int, str]:
 def kept_s_of(key: str, ttl: str | None) -> int:
     """For how many seconds the outcome of a request with this Idempotency-Key is kept."""
     violations = Violations()
-    if not 1 <= len(key) <= MAX_KEY_LENGTH or not (key.isascii() and key.isprintable()):
+    # No header can say one that begins or ends with a space.
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or not (
+        key.isascii() and key.isprintable() and key == key.strip()
+    ):
         violations.add(
             "Idempotency-Key", f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters", "format"
         )
