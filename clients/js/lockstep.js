@@ -258,6 +258,7 @@ const LOOK_AT_CLOCKS_EVERY_MS = 1_000;
 const SLEPT_MS = 5_000; // timers of a visible page are hardly ever this late
 const RENEW_BEFORE_MS = 60_000; // a token is exchanged about so long before it runs out
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
+const MAX_UNDER_WAY = 12; // commands; of more than 16 requests the server leaves the rest unread, and so our PINGs
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
@@ -422,6 +423,7 @@ export class Lockstep extends EventTarget {
       isOnline: false,
       isDeleted: false,
       isSubscribed: false, // from here on in protocol v2 only
+      underWay: new Set(), // ids of the commands that have no answer yet, also those that nobody waits for any more
       askedId: null, // of the SUBSCRIBE or SYNC that has no answer yet
       asked: 0, // in vain
       renewal: null, // {id, token} of the REAUTH that has no answer yet
@@ -512,16 +514,23 @@ export class Lockstep extends EventTarget {
       signal?.addEventListener("abort", () => this.#settled(id)?.reject(signal.reason), { once: true });
       const hasEnded = ["refused", "closed"].includes(this.status) || (this.status === "gone" && !this.#line);
       if (hasEnded) this.#rejectCommands({ code: "DISCONNECTED", message: `Not connected: ${this.status}` });
-      else if (this.#line?.isOnline) this.#sendCommands([id]);
+      else if (this.#line?.isOnline) this.#sendCommands();
     });
   }
 
-  #sendCommands(ids) {
-    if (this.#line.protocol === V1) {
+  /** Send those whose turn it is. One that is to be sent again later holds up those behind it. */
+  #sendCommands() {
+    const { protocol, underWay } = this.#line;
+    if (protocol === V1) {
       this.#rejectCommands({ code: "PROTOCOL_V1", message: "This server takes commands by REST only" });
       return;
     }
-    for (const id of ids) this.#sendText(this.#commands.get(id).text);
+    for (const [id, command] of this.#commands) {
+      if (command.timer !== undefined || underWay.size >= MAX_UNDER_WAY) return;
+      if (underWay.has(id)) continue;
+      underWay.add(id);
+      this.#sendText(command.text);
+    }
   }
 
   /** The command of this id, which from here on has its answer; undefined if none waits for one. */
@@ -606,7 +615,9 @@ export class Lockstep extends EventTarget {
         break;
       case "RESULT": {
         const { type, id, sessionId, ...result } = message;
+        this.#line.underWay.delete(id);
         this.#settled(id)?.resolve(result);
+        this.#sendCommands();
         break;
       }
       case "REAUTHENTICATED":
@@ -658,8 +669,9 @@ export class Lockstep extends EventTarget {
   #receiveError(error) {
     const line = this.#line;
     const { id, code } = error;
-    if (this.#commands.has(id)) {
+    if (line.underWay.delete(id)) {
       this.#commandFailed(id, error);
+      this.#sendCommands();
     } else if (id !== undefined && id === line.renewal?.id) {
       line.renewal = null; // the connection lasts as long as its token, and comes back with the other one
       this.#emit("error", error);
@@ -686,9 +698,14 @@ export class Lockstep extends EventTarget {
 
   #commandFailed(id, error) {
     const command = this.#commands.get(id);
-    if (!TRIED_AGAIN.includes(error.code)) return this.#settled(id).reject(new CommandError(error));
-    // With a connection that ends meanwhile, the timer does, too: the next one sends all that waits.
-    command.timer = setTimeout(() => this.#sendText(command.text), (error.retryAfterMs ?? 0) + backoffMs(1));
+    if (!TRIED_AGAIN.includes(error.code)) return this.#settled(id)?.reject(new CommandError(error));
+    const waitMs = (error.retryAfterMs ?? 0) + backoffMs(1);
+    if (command) command.timer = setTimeout(() => this.#sendAgain(command), waitMs);
+  }
+
+  #sendAgain(command) {
+    command.timer = undefined;
+    this.#sendCommands();
   }
 
   #deleted() {
@@ -767,7 +784,7 @@ export class Lockstep extends EventTarget {
     this.#onlineSinceMs = performance.now();
     this.#line.isOnline = true;
     this.#measureAnew();
-    this.#sendCommands([...this.#commands.keys()]);
+    this.#sendCommands();
     this.#setStatus("online");
   }
 
@@ -829,9 +846,12 @@ export class Lockstep extends EventTarget {
   }
 
   #drop() {
-    const ofCommands = Array.from(this.#commands.values(), ({ timer }) => timer);
-    const own = [this.#retryTimer, this.#pingTimer, this.#patienceTimer, this.#askTimer, this.#renewTimer];
-    for (const timer of [...own, ...ofCommands]) clearTimeout(timer);
+    const timers = [this.#retryTimer, this.#pingTimer, this.#patienceTimer, this.#askTimer, this.#renewTimer];
+    for (const timer of timers) clearTimeout(timer);
+    for (const command of this.#commands.values()) {
+      clearTimeout(command.timer);
+      command.timer = undefined; // the next connection sends it
+    }
     const socket = this.#line?.socket;
     this.#line = null;
     if (!socket) return;
