@@ -121,7 +121,8 @@ class Followers:
                 update_count = timeline.update_count
                 state, events = await self._recent(session_id)
                 head = None if state is None else heads.read_head(state)
-            timeline.learn(head, state, events, self._broker.shown_ms(), update_count)
+            if self._timeline(session_id) is timeline:  # else everybody has left meanwhile
+                timeline.learn(head, state, events, self._broker.shown_ms(), update_count)
             timeline.is_current = gap_count == timeline.gap_count
             self._hub.learned(timeline, head)
         finally:

@@ -90,9 +90,11 @@ class Ring:
 
     def _cut(self) -> None:
         """Let the oldest go that are too many."""
-        if self.size_bytes > MAX_RING_BYTES and self._events:
-            self.size_bytes -= sum(map(len, self._events))
-            self._events = []
+        too_many = 0
+        while self.size_bytes > MAX_RING_BYTES and too_many < len(self._events):
+            self.size_bytes -= len(self._events[too_many])
+            too_many += 1
+        del self._events[:too_many]
         assert self.position is not None
         version = _version_of(self.position)
         while self._updates and (

@@ -57,13 +57,10 @@ class Room:
 
     def has_missed(self, stored: Head) -> bool:
         """True if some of its clients have not been sent this state."""
-        if (
-            self.timeline is not None
-            and self.timeline.audiences
-            and not stored.is_same_state_as(self.timeline.tip)
-        ):
+        timeline = self.timeline
+        if timeline is not None and timeline.audiences and not timeline.is_at(stored):
             return True
-        if self.timeline is not None and not self.audiences:
+        if timeline is not None and not self.audiences:
             return False
         return self.owes_sync or not stored.is_same_state_as(self.sent)
 

@@ -57,6 +57,10 @@ class Timeline:
         # The SNAPSHOT that stands for skipped UPDATEs, and the state that it shows; made when needed.
         self._skipped: tuple[bytes, Encoding, bytes] | None = None
 
+    def is_at(self, head: Head) -> bool:
+        """True if this state is what followers are left at."""
+        return self.position is not None and head.is_same_state_as(self.tip)
+
     # --- what all followers are sent when the room is served next ----------------------------------
 
     def put_update(self, update: Update, now_ms: int) -> bool:
@@ -89,7 +93,7 @@ class Timeline:
 
     def put_state(self, head: Head, state: bytes, now_ms: int) -> None:
         """What is stored, where that is not what was sent."""
-        if head.is_same_state_as(self.tip) and self.position is not None:
+        if self.is_at(head):
             return
         self.update_count += 1
         if head.order[0] == self.ended_epoch:
