@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,6 @@ from tests.support.request_model import Refusal
 from tests.support.service_under_test import Done, run
 from tests.support.session_model import Version, written
 
-SOME_HISTORIES = 40
 MAX_TRANSITIONS = 500
 
 
@@ -79,11 +79,11 @@ Law = Callable[[list[Done]], None]
 LAWS: list[Law] = []
 
 
-def law(test: Law) -> Callable[[], None]:
+def law(test: Law, histories: int = 30) -> Callable[[], None]:
     """The test of some histories, the same ones in every run."""
 
     def test_some() -> None:
-        for number in range(SOME_HISTORIES):
+        for number in range(histories):
             hold([test], f"{test.__name__} {number}")
 
     LAWS.append(test)
@@ -136,7 +136,7 @@ def said(refusal: LockstepError, allowed: frozenset[Refusal]) -> Refusal:
     return Refusal(refusal.code, frozenset(violation["field"] for violation in refusal.details))
 
 
-@law
+@partial(law, histories=120)
 def test_service_and_model_agree_on_every_version_and_refusal(done: list[Done]) -> None:
     for each, made in zip(done, made_in(done), strict=True):
         answer = each.asked.answer
