@@ -244,10 +244,10 @@ async def test_an_annotation_is_answered_with_the_state_also_after_the_end(api: 
     assert await api.read(session_id) == answer
     *_, event = await api.events(session_id)
     assert event["type"] == "annotated"
-    assert event["changes"].keys() == {"version", "commit", "updated_at", "metadata"}
+    assert event["changes"].keys() - {"updated_at"} == {"version", "commit", "metadata"}
     assert (await api.done(session_id, "annotate", {"metadata": {}}))["version"] == 4
     *_, event = await api.events(session_id)
-    assert event["changes"].keys() == {"version", "commit", "updated_at"}
+    assert event["changes"].keys() - {"updated_at"} == {"version", "commit"}  # it may be the same millisecond
 
 
 @pytest.mark.parametrize("metadata", [None, "x", 5, [], [{}], True])
