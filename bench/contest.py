@@ -8,8 +8,8 @@ A scenario is a module of bench/ with
 
 and ends with `if __name__ == "__main__": contest.main(sys.modules[__name__])`, which makes
 `python -m bench.NAME` work. The common options are `rounds`, `seconds`, `warm_up`, `only` (names of
-contestants; empty: all) and `checkout` (the folder Lockstep is started from). `bench/__main__.py` runs all
-scenarios.
+contestants; empty: all), `checkout` (the folder Lockstep is started from) and `before` (that of an earlier
+version, where a scenario compares with it). `bench/__main__.py` runs all scenarios.
 
 To take contestants in turns: `interleaved({"Lockstep": measure, "ws": measure}, options)`, which gives the
 list of what each call returned; `median`, `number`, `spread` and `Table` make a table of it.
@@ -169,6 +169,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before them")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these contestants")
     parser.add_argument("--checkout", type=Path, default=machine.ROOT, help="folder to start Lockstep from")
+    parser.add_argument("--before", type=Path, help="folder of an earlier version, measured beside it")
 
 
 def environment() -> str:

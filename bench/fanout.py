@@ -41,6 +41,8 @@ def rows(outcomes: dict[str, list[Load]]) -> list[list[str]]:
 
 def run(options: argparse.Namespace) -> list[Table]:
     contestants = [lockstep(options.checkout), LIMIT, WS, SOCKET_IO, WEBSOCKETS, TORNADO]
+    if options.before:
+        contestants.insert(1, lockstep(options.before, name="Lockstep before"))
     tables = []
     medians: dict[str, list[float | None]] = {
         name: [] for name in contest.chosen([each.name for each in contestants], options.only)

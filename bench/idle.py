@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,22 @@ from bench import contest, machine
 from bench.contest import Table
 from bench.contestants import Contestant, lockstep, peer
 from bench.rest import start
+from lockstep.wire.protocol_v2 import SUBPROTOCOL
 
 TITLE = "Idle connections"
 PING_INTERVAL_S = 5.0
 SILENT_CLIENTS = 200
 SILENT_AT_MOST_S = 20.0
+
+BY_V2 = (f"--subprotocol={SUBPROTOCOL}",)
+SUBSCRIBED = '--joined={"type":"SUBSCRIBED"'
+MANY = 100
+# The generator puts the id of a session in place of %s.
+FOLLOWING = (
+    *BY_V2,
+    '--hello={"type":"SUBSCRIBE","id":"one of the many of this connection","sessionId":"%s","position":null}',
+    f"--subscriptions={MANY}",
+)
 
 TORNADO = peer("Tornado", "tornado_plain.py", path="/ws")
 
@@ -92,6 +103,9 @@ class Subject:
     contestant: Contestant
     clients: int
     rooms: int
+    options: tuple[str, ...] = ()
+    """What its clients do besides, as idle_clients.c has it."""
+    subscriptions: int = 1
     port: int = 0
     pid: int = 0
     empty_bytes: int = 0
@@ -107,7 +121,7 @@ def connect(subjects: list[Subject], stack: ExitStack) -> None:
     for subject in subjects:
         subject.empty_bytes = machine.rss_bytes(subject.pid)
         rooms = [str(uuid.uuid4()) for _ in range(subject.rooms)]
-        clients = Clients(subject.contestant, subject.port, subject.clients, rooms)
+        clients = Clients(subject.contestant, subject.port, subject.clients, rooms, *subject.options)
         subject.connected = stack.enter_context(clients)
     for subject in subjects:
         assert subject.connected is not None
@@ -129,8 +143,14 @@ def complaints(subjects: list[Subject]) -> list[str]:
 
 def memory(options: argparse.Namespace) -> Table:
     server, count = lockstep(options.checkout), options.memory_clients
+    v2 = replace(server, joins=(SUBSCRIBED,))
+    many = replace(v2, path="/ws")
+    few = max(1, count // MANY)
     subjects = [
         Subject("Lockstep, a session for each", server, count, count),
+        Subject("Lockstep v2, a session for each", v2, count, count, BY_V2),
+        Subject(f"Lockstep v2, {MANY} sessions, the same for each", many, few, MANY, FOLLOWING, MANY),
+        Subject(f"Lockstep v2, {MANY} sessions of its own", many, few, few * MANY, FOLLOWING, MANY),
         Subject("Lockstep, one session", server, count, 1),
         Subject("Tornado", TORNADO, count, 1),
     ]
@@ -142,12 +162,16 @@ def memory(options: argparse.Namespace) -> Table:
             full_bytes = machine.rss_bytes(subject.pid)
             each = (full_bytes - subject.empty_bytes) / subject.clients
             megabytes = [f"{size / 2**20:.1f}" for size in (subject.empty_bytes, full_bytes)]
-            rows.append([subject.name, *megabytes, f"{each / 1024:.2f}"])
+            rows.append(
+                [subject.name, *megabytes, f"{each / 1024:.2f}", f"{each / 1024 / subject.subscriptions:.2f}"]
+            )
         notes = complaints(subjects)
-    text = f"Resident memory before and with {count:,} connections, after two ping intervals."
-    return Table(
-        f"{TITLE}: memory", ["server", "MB before", "MB with them", "KB per connection"], rows, text, notes
+    text = (
+        f"Resident memory before and with {count:,} connections, or {few:,} with {MANY} sessions each, "
+        "after two ping intervals."
     )
+    columns = ["server", "MB before", "MB with them", "KB per connection", "KB per session of it"]
+    return Table(f"{TITLE}: memory", columns, rows, text, notes)
 
 
 def processor(options: argparse.Namespace) -> Table:

@@ -389,7 +389,7 @@ int main(int argc, char **argv) {
             connect_client(started++);
         }
         wait_for_events(100);
-        if (closed) fail("%d clients were closed before all had joined", closed);
+        if (closed) fail("%d clients were closed (%d) when %d had joined", closed, last_close_code, joined);
         if (is_over) fail("ended while joining");
         if (now_ns() > give_up_ns) fail("%d of %d joined", joined, options.clients);
     }

@@ -111,6 +111,7 @@ def turn(
     options: argparse.Namespace,
     is_alone: bool = False,
     subprotocol: str | None = None,
+    participants: int = 2,
 ) -> Turn:
     """`is_alone`: one participant in each session, who switches as himself where tokens are asked for.
 
@@ -120,7 +121,8 @@ def turn(
         redis = stack.enter_context(machine.Redis())
         port, pid = start(contestant, redis, stack)
         if contestant.name.startswith("Lockstep"):
-            url, people, headers = f"http://127.0.0.1:{port}", [PLAYER] * is_alone, bearer("admin")
+            url, headers = f"http://127.0.0.1:{port}", bearer("admin")
+            people = [PLAYER] if is_alone else [str(uuid.uuid4()) for _ in range(participants)]
             ids = [running_session(url, people, headers) for _ in range(SESSIONS)]
         else:
             ids = list(states(options.checkout))
