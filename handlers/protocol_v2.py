@@ -165,13 +165,16 @@ class ProtocolV2(ClientProtocol):
     async def _answer_all(
         self, connection: Connection, following: Following, queue: deque[SessionRequest]
     ) -> None:
-        assert following.queues is not None
+        queues = following.queues
+        assert queues is not None
         while True:
             request = queue[0]
             await self._answer(connection, request)
             queue.popleft()
             if not queue:
-                del following.queues[request.session_id]
+                del queues[request.session_id]
+                if not queues:
+                    following.queues = None  # an idle client keeps no empty table
             following.under_way -= 1
             if following.under_way == MAX_UNDER_WAY - 1:
                 connection.resume()

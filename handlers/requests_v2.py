@@ -54,6 +54,7 @@ class Requests:
         max_subscriptions: int,
     ) -> None:
         self._followers = followers
+        self._skipped = followers.skipped  # one object for all subscriptions
         self._performer = performer
         self._clock = clock
         self._tokens = tokens
@@ -110,9 +111,6 @@ class Requests:
         following.subscriptions[session_id] = subscription
         return subscription
 
-    def _skipped(self, subscription: Subscription) -> bytes:
-        return self._followers.skipped(subscription.session_id, subscription)
-
     async def _sync(self, following: Following, request: Sync) -> None:
         subscription = _subscription(following, request.session_id)
         await self._followers.sync(request.session_id, subscription, request.id)
@@ -152,6 +150,7 @@ class Requests:
                 path=f"/v1/sessions/{session_id}/{command.name}",
                 body=b"" if request.body is None else dumps(request.body),
                 idempotency_key=request.idempotency_key,
+                needs_answer=False,
                 admission=admission.admit,
                 rates=rates,
             )

@@ -18,7 +18,7 @@ class Subscription:
     __slots__ = ("_skipped", "connection", "is_ended", "outgoing", "session_id")
 
     def __init__(
-        self, connection: Connection, session_id: str, skipped: Callable[["Subscription"], bytes]
+        self, connection: Connection, session_id: str, skipped: Callable[[str, "Subscription"], bytes]
     ) -> None:
         """`skipped` makes the frame that stands for changes which were not sent."""
         self.connection = connection
@@ -49,7 +49,7 @@ class Subscription:
             self.outgoing.took(batch, sent, self)
 
     def skipped(self) -> bytes:
-        return self._skipped(self)
+        return self._skipped(self.session_id, self)
 
     def close(self, how: Close) -> None:
         self.connection.close(how)

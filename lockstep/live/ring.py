@@ -1,6 +1,6 @@
 """The latest UPDATEs of a session, for followers that come back."""
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 from lockstep.wire import updates
 from lockstep.wire.heads import Head
@@ -8,7 +8,7 @@ from lockstep.wire.heads import Head
 MAX_RING_BYTES = 65_536
 MAX_RING_EVENTS = 100
 MAX_RINGS_BYTES = 64 * 1_048_576
-# What an entry takes besides its JSON: the tuple, the number, the head of the bytes, its place in the deque.
+# What an entry takes besides its JSON: the tuple, the number, the head of the bytes, its place in the list.
 ENTRY_BYTES = 130
 _FROM_AT = len('{"type":"UPDATE","sessionId":"","timestamp":,"from":"') + 36 + 13
 
@@ -23,7 +23,8 @@ class Ring:
     __slots__ = ("_events", "_updates", "position", "size_bytes")
 
     def __init__(self) -> None:
-        self._updates: deque[tuple[int, bytes]] = deque()  # with the version that each applies to
+        # With the version that each applies to. A list: most are empty, and an empty deque takes 600 bytes.
+        self._updates: list[tuple[int, bytes]] = []
         self._events: list[bytes] = []
         self.position: str | None = None
         """Where the chain leads to; None where there is none."""
@@ -50,7 +51,7 @@ class Ring:
         version = head.order[1]
         # What the chain has from before is among the events, too.
         while self._updates and self._updates[0][0] < version:
-            self.size_bytes -= len(self._updates.popleft()[1]) + ENTRY_BYTES
+            self.size_bytes -= len(self._updates.pop(0)[1]) + ENTRY_BYTES
         self.size_bytes += sum(map(len, events)) - sum(map(len, self._events))
         self._events = events
         self._cut()
@@ -84,7 +85,7 @@ class Ring:
         self.size_bytes -= sum(map(len, self._events))
         self._events = []
         for came_from, update in reversed(made):
-            self._updates.appendleft((_version_of(came_from), update))
+            self._updates.insert(0, (_version_of(came_from), update))
             self.size_bytes += len(update) + ENTRY_BYTES
         self._cut()
 
@@ -100,7 +101,7 @@ class Ring:
         while self._updates and (
             self.size_bytes > MAX_RING_BYTES or version - self._updates[0][0] > MAX_RING_EVENTS
         ):
-            self.size_bytes -= len(self._updates.popleft()[1]) + ENTRY_BYTES
+            self.size_bytes -= len(self._updates.pop(0)[1]) + ENTRY_BYTES
 
 
 class Rings:
@@ -118,7 +119,8 @@ class Rings:
     def note_size(self, ring: Ring) -> None:
         """The ring was used, or has another size than before."""
         self._total_bytes += ring.size_bytes - self._sizes.pop(ring, 0)
-        self._sizes[ring] = ring.size_bytes
+        if ring.size_bytes:
+            self._sizes[ring] = ring.size_bytes
         while self._total_bytes > self._max_bytes:
             oldest, size_bytes = self._sizes.popitem(last=False)
             self._total_bytes -= size_bytes
