@@ -29,8 +29,9 @@ class Change(Struct, frozen=True, kw_only=True):
     """A change as its transport received it. Its token is good, and allows this to be asked for at all.
 
     `path` and `body` are as they were sent. `received_at_s` (epoch seconds) is when a proxy of ours received
-    it, where that says so. `tags` are those of If-Match. `admission` is called before anything is decided; it
-    raises RateLimited. `rates` is None where nothing limits the caller.
+    it, where that says so. `tags` are those of If-Match. `needs_answer` is False where its transport says no
+    more of a command than `Applied` does beside the answer, which then is not made. `admission` is called
+    before anything is decided; it raises RateLimited. `rates` is None where nothing limits the caller.
     """
 
     access: Access
@@ -42,6 +43,7 @@ class Change(Struct, frozen=True, kw_only=True):
     idempotency_ttl: str | None = None
     received_at_s: float | None = None
     tags: frozenset[str] | None = None
+    needs_answer: bool = True
     admission: Callable[[], Awaitable[None]] | None = None
     rates: RateLimits | None = None
 
@@ -119,7 +121,8 @@ class Performer:
             admission=change.admission,
             limit=limit,
             guards=guards,
-            answer=command.answer,
+            # What is kept for a retry may be asked for by the other transport.
+            answer=command.answer if change.needs_answer or idempotent is not None else STATE,
         )
         try:
             changed = await self._sessions.apply(session_id, rule, context)

@@ -106,7 +106,7 @@ class FrameReader:
                         return
                     payload = _unmask(data[at - 4 : at], data[at:end])
                     if opcode == TEXT:
-                        _check_utf8(codecs.getincrementaldecoder("utf-8")(), payload, final=True)
+                        _check_whole_utf8(payload)
                     start = end
                     yield opcode, payload
                     continue
@@ -176,6 +176,13 @@ class FrameReader:
         self._message = self._decoder = None
         self._mask = b""
         return self._opcode, message
+
+
+def _check_whole_utf8(payload: bytes) -> None:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        raise FrameError(INVALID_PAYLOAD) from None
 
 
 def _check_utf8(decoder: codecs.IncrementalDecoder, piece: bytes, final: bool) -> None:
