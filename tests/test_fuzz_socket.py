@@ -3,21 +3,18 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import suppress
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.api import SOME_ID
-from tests.support.fuzzing import examples, json_values
+from tests.support.fuzzing import answers_to, examples, frames_of, json_values
 from tests.support.processes import ServerProcess
 from tests.support.sockets import create, watch_url, watching
-from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, Closed, WsClient, encode
+from tests.support.ws_client import Closed, WsClient
 
 ANSWERS = {"CONNECTED", "STATE_SYNC", "PONG", "ERROR"}
-CLOSES = {None, 1002, 1007, 1008, 1009, *range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
 said = st.one_of(
     st.fixed_dictionaries(
@@ -27,25 +24,6 @@ said = st.one_of(
     json_values,
 )
 texts = st.one_of(said.map(lambda each: json.dumps(each).encode()), st.binary(max_size=200))
-good_frames = st.one_of(
-    st.builds(encode, st.sampled_from([TEXT, TEXT, BINARY]), texts),
-    st.builds(encode, st.sampled_from([PING, PONG]), st.binary(max_size=125)),
-    st.builds(lambda a, b: encode(TEXT, a, fin=False) + encode(PING, b"") + encode(0, b), texts, texts),
-)
-any_frames = st.one_of(
-    good_frames,
-    good_frames,
-    st.builds(
-        encode,
-        st.integers(0, 15),
-        st.binary(max_size=300),
-        fin=st.booleans(),
-        masked=st.sampled_from([True, True, True, False]),
-        rsv=st.sampled_from([0, 0, 0, 0x10, 0x40]),
-    ),
-    st.builds(encode, st.just(CLOSE), st.binary(max_size=10)),
-    st.binary(max_size=50),
-)
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +35,9 @@ def server() -> Iterator[ServerProcess]:
 
 
 async def converse(server: ServerProcess, session_id: str, data: bytes, cuts: list[int]) -> None:
-    """Say this, in these pieces, and then a close; all that comes back are answers, and a close."""
     async with await WsClient.connect(watch_url(server, session_id), limit=2**20) as client:
-        places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-        with suppress(OSError):  # the server may have ended it before
-            for start, end in pairwise(places):
-                client.writer.write(data[start:end])
-                await asyncio.sleep(0)
-            # Where the data ends within a frame this is its payload, and the end of the stream must do.
-            client.writer.write(encode(CLOSE, b""))
-            client.writer.write_eof()
-        async with asyncio.timeout(10):
-            try:
-                while True:
-                    opcode, payload = await client.recv_frame()
-                    assert opcode in (TEXT, PING, PONG, CLOSE)
-                    if opcode == TEXT:
-                        assert json.loads(payload)["type"] in ANSWERS
-                    elif opcode == CLOSE:
-                        code = int.from_bytes(payload[:2], "big") if payload else None
-                        assert code in CLOSES
-                        assert await client.reader.read() == b"", "nothing comes behind a close"
-                        return
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return
+        async for message in answers_to(client, data, cuts):
+            assert message["type"] in ANSWERS
 
 
 async def is_well(server: ServerProcess, session_id: str) -> None:
@@ -98,7 +55,7 @@ def session_id(server: ServerProcess) -> str:
 
 @examples(300)
 @given(
-    frames=st.lists(any_frames, max_size=12),
+    frames=st.lists(frames_of(texts), max_size=12),
     cuts=st.lists(st.integers(0, 2000), max_size=6),
     exists=st.booleans(),
 )

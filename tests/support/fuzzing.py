@@ -1,9 +1,19 @@
-"""How many examples the fuzzing takes: some in make test, as many as FUZZ says in make fuzz."""
+"""How many examples the fuzzing takes: some in make test, as many as FUZZ says in make fuzz; any frames."""
 
+import asyncio
+import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, WsClient, encode
+
+CLOSES = {None, 1002, 1007, 1008, 1009, *range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
 
 def examples(some: int) -> settings:
@@ -27,3 +37,50 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
+
+
+def frames_of(texts: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """Frames, most of them good ones of these texts, and bytes that are none."""
+    good = st.one_of(
+        st.builds(encode, st.sampled_from([TEXT, TEXT, BINARY]), texts),
+        st.builds(encode, st.sampled_from([PING, PONG]), st.binary(max_size=125)),
+        st.builds(lambda a, b: encode(TEXT, a, fin=False) + encode(PING, b"") + encode(0, b), texts, texts),
+    )
+    return st.one_of(
+        good,
+        good,
+        st.builds(
+            encode,
+            st.integers(0, 15),
+            st.binary(max_size=300),
+            fin=st.booleans(),
+            masked=st.sampled_from([True, True, True, False]),
+            rsv=st.sampled_from([0, 0, 0, 0x10, 0x40]),
+        ),
+        st.builds(encode, st.just(CLOSE), st.binary(max_size=10)),
+        st.binary(max_size=50),
+    )
+
+
+async def answers_to(client: WsClient, data: bytes, cuts: list[int]) -> AsyncIterator[Any]:
+    """Say this, in these pieces, and then a close. The messages that come back, up to the end."""
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    with suppress(OSError):  # the server may have ended it before
+        for start, end in pairwise(places):
+            client.writer.write(data[start:end])
+            await asyncio.sleep(0)
+        # Where the data ends within a frame this is its payload, and the end of the stream must do.
+        client.writer.write(encode(CLOSE, b""))
+        client.writer.write_eof()
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            async with asyncio.timeout(10):
+                opcode, payload = await client.recv_frame()
+            assert opcode in (TEXT, PING, PONG, CLOSE)
+            if opcode == TEXT:
+                yield json.loads(payload)
+            elif opcode == CLOSE:
+                code = int.from_bytes(payload[:2], "big") if payload else None
+                assert code in CLOSES
+                assert await client.reader.read() == b"", "nothing comes behind a close"
+                return
