@@ -454,6 +454,10 @@ def spoken(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+either = pytest.mark.parametrize("spoken", ["v2"], indirect=True)
+"""Before a protocol is chosen there is nothing to compare."""
+
+
 @pytest.fixture
 def tab(page: Page, server_process: ServerProcess, spoken: str) -> Iterator[Tab]:
     yield from tab_at(page, server_process, spoken)
@@ -589,6 +593,7 @@ def test_a_token_function_that_fails_costs_one_attempt(guarded_tab: Tab, fails: 
     assert outcome == [4, ["offline", "online", "offline", "offline", "online"], "No token"]
 
 
+@either
 def test_a_token_that_never_comes_costs_one_attempt(guarded_tab: Tab) -> None:
     guarded_tab.page.clock.install()
     guarded_tab.run(
@@ -615,6 +620,7 @@ def test_a_token_that_never_comes_costs_one_attempt(guarded_tab: Tab) -> None:
     assert outcome == [0, 1, 2]
 
 
+@either
 @pytest.mark.parametrize("settle", ["resolve(args[0])", "reject(new Error('too late'))"])
 def test_to_close_while_a_token_is_awaited_leaves_nothing_behind(guarded_tab: Tab, settle: str) -> None:
     outcome = guarded_tab.run(
@@ -631,6 +637,7 @@ def test_to_close_while_a_token_is_awaited_leaves_nothing_behind(guarded_tab: Ta
     assert outcome == [["closed"], 0, 0]
 
 
+@either
 def test_a_token_function_may_close(guarded_tab: Tab) -> None:
     outcome = guarded_tab.run(
         """(await follow({ token: () => { link.close(); return args[0]; } })).connect();
@@ -641,6 +648,7 @@ def test_a_token_function_may_close(guarded_tab: Tab) -> None:
     assert outcome == [["closed"], 0, 0]
 
 
+@either
 @pytest.mark.parametrize("wrong", ["Promise.resolve('x')", "{}", "'Bearer x'"])
 def test_what_cannot_be_a_token_is_refused_at_once(tab: Tab, wrong: str) -> None:
     thrown = tab.run(f"return await follow({{ token: {wrong} }}).catch((error) => error.message)")
@@ -924,6 +932,7 @@ def test_a_machine_that_slept_while_it_waited_to_come_back_comes_back_at_once(ta
 # ---- The connection: addresses ----
 
 
+@either
 @pytest.mark.parametrize(
     ("url", "connects_to"),
     [
@@ -950,6 +959,7 @@ def test_an_address_is_relative_to_the_page_and_of_either_scheme(
     assert address == connects_to.replace("HOST", host).replace("ID", OTHER_SESSION)
 
 
+@either
 @pytest.mark.parametrize("url", ["ftp://example.org/ws", "http://", "javascript:0"])
 def test_an_address_that_cannot_be_one_is_refused_at_once(tab: Tab, url: str) -> None:
     assert (
