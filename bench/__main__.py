@@ -6,6 +6,7 @@ Everything but the named scenario's own options is the same for all: python -m b
 import argparse
 import importlib
 import importlib.util
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from types import ModuleType
 
 from bench import contest, machine
 
-SCENARIOS = ("fanout", "rooms", "latency", "rest", "idle", "connect", "slow", "hostile", "lag")
+SCENARIOS = (
+    *("fanout", "changes", "rooms", "latency", "rest", "commands", "idle", "connect", "resume", "rings"),
+    *("slow", "hostile", "lag"),
+)
 
 HEAD = """# Benchmarks
 
@@ -56,10 +60,20 @@ def section(scenario: ModuleType, tables: list[contest.Table]) -> str:
     return "\n".join([f"## {scenario.TITLE}", "", words, "", *(table.markdown() for table in tables)])
 
 
+def sections_of(page: str) -> dict[str, str]:
+    """The page's sections by their titles; what stands before the first one has none."""
+    head, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    return {"": head} | {each.partition("\n")[0]: f"## {each}" for each in sections}
+
+
 def run_all(options: argparse.Namespace, arguments: list[str], to: Path) -> None:
+    """All scenarios, for a new page; or those of --scenarios, whose sections it gets anew."""
     machine.raise_file_limit()
-    parts, failed = [], []
+    parts: dict[str, str] = sections_of(to.read_text()) if options.scenarios else {}
+    failed = []
     for name, scenario in scenarios().items():
+        if options.scenarios and name not in options.scenarios:
+            continue
         print(f"== {name}", file=sys.stderr, flush=True)
         try:
             tables: list[contest.Table] = scenario.run(options_of(scenario, arguments))
@@ -67,15 +81,18 @@ def run_all(options: argparse.Namespace, arguments: list[str], to: Path) -> None
             print(f"{name}: {error!r}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
-        parts.append(section(scenario, tables))
+        parts[scenario.TITLE] = section(scenario, tables)
         for table in tables:
             if table.plot:
                 (to.parent / table.plot.file).write_text(contest.svg(table.plot))
     command = f"python -m bench --rounds {options.rounds} --seconds {options.seconds:g}"
     if options.only:
         command += f" --only {shlex.join(options.only)}"
-    head = HEAD.format(command=command, **vars(options))
-    to.write_text("\n".join([head + contest.environment(), "", *parts]))
+    if not options.scenarios:
+        head = HEAD.format(command=command, **vars(options))
+        parts[""] = head + contest.environment() + "\n\n"
+    titles = ["", *(scenario.TITLE for scenario in scenarios().values())]
+    to.write_text("\n".join(parts[title].rstrip("\n") + "\n" for title in titles if title in parts))
     print(f"written to {to}", file=sys.stderr)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
@@ -90,6 +107,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     contest.common_options(parser)
+    parser.add_argument(
+        "--scenarios", nargs="+", choices=SCENARIOS, help="only these; the rest of the page stays"
+    )
     parser.add_argument("--to", type=Path, default=machine.ROOT / "docs" / "benchmarks.md")
     options = parser.parse_args(arguments)
     run_all(options, arguments, options.to)
