@@ -20,7 +20,7 @@ from tests.support.redis_server import RedisServer
 
 BROKERS = ["memory", "redis all", "redis targeted"]
 AT_ONCE = 6
-FEW, MANY = 12, 200
+FEW, MANY = 12, 100
 
 
 class Rest:
@@ -238,7 +238,7 @@ async def test_who_applies_changes_has_at_each_version_what_rest_shows(
 
 @pytest.mark.long
 @pytest.mark.parametrize("broker", BROKERS)
-@pytest.mark.parametrize("part", range(20))
+@pytest.mark.parametrize("part", range(34))
 async def test_that_holds_for_ten_thousand_histories(
     broker: str, part: int, redis_server: RedisServer
 ) -> None:
