@@ -23,6 +23,8 @@ from handlers.token_keys import TokenKeys
 from handlers.tokens import Tokens
 from lockstep.access import Access
 from lockstep.errors import Unauthorized
+from tests.support.api import COMMANDS
+from tests.support.followers import V2
 from tests.support.processes import Answer, ServerProcess, lockstep, parse_answer, request
 from tests.support.redis_server import RedisServer
 from tests.support.tokens import ANNA, AUDIENCE, BERT, ISSUER, SECRET, token
@@ -213,6 +215,43 @@ async def test_exactly_who_may_view_may_connect(server: ServerProcess, caller: C
             assert first["type"] == "CONNECTED"
             await client.send({"type": "RECONNECT"})
             assert (await client.recv())["type"] == "STATE_SYNC"
+
+
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)
+async def test_exactly_who_may_gives_a_command_over_a_socket(server: ServerProcess, caller: Caller) -> None:
+    for door in DOORS:
+        _, _, name = door.path.partition("/ID/")
+        if name not in COMMANDS:
+            continue
+        session_id = await running(server)
+        status, reason, scope = expected(caller, door)
+        made = caller.make(session_id)
+        query = f"?token={made}" if made else ""
+        async with await WsClient.connect(f"{server.ws_url}/ws{query}", headers=V2) as client:
+            first = await client.recv()
+            if status == 401:
+                assert isinstance(first, Closed)
+                assert first.code == 4501
+                continue
+            assert first["type"] == "WELCOME"
+            await client.send(
+                {"type": "COMMAND", "id": name, "sessionId": session_id, "command": name, "body": door.body}
+            )
+            answer = await client.recv()
+            assert answer["id"] == name
+            if status == 403:
+                assert (answer["type"], answer["code"]) == ("ERROR", "FORBIDDEN"), door
+                assert answer["details"] == {"reason": reason} | ({"scope": scope} if scope else {})
+            elif status == 400:
+                assert (answer["type"], answer["code"]) == ("ERROR", "INVALID_STATE_TRANSITION"), door
+            else:
+                assert answer["type"] == "RESULT", (door, answer)
+            await client.send({"type": "SUBSCRIBE", "id": 2, "sessionId": session_id})
+            subscribed = await client.recv()
+            if caller.of == "another":
+                assert (subscribed["code"], subscribed["details"]) == ("FORBIDDEN", {"reason": "session"})
+            else:
+                assert subscribed["type"] == "SUBSCRIBED"
 
 
 # --- before the body -----------------------------------------------------------------------------
@@ -536,7 +575,7 @@ async def test_the_doctor_says_what_is_well_and_what_is_not() -> None:
     assert "MEND  Redis" in gone.stdout
 
 
-async def test_with_tokens_switches_are_limited_exactly_over_two_processes_and_admins_are_not(
+async def test_with_tokens_switches_are_limited_exactly_at_all_doors_of_two_processes_and_admins_are_not(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "secret").write_text(SECRET)
@@ -553,8 +592,18 @@ async def test_with_tokens_switches_are_limited_exactly_over_two_processes_and_a
         await ask(servers[0], "POST", f"/v1/sessions/{session_id}/start", token())
 
         async def switch(number: int, with_token: str) -> int:
-            path = f"/v1/sessions/{session_id}/switch"
-            return (await ask(servers[number % 2], "POST", path, with_token)).status
+            path, server = f"/v1/sessions/{session_id}/switch", servers[number % 2]
+            if number % 4 < 2:
+                return (await ask(server, "POST", path, with_token)).status
+            url = f"{server.ws_url}/ws?token={with_token}"
+            async with await WsClient.connect(url, headers=V2) as client:
+                command = {"type": "COMMAND", "id": 1, "sessionId": session_id, "command": "switch"}
+                assert (await client.recv())["type"] == "WELCOME"
+                await client.send(command)
+                answer = await client.recv()
+            if answer["type"] == "ERROR":
+                assert (answer["code"], answer["retryAfterMs"] > 0) == ("RATE_LIMIT_EXCEEDED", True)
+            return 200 if answer["type"] == "RESULT" else 429
 
         annas = token("play", session_id, sub=ANNA)
         statuses = await asyncio.gather(*(switch(number, annas) for number in range(40)))

@@ -1,6 +1,7 @@
 """Several server processes, one Redis: a change made at any of them reaches every client of all."""
 
 import asyncio
+import contextlib
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import ujson
 
-from tests.support.followers import V2
+from tests.support.followers import V2, Follower
 from tests.support.load import PROTOCOLS, Watcher, chess, data, eventually, history, identity, rest, watching
 from tests.support.processes import ServerProcess
 from tests.support.redis_server import RedisServer
@@ -163,6 +164,64 @@ async def test_fifty_parallel_switches_at_two_processes_are_each_applied_once(
         acknowledged += [data(answer)["version"] for answer in answers]
     assert sorted(acknowledged) == list(range(3, 1003))
     assert (await versions_in_history(servers[0], session_id))[-1] == 1002
+
+
+async def test_fifty_parallel_switches_over_sockets_of_three_processes_are_fifty_versions(
+    servers: list[ServerProcess],
+) -> None:
+    session_id = await created(servers[0])
+    data(await command(servers[0], session_id, "start"))
+    async with contextlib.AsyncExitStack() as stack:
+        followers = [await stack.enter_async_context(Follower(servers[n % 3].ws_url)) for n in range(50)]
+        views = [await follower.follow(session_id) for follower in followers[:10]]
+        results = await asyncio.gather(*(each.command(session_id, "switch") for each in followers))
+        assert {result["type"] for result in results} == {"RESULT"}
+        positions = sorted(int(result["position"].split("-")[1]) for result in results)
+        assert positions == list(range(3, 53))
+        for follower, view in zip(followers, views, strict=False):
+            await follower.until(lambda view=view: view.state["version"] == 52)  # type: ignore[misc]
+            assert [version for _, version in view.events] == positions
+            assert {result["position"] for result in results} < set(view.states)
+    assert await versions_in_history(servers[1], session_id) == list(range(1, 53))
+
+
+@pytest.mark.parametrize("first_by", ["socket", "rest"])
+async def test_what_was_sent_before_a_line_broke_is_done_once_by_whichever_door_it_comes_again(
+    servers: list[ServerProcess], first_by: str
+) -> None:
+    session_id = await created(servers[0])
+    data(await command(servers[0], session_id, "start"))
+    body = {"data": {"move": "e4"}}
+    async with Follower(servers[2].ws_url) as other:
+        for turn in range(40):
+            key = uuid.uuid4().hex
+            said = {"type": "COMMAND", "id": 1, "sessionId": session_id, "command": "switch", "body": body}
+            if first_by == "socket":
+                async with await WsClient.connect(f"{servers[0].ws_url}/ws", headers=V2) as client:
+                    await client.recv()
+                    await client.send(said | {"idempotencyKey": key})
+                    await asyncio.sleep(turn % 10 * 0.001)  # cut off before, while and after it is done
+            else:
+                path = f"/v1/sessions/{session_id}/switch"
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: {key}\r\n"
+                raw = ujson.dumps(body).encode()
+                _, writer = await asyncio.open_connection("127.0.0.1", servers[0].port)
+                length = f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+                writer.write((head + length).encode() + raw)
+                await asyncio.sleep(turn % 10 * 0.001)
+                writer.transport.abort()
+            position = set()
+            for _ in range(2):
+                if first_by == "socket":
+                    answer = await command(servers[1], session_id, "switch", body, Idempotency_Key=key)
+                    assert data(answer)["version"] == 3 + turn
+                    position.add(answer.headers["ETag"].strip('"'))
+                again = await other.command(session_id, "switch", body, idempotencyKey=key)
+                assert again["type"] == "RESULT"
+                position.add(again["position"])
+            assert again["replayed"] is True
+            assert len(position) == 1
+    assert await versions_in_history(servers[1], session_id) == list(range(1, 43))
 
 
 def outcome(answer: Any) -> str:
