@@ -211,15 +211,26 @@ def _never_limited() -> dict[str, Schema]:
     not_ready = object_of(status("not_ready") | {"reasons": {"type": "array", "items": STRING}})
     ready = {"200": answer("Yes", object_of(status("ready"))), "503": answer("Not now", not_ready)}
     text = answer("Text") | {"content": {"text/plain": {"schema": STRING}}}
-    upgrade_errors = (errors.UpgradeRequired, errors.Forbidden, errors.ShuttingDown, errors.MalformedJson)
+    upgrade_errors = (
+        errors.UpgradeRequired,
+        errors.UnsupportedProtocol,
+        errors.Forbidden,
+        errors.ShuttingDown,
+        errors.MalformedJson,
+        LockstepError,
+    )
     follow = get(
         "follow",
-        "Follow a session by WebSocket",
+        "Follow sessions by WebSocket: what is said there is in /asyncapi.json",
         {"101": answer("A WebSocket from here on")},
-        (*upgrade_errors, LockstepError),
+        upgrade_errors,
     )
     session_id = {"type": "string", "pattern": UUID_PATTERN}
-    follow["get"]["parameters"] = [parameter("query", "sessionId", session_id, "The session")]
+    follow["get"]["parameters"] = [
+        parameter("query", "sessionId", session_id, "The session; protocol v2 needs none here"),
+        parameter("query", "position", STRING, "In protocol v2: where the client has got to in the session"),
+        parameter("query", "token", STRING, "Where the server has keys, for who cannot send headers"),
+    ]
     return {
         "/health": get("health", "Is it alive", {"200": answer("Yes", object_of(status("ok")))}),
         "/ready": get("ready", "May it have traffic", ready),
