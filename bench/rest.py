@@ -33,7 +33,7 @@ CONNECTIONS = 16
 BUDGET_MS = 86_400_000
 # With tokens a participant switches only in his own turn; one who is alone has it always.
 PLAYER = str(uuid.uuid4())
-COMMAND = {"type": "COMMAND", "id": 1, "command": "switch"}
+COMMAND = {"type": "COMMAND", "command": "switch"}
 SECRET = "a secret of this benchmark, and of no other use"
 # V8 and CPython 3.11 get quicker as they run; a server that has run for days is past that.
 WARM_UP_S = 2.0
@@ -111,11 +111,12 @@ def turn(
     options: argparse.Namespace,
     is_alone: bool = False,
     subprotocol: str | None = None,
+    is_shared: bool = False,
     participants: int = 2,
 ) -> Turn:
     """`is_alone`: one participant in each session, who switches as himself where tokens are asked for.
 
-    With a subprotocol the switches are commands over as many WebSockets.
+    With a subprotocol the switches are commands over as many WebSockets; `is_shared`: over a single one.
     """
     with ExitStack() as stack:
         redis = stack.enter_context(machine.Redis())
@@ -133,14 +134,16 @@ def turn(
             lines = [f"/v1/sessions/{each}/switch" for each in ids]
             asking = [f"--paths={folder / 'lines'}"]
         else:
-            lines = [json.dumps(COMMAND | {"sessionId": each}, separators=(",", ":")) for each in ids]
+            said = [COMMAND | {"id": place, "sessionId": each} for place, each in enumerate(ids)]
+            lines = [json.dumps(each, separators=(",", ":")) for each in said]
             asking = [f"--messages={folder / 'lines'}", f"--subprotocol={subprotocol}"]
         (folder / "lines").write_text("".join(f"{line}\n" for line in lines))
         command = [
             *("taskset", "-c", str(machine.LOAD_CORE), str(machine.compiled("rest_load"))),
             f"--port={port}",
             *asking,
-            f"--connections={options.connections}",
+            f"--connections={1 if is_shared else options.connections}",
+            *([f"--under-way={options.connections}"] if is_shared else []),
             f"--pids={pid},{redis.pid}",
             f"--warm-up={WARM_UP_S + options.warm_up}",
             f"--seconds={options.seconds}",

@@ -3,7 +3,8 @@
  * Connections take the paths of a file in turn, one after the other, so that two of them never ask for the same
  * one at the same time as long as there are more paths than connections. WebSockets take messages instead. The
  * first one that the server sends is a greeting, each later one an answer: a RESULT counts as status 200, all
- * else as 400. One thread, epoll, no libraries:
+ * else as 400. Several may be under way on one WebSocket, whose "id" says which line of the file, from 0, they
+ * answer. One thread, epoll, no libraries:
  *
  *   cc -O2 -std=c11 -o rest_load rest_load.c
  *   rest_load --port=8001 --paths=FILE [--body=FILE --type=application/json] --connections=16 --pids=1,2 ...
@@ -44,16 +45,17 @@ typedef struct {
 } Connection;
 
 static struct {
-    int port, connections;
+    int port, connections, under_way;
     const char *paths_file, *body_file, *type, *method, *header, *messages_file, *subprotocol;
     double warm_up_s, seconds;
     pid_t pids[PIDS];
     int pid_count;
-} options = {.connections = 16, .type = "application/json", .method = "POST", .warm_up_s = 1, .seconds = 4};
+} options = {.connections = 16, .under_way = 1, .type = "application/json", .method = "POST", .warm_up_s = 1, .seconds = 4};
 
 static Connection *connections;
 static char **requests; /* one per path, whole */
 static size_t *request_bytes;
+static int64_t *asked_ns; /* one per message */
 static int path_count, next_path;
 static int epoll_fd;
 static int64_t statuses[600], requests_measured, answer_bytes_measured;
@@ -115,11 +117,13 @@ static void send_rest(Connection *connection) {
 static void ask(Connection *connection) {
     connection->request = requests[next_path];
     connection->request_bytes = request_bytes[next_path];
+    if (asked_ns) asked_ns[next_path] = now_ns();
     next_path = (next_path + 1) % path_count;
     connection->sent_bytes = 0;
     connection->asked_ns = now_ns();
     in_flight++;
     send_rest(connection);
+    if (options.under_way > 1 && connection->sent_bytes < connection->request_bytes) fail("the socket is full");
 }
 
 /* ---- answers ---- */
@@ -204,10 +208,17 @@ static void take_answer(Connection *connection) {
     int64_t at_ns = now_ns();
     size_t head_bytes, bytes = options.messages_file ? frame_bytes(connection, &head_bytes) : connection->answer_bytes;
     int status = status_of(connection, bytes);
+    int64_t since_ns = connection->asked_ns;
+    if (asked_ns) {
+        const char *id = memmem(connection->answer, bytes, "\"id\":", 5);
+        int line = id ? atoi(id + 5) : -1;
+        if (line < 0 || line >= path_count) fail("an answer to nothing: %.*s", (int)bytes, connection->answer);
+        since_ns = asked_ns[line];
+    }
     in_flight--;
     if (is_measuring) {
         if (requests_measured >= LATENCIES) fail("more than %d requests", LATENCIES);
-        latencies_ns[requests_measured++] = at_ns - connection->asked_ns;
+        latencies_ns[requests_measured++] = at_ns - since_ns;
         answer_bytes_measured += bytes;
         statuses[status >= 0 && status < 600 ? status : 0]++;
     }
@@ -248,7 +259,7 @@ static void run_until(int64_t end_ns) {
 }
 
 static void read_options(int argc, char **argv) {
-    enum { PORT, PATHS, MESSAGES, SUBPROTOCOL, BODY, TYPE, METHOD, HEADER, CONNECTIONS, WARM_UP, SECONDS, PID_LIST };
+    enum { PORT, PATHS, MESSAGES, SUBPROTOCOL, BODY, TYPE, METHOD, HEADER, CONNECTIONS, UNDER_WAY, WARM_UP, SECONDS, PID_LIST };
     static const struct option names[] = {
         {"port", 1, 0, PORT},
         {"paths", 1, 0, PATHS}, /* a file, one path per line */
@@ -259,6 +270,7 @@ static void read_options(int argc, char **argv) {
         {"method", 1, 0, METHOD},
         {"header", 1, 0, HEADER}, /* one more */
         {"connections", 1, 0, CONNECTIONS},
+        {"under-way", 1, 0, UNDER_WAY}, /* on each WebSocket */
         {"warm-up", 1, 0, WARM_UP},
         {"seconds", 1, 0, SECONDS},
         {"pids", 1, 0, PID_LIST}, /* processes whose CPU time is measured too */
@@ -273,6 +285,7 @@ static void read_options(int argc, char **argv) {
         case METHOD: options.method = optarg; break;
         case HEADER: options.header = optarg; break;
         case CONNECTIONS: options.connections = atoi(optarg); break;
+        case UNDER_WAY: options.under_way = atoi(optarg); break;
         case WARM_UP: options.warm_up_s = atof(optarg); break;
         case SECONDS: options.seconds = atof(optarg); break;
         case PID_LIST:
@@ -312,6 +325,7 @@ static void make_frames(void) {
     free(line);
     fclose(file);
     if (!path_count) fail("%s: no message", options.messages_file);
+    asked_ns = room_for(path_count, sizeof *asked_ns);
 }
 
 static void make_requests(void) {
@@ -400,7 +414,8 @@ int main(int argc, char **argv) {
     if (options.messages_file) make_frames();
     else make_requests();
     connect_all();
-    for (int number = 0; number < options.connections; number++) ask(&connections[number]);
+    for (int number = 0; number < options.connections * options.under_way; number++)
+        ask(&connections[number % options.connections]);
     run_until(now_ns() + (int64_t)(options.warm_up_s * 1e9));
 
     say("measuring");
