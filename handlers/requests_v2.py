@@ -16,6 +16,7 @@ from lockstep.contract import Clock
 from lockstep.errors import (
     CLOSE_BY_LIMIT,
     Forbidden,
+    LockstepError,
     NotSubscribed,
     SessionFull,
     TooManySubscriptions,
@@ -93,23 +94,36 @@ class Requests:
                 self.drop(following, subscription)
                 raise
         if subscription.is_ended:
-            following.access.require(Scope.VIEW, session_id)  # another token has come meanwhile
+            # Another token has come meanwhile, and perhaps one more, which would allow it again.
+            following.access.require(Scope.VIEW, session_id)
+            raise NotSubscribed(session_id)
 
     async def _new_subscription(
         self, connection: Connection, following: Following, session_id: str
     ) -> Subscription | None:
-        """None where the connection has ended meanwhile. Raises TooManySubscriptions and SessionFull."""
-        if len(following.subscriptions) >= self._max_subscriptions:
-            raise TooManySubscriptions(self._max_subscriptions)
+        """None where the connection has ended. Raises TooManySubscriptions, SessionFull and Forbidden."""
+        self._require_place(following)
         refusal = await self._limits.enter(session_id, connection.caller, None)
         if refusal is not None:
             raise SessionFull(CLOSE_BY_LIMIT[refusal].reason)
+        try:
+            # Meanwhile other subscriptions may have been made, and another token may have come.
+            self._require_place(following)
+            following.access.require(Scope.VIEW, session_id)
+        except LockstepError:
+            self._limits.leave(session_id, connection.caller, None)
+            raise
         if connection.is_over:
             self._limits.leave(session_id, connection.caller, None)
             return None
         subscription = Subscription(connection, session_id, self._skipped)
         following.subscriptions[session_id] = subscription
         return subscription
+
+    def _require_place(self, following: Following) -> None:
+        """Raises TooManySubscriptions where the connection has as many as it may."""
+        if len(following.subscriptions) >= self._max_subscriptions:
+            raise TooManySubscriptions(self._max_subscriptions)
 
     async def _sync(self, following: Following, request: Sync) -> None:
         subscription = _subscription(following, request.session_id)

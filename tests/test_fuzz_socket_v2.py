@@ -148,7 +148,7 @@ class Judge:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    process = ServerProcess("--log-level=warning")
+    process = ServerProcess("--log-level=error")
     yield process
     assert process.stop() == 0
     assert process.log_lines == []

@@ -14,6 +14,7 @@ from lockstep.rules.state import MAX_METADATA_BYTES
 from tests.support.api import SOME_ID
 from tests.support.asyncapi import faults
 from tests.support.processes import Answer, ServerProcess, read_answer
+from tests.support.redis_server import RedisServer
 from tests.support.sockets import command, create, new_id
 from tests.support.tokens import SECRET, token
 from tests.support.ws_client import BINARY, TEXT, Closed, WsClient, encode
@@ -368,6 +369,71 @@ async def test_one_subscription_too_many_is_refused_and_the_others_go_on(server:
         assert (await talk.answer())["reason"] == "created"
         await talk.ask({"type": "UNSUBSCRIBE", "id": 1, "sessionId": others[0]})
         assert (await talk.ask({"type": "SUBSCRIBE", **talk.about}))["state"] == talk.session
+
+
+# --- while a subscription waits for the store ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frozen_redis() -> Iterator[RedisServer]:
+    """One that stands still when a test says so."""
+    redis = RedisServer()
+    yield redis
+    redis.close()
+
+
+@pytest.fixture(scope="module")
+def on_redis(frozen_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    secret = tmp_path_factory.mktemp("keys") / "secret"
+    secret.write_text(SECRET)
+    how = (f"--jwt-secret-file={secret}", f"--broker={frozen_redis.url}", "--log-level=error")
+    process = ServerProcess(*how, "--max-share-per-caller=1")
+    yield process
+    assert process.stop() == 0
+    assert process.log_lines == []
+
+
+async def test_subscriptions_that_are_asked_for_at_once_are_no_more_than_allowed(
+    on_redis: ServerProcess,
+) -> None:
+    bearer = {"Authorization": f"Bearer {token('view', sub='anna')}"}
+    async with await connect(on_redis, headers=bearer) as client:
+        said = [{"type": "SUBSCRIBE", "id": number, "sessionId": new_id()} for number in range(130)]
+        await client.send_raw(b"".join(encode(TEXT, json.dumps(each).encode()) for each in said))
+        answers = [await client.recv() for _ in said]
+        assert sorted(each["id"] for each in answers) == [*range(130)]
+        codes = [each.get("code", each["type"]) for each in answers]
+        assert (codes.count("SUBSCRIBED"), codes.count("TOO_MANY_SUBSCRIPTIONS")) == (100, 30)
+        await client.fence()
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_token_that_comes_while_a_subscription_waits_counts_for_it(
+    on_redis: ServerProcess, frozen_redis: RedisServer, comes_back: bool
+) -> None:
+    """There is one answer, and what the last token forbids is not told."""
+    session_id, other = new_id(), new_id()
+    good, bad = token("view", session_id, sub="anna"), token("view", other, sub="anna")
+    async with await connect(on_redis, headers={"Authorization": f"Bearer {good}"}) as client:
+        frozen_redis.freeze()
+        try:
+            await client.send({"type": "SUBSCRIBE", "id": "s", "sessionId": session_id})
+            for _ in range(2):
+                await client.fence()  # by the second one it has begun to be answered
+            for each in [bad, good] if comes_back else [bad]:
+                await client.send({"type": "REAUTH", "id": "r", "token": each})
+                while (answer := await client.recv())["type"] != "REAUTHENTICATED":
+                    assert answer["type"] == "UNSUBSCRIBED"
+        finally:
+            frozen_redis.thaw()
+        answer = await client.recv()
+        assert answer["id"] == "s"
+        if not comes_back:
+            assert (answer["type"], answer["code"]) == ("ERROR", "FORBIDDEN")
+        is_subscribed = answer["type"] == "SUBSCRIBED"
+        await client.send({"type": "UNSUBSCRIBE", "id": "u", "sessionId": session_id})
+        assert ((await client.recv())["type"] == "UNSUBSCRIBED") is is_subscribed
+        await client.fence()
 
 
 # --- commands ------------------------------------------------------------------------------------

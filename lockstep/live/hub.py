@@ -309,7 +309,8 @@ class Hub:
         room = self.rooms.get(timeline.session_id)
         if room is None or room.timeline is not timeline:
             return
-        if head is not None and (room.known is None or head.order > room.known.order):
+        is_of_ended = head is not None and head.order[0] == timeline.ended_epoch
+        if head is not None and not is_of_ended and (room.known is None or head.order > room.known.order):
             room.known = head
             self._deadlines.arm(timeline.session_id, head.deadline_ms)
         self.schedule(room)
