@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
 from typing import Any
 
 import pytest
@@ -111,6 +112,16 @@ class Crowd:
         for _ in range(times):
             answer = await self.rest("POST", f"{self.path}/annotate", {"metadata": {"turn": self._turns}})
             assert answer.status == 200, answer.raw
+
+    async def change(self, times: int) -> None:
+        """Create the session where there is none; a change whose outcome is unknown is another's to judge."""
+        for _ in range(times):
+            answer = await self.rest("POST", f"{self.path}/annotate", {"metadata": {"turn": self._turns}})
+            if answer.status == 404:
+                answer = await self.rest("POST", "/v1/sessions", chess(self.session_id))
+                assert answer.status in (201, 409), answer.raw
+            else:
+                assert answer.status == 200, answer.raw
 
     async def seen(self) -> None:
         """Everybody that is here has what is stored."""
@@ -304,3 +315,44 @@ async def test_after_a_failover_with_a_lost_tail_everybody_ends_at_what_is_store
             await play.seen()
     finally:
         await asyncio.to_thread(sentinels.close)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("seed", first_of(range(12)))
+async def test_whatever_is_lost_and_whoever_is_away_everybody_ends_at_what_is_stored(
+    redis: RedisServer, routing: str, seed: int
+) -> None:
+    rng = Random(seed)
+    async with crowd(redis.url, routing) as play:
+        await play.create()
+        await play.watch()
+        away: set[str] = set()
+        for name in "abcd":
+            await play.come(name)
+        saved = snapshot(redis)
+        for _ in range(20):
+            what = rng.choice(["annotate"] * 5 + ["move"] * 5 + ["save", "roll back", "roll back", "delete"])
+            if what == "annotate":
+                await play.change(rng.randint(1, 6))
+            elif what == "move":
+                name = rng.choice("abcd")
+                if name in away:
+                    await play.come_back(name)
+                else:
+                    await play.go(name)
+                away ^= {name}
+            elif what == "save":
+                saved = snapshot(redis)
+            elif what == "delete":
+                await play.rest("DELETE")
+            else:
+                changing = asyncio.create_task(play.change(rng.randint(0, 6)))
+                await roll_back(redis, saved)
+                await changing
+            if rng.random() < 0.5:
+                await play.seen()
+        for name in away:
+            await play.come_back(name)
+        await play.seen()
+        await play.change(2)
+        await play.seen()
