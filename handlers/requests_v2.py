@@ -1,5 +1,6 @@
 """What clients of protocol v2 ask for: subscriptions, states, commands, and to go on with another token."""
 
+import sys
 from collections.abc import Iterator
 
 from msgspec import UNSET, Struct
@@ -116,6 +117,7 @@ class Requests:
         if connection.is_over:
             self._limits.leave(session_id, connection.caller, None)
             return None
+        session_id = sys.intern(session_id)  # all who follow it share the text
         subscription = Subscription(connection, session_id, self._skipped)
         following.subscriptions[session_id] = subscription
         return subscription

@@ -7,7 +7,8 @@ from lockstep.wire.heads import Head
 
 MAX_RING_BYTES = 65_536
 MAX_RING_EVENTS = 100
-MAX_RINGS_BYTES = 64 * 1_048_576
+# By our own count. What the allocator leaves unused between entries of 1 to 2 KB makes 64 MiB of it.
+MAX_RINGS_BYTES = 52 * 1_048_576
 # What an entry takes besides its JSON: the tuple, the number, the head of the bytes, its place in the list.
 ENTRY_BYTES = 130
 _FROM_AT = len('{"type":"UPDATE","sessionId":"","timestamp":,"from":"') + 36 + 13
