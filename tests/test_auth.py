@@ -26,6 +26,7 @@ from lockstep.errors import Unauthorized
 from tests.support.api import COMMANDS
 from tests.support.followers import V2
 from tests.support.processes import Answer, ServerProcess, lockstep, parse_answer, request
+from tests.support.processes import running as running_server
 from tests.support.redis_server import RedisServer
 from tests.support.tokens import ANNA, AUDIENCE, BERT, ISSUER, SECRET, token
 from tests.support.ws_client import Closed, WsClient
@@ -615,6 +616,32 @@ async def test_with_tokens_switches_are_limited_exactly_at_all_doors_of_two_proc
         for server in servers:
             server.stop()
         redis.close()
+
+
+async def test_commands_over_sockets_and_requests_share_what_a_caller_may_do(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    settings = (f"--jwt-secret-file={tmp_path / 'secret'}", "--rate-limit-general=20/60")
+    with running_server(ServerProcess(*settings)) as server:
+        session_id = await running(server)
+        path = f"/v1/sessions/{session_id}"
+        annas = token("control", session_id, sub=ANNA)
+        async with await WsClient.connect(f"{server.ws_url}/ws?token={annas}", headers=V2) as client:
+            assert (await client.recv())["type"] == "WELCOME"
+
+            async def command(name: str) -> str:
+                said = {"type": "COMMAND", "id": 1, "sessionId": session_id, "command": name}
+                await client.send(said)
+                answer = await client.recv()
+                return str(answer.get("code", answer["type"]))
+
+            for _ in range(5):
+                assert (await ask(server, "GET", path, annas)).status == 200
+                # What is refused was a request, too.
+                codes = [await command(name) for name in ("switch", "resume", "fly")]
+                assert codes == ["RESULT", "INVALID_STATE_TRANSITION", "VALIDATION_ERROR"]
+            assert (await ask(server, "GET", path, annas)).status == 429
+            assert await command("switch") == "RATE_LIMIT_EXCEEDED"
+            assert (await ask(server, "GET", path, token("view", session_id, sub=BERT))).status == 200
 
 
 # --- whose a key of idempotency is ---------------------------------------------------------------
