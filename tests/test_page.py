@@ -514,6 +514,7 @@ def test_the_page_follows_a_clock_of_a_server_without_protocol_v2(
         page = tabs.open(cable.url)
         page.locator("[data-preset=chess]").first.click()
         page.click("#primary")
+        expect(page.locator("#status")).to_have_text(turn("White"))
         page.click("#primary")
         expect(page.locator("#status")).to_have_text(turn("Black"))
         expect(page.locator("#link-text")).to_have_text("Connected")

@@ -28,7 +28,7 @@ class Echo:
     """What all connections share; it answers each message with the same."""
 
     def __init__(self, max_message_bytes: int) -> None:
-        self.heartbeat = Heartbeat(interval_s=30.0, timeout_s=20.0)
+        self.heartbeat = Heartbeat(interval_s=600.0, timeout_s=500.0)  # longer than a test lasts
         self.read_scheduler = ReadScheduler()
         self.max_message_bytes = max_message_bytes
         self.metrics = Mock()  # nobody counts here
