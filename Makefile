@@ -29,7 +29,7 @@ down: .venv/.deployed  ## stop what make up started
 	@$(BIN)/python deploy/stack.py down $(STACK)
 
 test: .venv/.tested  ## everything but what takes minutes
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 5 --dist worksteal
 
 test-long: .venv/.tested $(PEERS)  ## long faults, soak and fuzzing
 	$(BIN)/python -m pytest -m long

@@ -23,6 +23,7 @@ def redis() -> Iterator[RedisServer]:
     server.close()
 
 
+@pytest.mark.long
 async def test_killed_subscriber_connections_leave_nobody_behind(redis: RedisServer) -> None:
     async with scene(redis.url) as play, LoopLag(play.servers[0]) as lag:
         for _ in range(5):
@@ -49,6 +50,7 @@ async def test_killed_command_connections_lose_nothing(redis: RedisServer) -> No
         play.assert_refused_in_time()
 
 
+@pytest.mark.long
 async def test_a_frozen_redis_leaves_nobody_behind(redis: RedisServer) -> None:
     async with scene(redis.url) as play, LoopLag(play.servers[0]) as lag:
         redis.freeze()
@@ -91,6 +93,7 @@ async def test_after_a_redis_that_came_back_empty_everybody_is_told(
         assert all(watcher.is_gone for watcher in play.watchers)
 
 
+@pytest.mark.long
 async def test_a_flushed_redis_is_noticed_and_everybody_is_told(redis: RedisServer) -> None:
     async with scene(redis.url) as play:
         with redis.client as client:
@@ -99,6 +102,7 @@ async def test_a_flushed_redis_is_noticed_and_everybody_is_told(redis: RedisServ
         assert all(watcher.is_gone for watcher in play.watchers)
 
 
+@pytest.mark.long
 async def test_a_session_that_is_created_anew_after_a_loss_is_the_one_that_clients_show(
     redis: RedisServer,
 ) -> None:
@@ -114,7 +118,7 @@ async def test_a_session_that_is_created_anew_after_a_loss_is_the_one_that_clien
         await play.converged()
 
 
-@pytest.mark.parametrize("silent_s", [6.0, pytest.param(60.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("silent_s", [6.0, 60.0])
 async def test_a_link_that_swallows_everything_starves_no_loop(redis: RedisServer, silent_s: float) -> None:
     async with Proxy(redis.port) as proxy, scene(proxy.url) as play, LoopLag(play.servers[0]) as lag:
         proxy.swallows_requests = proxy.swallows_replies = True

@@ -17,6 +17,7 @@ from tests.support.followers import CutFollower, Follower, View
 from tests.support.processes import Answer, read_answer
 from tests.support.random_histories import OVER, command, creation, uuid_of
 from tests.support.redis_server import RedisServer
+from tests.support.variants import first_of
 
 BROKERS = ["memory", "redis all", "redis targeted"]
 AT_ONCE = 6
@@ -229,7 +230,7 @@ async def play_all(broker: str, redis: RedisServer, seeds: range) -> int:
     return cuts
 
 
-@pytest.mark.parametrize("broker", BROKERS)
+@pytest.mark.parametrize("broker", first_of(BROKERS))
 async def test_who_applies_changes_has_at_each_version_what_rest_shows(
     broker: str, redis_server: RedisServer
 ) -> None:

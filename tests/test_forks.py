@@ -281,6 +281,7 @@ async def test_a_lost_second_life_brings_the_first_one_back_for_everybody(
         await play.seen()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("routing", first_of(ROUTINGS))
 async def test_after_a_failover_with_a_lost_tail_everybody_ends_at_what_is_stored(routing: str) -> None:
     sentinels = await asyncio.to_thread(Sentinels)

@@ -157,7 +157,7 @@ def server() -> Iterator[ServerProcess]:
 texts = st.one_of(said.map(lambda each: json.dumps(each).encode()), st.binary(max_size=200))
 
 
-@examples(100)
+@examples(40)
 @given(
     frames=st.lists(frames_of(texts), max_size=12),
     cuts=st.lists(st.integers(0, 3000), max_size=6),
@@ -181,7 +181,7 @@ def test_whatever_a_client_of_v2_sends_it_is_answered_or_closed(
     assert server.process.poll() is None
 
 
-@examples(100)
+@examples(40)
 @given(messages=st.lists(said, max_size=MAX_MESSAGES))
 def test_each_request_of_v2_has_one_answer(server: ServerProcess, messages: list[Any]) -> None:
     """Those that may have an id have one of their own here, by which their answer is known."""

@@ -448,7 +448,7 @@ SECRET = "a secret of more than thirty-two bytes, for tests only"
 OTHER_SESSION = "00000000-0000-4000-8000-000000000001"
 
 
-@pytest.fixture(params=["v1", "v2"])
+@pytest.fixture(params=["v2", pytest.param("v1", marks=pytest.mark.long)])
 def spoken(request: pytest.FixtureRequest) -> str:
     """The protocol: v1 with a server that does not know v2."""
     return str(request.param)

@@ -178,6 +178,7 @@ def test_a_preset_creates_a_clock_that_starts_and_ticks(tabs: Tabs, preset: str)
     expect(page.locator(f"{RUNS} .face")).not_to_have_text(before or "")
 
 
+@pytest.mark.long
 def test_every_pace_that_is_offered_makes_a_clock(tabs: Tabs) -> None:
     faces = {}
     page = tabs.open()
@@ -374,6 +375,7 @@ def forget_503(tabs: Tabs) -> None:
     tabs.complaints.clear()
 
 
+@pytest.mark.long
 def test_laps_that_could_not_be_fetched_are_listed_though_nothing_changes_any_more(tabs: Tabs) -> None:
     page = tabs.start("speedrun")
     refusals = Refusals(page, 2)
@@ -410,6 +412,7 @@ def test_laps_are_not_asked_for_any_more_when_the_session_is_gone(tabs: Tabs) ->
     forget_503(tabs)
 
 
+@pytest.mark.long
 def test_of_very_many_laps_the_latest_are_listed_by_their_numbers(tabs: Tabs) -> None:
     page = tabs.open()
     session = page.evaluate("""async () => {

@@ -278,6 +278,7 @@ async def test_who_follows_what_is_not_there_has_the_answer_of_the_table(
         await played.has_the_one_answer(row, "deleted")
 
 
+@pytest.mark.long
 async def test_who_is_at_a_server_without_its_store_has_the_answer_of_the_table(
     folder: Path, redis_server: RedisServer
 ) -> None:

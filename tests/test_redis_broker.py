@@ -173,6 +173,7 @@ async def test_while_redis_is_away_rest_answers_503_and_sockets_stay_open(redis:
         await eventually(complaint, 10, "changes are not accepted again")
 
 
+@pytest.mark.long
 async def test_a_dead_subscription_beside_a_living_connection_makes_the_process_not_ready(
     redis: RedisServer,
 ) -> None:
@@ -198,6 +199,7 @@ async def test_a_dead_subscription_beside_a_living_connection_makes_the_process_
         await eventually(still_unready, 15, "it did not recover")
 
 
+@pytest.mark.long
 async def test_lifetimes_are_kept_and_a_lapse_is_told(redis: RedisServer) -> None:
     lifetimes = [
         f"--keep-{kind}-s={seconds}"

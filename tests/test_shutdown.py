@@ -447,6 +447,7 @@ async def test_a_second_signal_ends_it_at_once(
         assert await exit_code(server, 10) != 0
 
 
+@pytest.mark.long
 async def test_clients_that_go_on_talking_do_not_hold_up_the_end(server: ServerProcess) -> None:
     async with AsyncExitStack() as stack:
         clients = [

@@ -357,6 +357,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]
     assert stack.command("down").returncode == 0
 
 
+@pytest.mark.long
 def test_up_says_which_settings_are_ignored_since_it_runs_already(configured: Configured) -> None:
     stack, environ = configured.stack, configured.environ
     assert stack.up(env=environ).stdout.count("\n") == 1, "nothing is ignored"
@@ -492,6 +493,7 @@ def test_a_process_is_given_the_time_to_stop_that_drain_s_says(behind_a_balancer
             assert b"--drain-s=30.0" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["up", "roll"])
 def test_what_the_file_says_anew_and_a_roll_does_not_take_is_named(
     behind_a_balancer: Configured, command: str
@@ -536,6 +538,7 @@ def test_the_doctor_looks_at_the_stack_that_runs(configured: Configured) -> None
         assert [line for line in lines if line.startswith(f"ok    {wanted}")], wanted
 
 
+@pytest.mark.long
 def test_the_doctor_says_which_process_is_ill_and_what_to_do(configured: Configured) -> None:
     stack = configured.stack
     pid, name = stack.pids()[f"lockstep-{stack.ports[1]}"], f"lockstep:lockstep-{stack.ports[2]}"
@@ -559,6 +562,7 @@ def test_the_doctor_of_what_is_not_up_says_so(tmp_path: Path) -> None:
     assert findings(Stack(tmp_path)) == (1, ["MEND  it is not up: make up starts it"])
 
 
+@pytest.mark.long
 async def test_a_killed_process_fails_no_request_and_costs_no_change(stack: Stack) -> None:
     """A request it died over is tried on another process, and its Idempotency-Key makes that safe."""
     async with loaded(stack, clients=40, workers=8) as load:

@@ -112,6 +112,7 @@ async def paired(folder: Path) -> AsyncIterator[Pair]:
         redis.close()
 
 
+@pytest.mark.long
 async def test_a_change_whose_process_stops_before_it_answers_is_told_again(tmp_path: Path) -> None:
     """Also where its caller wants the key kept for less time than nginx takes to ask another process."""
     async with paired(tmp_path) as pair:
