@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 from handlers.connection import Connection
 from lockstep.access import Access
-from lockstep.errors import TOKEN_EXPIRED, TOO_MANY_INVALID, Close
+from lockstep.errors import CLOSE_BY_LIMIT, TOKEN_EXPIRED, TOO_MANY_INVALID, Close
+from lockstep.limits import ConnectionLimits
 from lockstep.wire.encodings import Encoding
 
 MAX_INVALID = 10
@@ -44,6 +45,31 @@ class ClientProtocol(abc.ABC):
     @abc.abstractmethod
     def send_away(self, connection: Connection, how: Close, come_back_after_ms: int) -> None:
         """The process stops: close the connection."""
+
+
+async def let_in(connection: Connection, limits: ConnectionLimits, session_id: str | None) -> bool:
+    """Count the connection, and its client in the session if it belongs to one.
+
+    False where a limit forbids it, which closes it, and where it has ended meanwhile.
+    """
+    refusal = limits.count_and_check() or await limits.enter(
+        session_id, connection.caller, connection.address
+    )
+    if refusal is not None:
+        connection.close(CLOSE_BY_LIMIT[refusal])
+        return False
+    connection.is_counted = True
+    if connection.is_over:  # it ended while it was waiting
+        count_out(connection, limits, session_id)
+        return False
+    return True
+
+
+def count_out(connection: Connection, limits: ConnectionLimits, session_id: str | None) -> None:
+    """Make room for another client under the limits, if this one was counted."""
+    if connection.is_counted:
+        connection.is_counted = False
+        limits.leave(session_id, connection.caller, connection.address)
 
 
 def expire_with(connection: Connection, access: Access) -> None:

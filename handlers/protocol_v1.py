@@ -4,11 +4,11 @@ import logging
 from collections.abc import Collection
 from typing import cast
 
-from handlers.client_protocol import ClientProtocol, count_invalid
+from handlers.client_protocol import ClientProtocol, count_invalid, count_out, let_in
 from handlers.connection import Connection
 from lockstep.access import Access
 from lockstep.contract import Clock
-from lockstep.errors import CLOSE_BY_LIMIT, INTERNAL_ERROR, Close, LockstepError, MalformedJson
+from lockstep.errors import INTERNAL_ERROR, Close, LockstepError, MalformedJson
 from lockstep.limits import ConnectionLimits
 from lockstep.live.hub import Hub
 from lockstep.metrics import Metrics
@@ -39,17 +39,8 @@ class ProtocolV1(ClientProtocol):
     async def welcome(self, connection: Connection, access: Access, position: str | None) -> None:
         assert connection.session_id is not None
         try:
-            refusal = self._limits.count_and_check() or await self._limits.enter(
-                connection.session_id, connection.caller, connection.address
-            )
-            if refusal is not None:
-                connection.close(CLOSE_BY_LIMIT[refusal])
-                return
-            connection.is_counted = True
-            if connection.is_over:  # it ended while it was waiting
-                self._uncount(connection)
-                return
-            await self._hub.join(connection.session_id, connection)
+            if await let_in(connection, self._limits, connection.session_id):
+                await self._hub.join(connection.session_id, connection)
         except Exception:
             log.exception("a WebSocket could not be set up", extra={"session_id": connection.session_id})
             connection.close(INTERNAL_ERROR)
@@ -75,19 +66,12 @@ class ProtocolV1(ClientProtocol):
             self._refuse(connection, "UNKNOWN_TYPE", f"Unknown message type {message['type'][:50]!r}")
 
     def on_end(self, connection: Connection) -> None:
-        self._uncount(connection)
+        count_out(connection, self._limits, connection.session_id)
         if connection.session_id is not None:
             self._hub.leave(connection.session_id, connection)
 
     def send_away(self, connection: Connection, how: Close, come_back_after_ms: int) -> None:
         connection.close(how)
-
-    def _uncount(self, connection: Connection) -> None:
-        """Make room for another client under the limits."""
-        if connection.is_counted:
-            connection.is_counted = False
-            assert connection.session_id is not None
-            self._limits.leave(connection.session_id, connection.caller, connection.address)
 
     async def _sync(self, connection: Connection) -> None:
         assert connection.session_id is not None

@@ -8,14 +8,14 @@ from itertools import count
 
 from msgspec import UNSET, Struct, UnsetType
 
-from handlers.client_protocol import ClientProtocol, count_invalid
+from handlers.client_protocol import ClientProtocol, count_invalid, count_out, let_in
 from handlers.connection import Connection
 from handlers.requests_v2 import Requests
 from handlers.subscription import Following
 from lockstep import __version__
 from lockstep.access import Access
 from lockstep.contract import Clock
-from lockstep.errors import CLOSE_BY_LIMIT, INTERNAL_ERROR, Close, Conflict, LockstepError, MalformedJson
+from lockstep.errors import INTERNAL_ERROR, Close, Conflict, LockstepError, MalformedJson
 from lockstep.limits import ConnectionLimits
 from lockstep.metrics import Metrics
 from lockstep.rules.state_json import dumps
@@ -73,17 +73,12 @@ class ProtocolV2(ClientProtocol):
     async def welcome(self, connection: Connection, access: Access, position: str | None) -> None:
         connection.following = following = Following(access)
         try:
-            refusal = self._limits.count_and_check() or await self._limits.enter(None, "", connection.address)
+            is_let_in = await let_in(connection, self._limits, None)
         except Exception:
             log.exception("a WebSocket could not be set up")
             connection.close(INTERNAL_ERROR)
             return
-        if refusal is not None:
-            connection.close(CLOSE_BY_LIMIT[refusal])
-            return
-        connection.is_counted = True
-        if connection.is_over:  # it ended while it was waiting
-            self.on_end(connection)
+        if not is_let_in:
             return
         self._connections.add(connection)
         self._send(
@@ -109,9 +104,7 @@ class ProtocolV2(ClientProtocol):
         if following is not None:
             for subscription in tuple(following.subscriptions.values()):
                 self._requests.drop(following, subscription)
-        if connection.is_counted:
-            connection.is_counted = False
-            self._limits.leave(None, "", connection.address)
+        count_out(connection, self._limits, None)
 
     def send_away(self, connection: Connection, how: Close, come_back_after_ms: int) -> None:
         if connection.can_send:
