@@ -1,7 +1,5 @@
 """What a player may do by itself: plain calls with instants."""
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 
@@ -11,12 +9,21 @@ from lockstep.rules.state import BANK_MODES, Mode, OnTimeout, Session, Status
 from tests.support import settled_rules as engine
 from tests.support.fuzzing import examples
 from tests.support.plans import Plan, moves, plans
-from tests.support.sessions_under_test import T0, A, B, C, active, pending, remaining, running
+from tests.support.sessions_under_test import (
+    LAPS,
+    T0,
+    TEAMS,
+    A,
+    B,
+    C,
+    active,
+    pending,
+    remaining,
+    running,
+)
 from tests.support.settled_rules import guarded
 
 SWITCH = guarded(engine.switch, *Access(Scope.PLAY, subject=A.upper()).guards)
-LAPS: dict[str, Any] = {"mode": Mode.COUNT_UP}
-TEAMS: dict[str, Any] = {"mode": Mode.PER_GROUP, "groups": ("red", "red", "blue")}
 
 
 def reason(session: Session, now_ms: int = T0 + 500, rule: engine.Rule = SWITCH) -> str:

@@ -1,7 +1,5 @@
 """What each command does in each mode, worked out by hand: plain calls with instants."""
 
-from typing import Any
-
 import pytest
 from msgspec import structs
 
@@ -18,9 +16,13 @@ from tests.support.sessions_under_test import (
     DAY,
     DEFAULT_POLICY,
     EPOCH,
+    EXAM,
+    LAPS,
     NOBODY,
+    ROUNDS,
     SESSION,
     T0,
+    TEAMS,
     A,
     B,
     C,
@@ -33,11 +35,6 @@ from tests.support.sessions_under_test import (
     turns,
     used,
 )
-
-TEAMS: dict[str, Any] = {"mode": Mode.PER_GROUP, "groups": ("red", "red", "blue")}
-ROUNDS: dict[str, Any] = {"mode": Mode.PER_CYCLE, "time_per_cycle_ms": 10_000}
-EXAM: dict[str, Any] = {"mode": Mode.GLOBAL, "total_time_ms": 60_000}
-LAPS: dict[str, Any] = {"mode": Mode.COUNT_UP}
 
 
 def a_session_of(mode: Mode) -> Session:

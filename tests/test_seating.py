@@ -11,8 +11,12 @@ from lockstep.rules.state import TERMINAL, Mode, OnTimeout, Participant, Session
 from lockstep.rules.state_json import to_dict
 from tests.support import settled_rules as engine
 from tests.support.sessions_under_test import (
+    EXAM,
+    LAPS,
     NOBODY,
+    ROUNDS,
     T0,
+    TEAMS,
     A,
     B,
     C,
@@ -26,10 +30,6 @@ from tests.support.sessions_under_test import (
     used,
 )
 
-TEAMS: dict[str, Any] = {"mode": Mode.PER_GROUP, "groups": ("red", "red", "blue")}
-ROUNDS: dict[str, Any] = {"mode": Mode.PER_CYCLE, "time_per_cycle_ms": 10_000}
-EXAM: dict[str, Any] = {"mode": Mode.GLOBAL, "total_time_ms": 60_000}
-LAPS: dict[str, Any] = {"mode": Mode.COUNT_UP}
 OF_EACH_MODE: dict[Mode, dict[str, Any]] = {
     Mode.PER_PARTICIPANT: {},
     Mode.PER_GROUP: {"mode": Mode.PER_GROUP, "groups": ("red", "blue")},

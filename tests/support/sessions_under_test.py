@@ -28,6 +28,12 @@ DEFAULT_POLICY = {
 
 # --- by hand -------------------------------------------------------------------------------------
 
+# What `pending` and `running` take for a session of each kind.
+TEAMS: dict[str, Any] = {"mode": Mode.PER_GROUP, "groups": ("red", "red", "blue")}
+ROUNDS: dict[str, Any] = {"mode": Mode.PER_CYCLE, "time_per_cycle_ms": 10_000}
+EXAM: dict[str, Any] = {"mode": Mode.GLOBAL, "total_time_ms": 60_000}
+LAPS: dict[str, Any] = {"mode": Mode.COUNT_UP}
+
 
 def pending(
     *banks_ms: int | None,
