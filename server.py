@@ -45,6 +45,7 @@ from lockstep.session_list import SessionList
 from lockstep.sessions import Sessions
 from lockstep.setting import SettingsError
 from lockstep.tasks import Tasks
+from lockstep.wire import encodings, protocol_v2
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,15 @@ class Server:
             services.rates,
             settings.max_subscriptions,
         )
-        v2 = ProtocolV2(requests, self.broker, limits, metrics, settings.ping_interval_s)
+        v2 = ProtocolV2(
+            protocol_v2.SUBPROTOCOL,
+            encodings.JSON,
+            requests,
+            self.broker,
+            limits,
+            metrics,
+            settings.ping_interval_s,
+        )
         self.clients = Clients(
             [v1, v2],
             self.heartbeat,

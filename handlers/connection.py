@@ -66,6 +66,7 @@ class Connection:
         "address",
         "caller",
         "close_code",
+        "encoding",
         "following",
         "heartbeat_slot",
         "invalid_at_s",
@@ -73,6 +74,7 @@ class Connection:
         "outgoing",
         "protocol",
         "session_id",
+        "subject",
     )
 
     def __init__(
@@ -84,9 +86,11 @@ class Connection:
         address: str = "",
     ) -> None:
         self.protocol = protocol
+        self.encoding: Encoding = protocol.encoding
         self.session_id = session_id
         self.following: Any = None  # what protocol v2 keeps of its client
         self.address = address
+        self.subject: str | None = None  # who it is, where its token says so
         self.caller = ""  # counted with its other connections to the session; empty: not counted so
         self.is_counted = False  # by the connection limits
         self.close_code: int | None = None
@@ -114,10 +118,6 @@ class Connection:
         self._listen()
         if early:
             self._receive(early)
-
-    @property
-    def encoding(self) -> Encoding:
-        return self.protocol.encoding
 
     @property
     def is_over(self) -> bool:

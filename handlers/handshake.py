@@ -110,6 +110,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         except Forbidden as error:
             connection.close(TOKEN_FORBIDDEN.because(error.message))
         else:
+            connection.subject = access.subject or None
             expire_with(connection, access)
             if not access.is_trusted:
                 connection.caller = access.client if access.subject else connection.address

@@ -91,4 +91,4 @@ class ProtocolV1(ClientProtocol):
         count_invalid(connection)
 
     def _send(self, connection: Connection, message: bytes) -> None:
-        connection.send(self.encoding.encode(message))
+        connection.send(connection.encoding.encode(message))

@@ -20,7 +20,8 @@ from lockstep.limits import ConnectionLimits
 from lockstep.metrics import Metrics
 from lockstep.rules.state_json import dumps
 from lockstep.tasks import Tasks
-from lockstep.wire import encodings, protocol_v2
+from lockstep.wire import protocol_v2
+from lockstep.wire.encodings import Encoding
 from lockstep.wire.protocol_v2 import (
     BadMessage,
     Error,
@@ -43,18 +44,20 @@ MAX_UNDER_WAY = 16
 class ProtocolV2(ClientProtocol):
     """Requests of one connection are answered in their order for each session, and each exactly once."""
 
-    subprotocol = protocol_v2.SUBPROTOCOL
-    encoding = encodings.JSON
     needs_session = False
 
     def __init__(
         self,
+        subprotocol: str,
+        encoding: Encoding,
         requests: Requests,
         clock: Clock,
         limits: ConnectionLimits,
         metrics: Metrics,
         ping_interval_s: float,
     ) -> None:
+        self.subprotocol = subprotocol
+        self.encoding = encoding
         self._requests = requests
         self._clock = clock
         self._limits = limits
@@ -224,4 +227,4 @@ class ProtocolV2(ClientProtocol):
 
     def _send(self, connection: Connection, message: Struct) -> None:
         self._metrics.count_sent(str(message.__struct_config__.tag))
-        connection.send(self.encoding.encode(dumps(message)))
+        connection.send(connection.encoding.encode(dumps(message)))

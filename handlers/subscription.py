@@ -32,6 +32,10 @@ class Subscription:
         return self.connection.encoding
 
     @property
+    def subject(self) -> str | None:
+        return self.connection.subject
+
+    @property
     def is_over(self) -> bool:
         return self.is_ended or self.connection.is_over
 

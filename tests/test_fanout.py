@@ -15,6 +15,7 @@ from lockstep.errors import SESSION_DELETED
 from lockstep.live.audience import one_by_one
 from lockstep.live.peers import Batch, Kind
 from lockstep.metrics import Metrics
+from lockstep.wire.encodings import JSON
 from lockstep.wire.frames import TEXT, encode_frame
 
 Deliver = Callable[[Sequence[Connection], Batch], None]
@@ -25,6 +26,7 @@ class Service:
     heartbeat = Heartbeat(5.0, 4.0)
     max_message_bytes = 1024
     message_rate = 0
+    encoding = JSON
 
     def __init__(self) -> None:
         self.metrics = Metrics()

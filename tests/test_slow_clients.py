@@ -23,6 +23,7 @@ from lockstep.config import Settings
 from lockstep.errors import GOING_AWAY, SESSION_DELETED
 from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
+from lockstep.wire.encodings import JSON
 from lockstep.wire.frames import encode_frame
 from server import Server
 from tests.support.processes import ServerProcess, wait_until
@@ -231,6 +232,8 @@ async def test_a_client_that_asks_without_reading_the_answers_is_closed(
 
 class FakeService:
     """Keeps what a connection tells it."""
+
+    encoding = JSON
 
     def __init__(self) -> None:
         self.heartbeat = Heartbeat(5.0, 4.0)

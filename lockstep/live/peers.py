@@ -43,6 +43,10 @@ class Peer(Protocol):
         """How its messages travel."""
 
     @property
+    def subject(self) -> str | None:
+        """Who it is, where its token says so; None for one of those whom nobody can tell apart."""
+
+    @property
     def is_over(self) -> bool:
         """True when nothing can be sent any more, and whoever has to know of the end has been told."""
 

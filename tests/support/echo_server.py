@@ -18,6 +18,7 @@ from handlers.connection import CLOSE_TIMEOUT_S, Connection
 from handlers.handshake import SocketHandler
 from handlers.heartbeat import Heartbeat
 from handlers.read_scheduler import ReadScheduler
+from lockstep.wire.encodings import JSON
 from lockstep.wire.frames import BINARY, TEXT, encode_frame
 
 # Autobahn's largest is 16 MiB.
@@ -26,6 +27,8 @@ MAX_MESSAGE_BYTES = 16 * 1_048_576
 
 class Echo:
     """What all connections share; it answers each message with the same."""
+
+    encoding = JSON
 
     def __init__(self, max_message_bytes: int) -> None:
         self.heartbeat = Heartbeat(interval_s=600.0, timeout_s=500.0)  # longer than a test lasts

@@ -13,6 +13,7 @@ class FakePeer:
 
     is_over = False
     encoding: Encoding = JSON
+    subject: str | None = None
 
     def __init__(self) -> None:
         self.got: list[Any] = []
