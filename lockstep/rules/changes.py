@@ -18,7 +18,7 @@ from lockstep.rules.state_json import (
     StateJson,
     dumps,
     participant_json,
-    state_without_participants,
+    state_differences,
     to_dict,
 )
 
@@ -29,13 +29,10 @@ def between(before: Session | None, after: Session) -> dict[str, Any]:
     """The changes from a state to the one right after it, as builtins; all of that one without a `before`."""
     if before is None:
         return to_dict(after)
-    old, new = state_without_participants(before), state_without_participants(after)
-    changes = _differences(old, new)
+    changes = state_differences(before, after)
     # Equal values may be written differently: 1, 1.0 and true are equal, and objects in any order.
     if before.metadata is not after.metadata and dumps(before.metadata) != dumps(after.metadata):
         changes["metadata"] = after.metadata
-    if "clock" in changes:
-        changes["clock"] = msgspec.to_builtins(new.clock)
     if participants := _participants_between(before, after):
         changes["participants"] = participants
     return changes

@@ -128,6 +128,9 @@ _SESSION_FIELDS = [
 ]
 _state_values, _state_instants = attrgetter(*_STATE_FIELDS), _instants(_STATE_FIELDS)
 _session_values, _session_instants = attrgetter(*_SESSION_FIELDS), _instants(_SESSION_FIELDS)
+_STATE_NAMES = StateJson.__struct_encode_fields__
+_CLOCK = _STATE_NAMES.index("clock")
+_APART = (_STATE_NAMES.index("participants"), _STATE_NAMES.index("metadata"))
 
 
 @lru_cache(1024)  # a state has seven of them, and most are those of the state before
@@ -169,18 +172,11 @@ def to_dict(session: Session) -> dict[str, Any]:
 
 
 def state_json(session: Session) -> StateJson:
-    state = state_without_participants(session)
-    state.participants = participants_json(session)
-    return state
-
-
-def state_without_participants(session: Session) -> StateJson:
-    """The state but for its participants, of which there may be a thousand."""
     values = [*_state_values(session)]
     for index in _state_instants:
         values[index] = iso(values[index])
     state = StateJson(*values)
-    state.participants = []
+    state.participants = participants_json(session)
     state.clock = _clock_json(session)
     if session.max_time_ms is None:
         state.max_time_ms = UNSET
@@ -189,6 +185,19 @@ def state_without_participants(session: Session) -> StateJson:
     if session.mode is not Mode.GLOBAL:
         state.is_flagged = UNSET
     return state
+
+
+def state_differences(before: Session, after: Session) -> dict[str, Any]:
+    """The fields of the state, by their names in JSON, that moved; but for `participants` and `metadata`."""
+    differences: dict[str, Any] = {}
+    for index, (old, new) in enumerate(zip(_state_values(before), _state_values(after), strict=True)):
+        if index == _CLOCK:
+            clock = _clock_json(after)
+            if clock != _clock_json(before):
+                differences["clock"] = msgspec.to_builtins(clock)
+        elif index not in _APART and new != old:
+            differences[_STATE_NAMES[index]] = iso(new) if index in _state_instants else new
+    return differences
 
 
 def _clock_json(session: Session) -> ClockJson | None:
