@@ -30,6 +30,15 @@ DEFAULT_ON_TIMEOUT = {
 }
 
 
+def defaults_of(mode: str) -> dict[str, Any]:
+    return {
+        "increment_ms": 0,
+        "metadata": {},
+        "presence": False,
+        "on_timeout": DEFAULT_ON_TIMEOUT[mode],
+    }
+
+
 def hash_of(kind: str, raw: bytes) -> str:
     """As the handlers come to it."""
     body = strict_json.loads(raw) if raw else None
@@ -89,6 +98,7 @@ def creations(draw: st.DrawFn) -> dict[str, Any]:
         "increment_ms": st.sampled_from([0, 1]),
         "max_time_ms": TIMES,
         "metadata": st.dictionaries(st.sampled_from("abc"), ANYTHING, max_size=3),
+        "presence": st.booleans(),
     }
     for name, values in optional.items():
         if draw(st.booleans()):
@@ -149,7 +159,7 @@ def said(kind: str, body: Any) -> str:
         return json.dumps(body, sort_keys=True)
     full = {name: value for name, value in body.items() if value is not None}
     if kind == "create":
-        full = {"increment_ms": 0, "metadata": {}, "on_timeout": DEFAULT_ON_TIMEOUT[full["sync_mode"]]} | full
+        full = defaults_of(full["sync_mode"]) | full
         full["participants"] = [
             {"participant_index": place} | {name: value for name, value in seat.items() if value is not None}
             for place, seat in enumerate(full.get("participants", []))
@@ -183,8 +193,7 @@ def respelled(draw: st.DrawFn, kind: str, body: Any) -> bytes:
         absent = (bodies.CREATE if kind == "create" else commands.COMMANDS[kind].body).fields.keys() - body
         body |= dict.fromkeys(draw(st.sets(st.sampled_from(sorted(absent)))) if absent else ())
     if kind == "create":
-        defaults = {"increment_ms": 0, "metadata": {}, "on_timeout": DEFAULT_ON_TIMEOUT[body["sync_mode"]]}
-        for name, default in defaults.items():
+        for name, default in defaults_of(body["sync_mode"]).items():
             if body.get(name) in (None, default) and draw(st.booleans()):
                 body[name] = default
             elif body.get(name) == default and draw(st.booleans()):

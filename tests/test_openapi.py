@@ -80,9 +80,11 @@ def test_a_state_is_what_the_document_says() -> None:
     required, known = set(SCHEMAS["State"]["required"]), set(SCHEMAS["State"]["properties"])
     seat = SCHEMAS["Participant"]
     for mode in Mode:
-        session = engine.create(bodies.spec(body_of(mode.value) | {"max_time_ms": 5000}), EPOCH, T0).session
+        body = body_of(mode.value) | {"max_time_ms": 5000, "presence": True}
+        session = engine.create(bodies.spec(body), EPOCH, T0).session
         shown = state_json.to_dict(session)
         assert required <= set(shown) <= known
+        assert "presence" in known - required
         for each in shown["participants"]:
             assert set(seat["required"]) <= set(each) <= set(seat["properties"])
 
@@ -93,6 +95,8 @@ def test_a_state_is_what_the_document_says() -> None:
 def variants(schema: dict[str, Any]) -> list[tuple[Any, bool]]:
     """Values just within and just outside what this schema of a field allows."""
     found: list[tuple[Any, bool]] = []
+    if "boolean" in schema.get("type", ()):
+        found += [(True, True), (False, True), (None, True), (1, False), ("true", False)]
     if "minimum" in schema:
         found += [(schema["minimum"], True), (schema["minimum"] - 1, False)]
         found += [(schema["maximum"], True), (schema["maximum"] + 1, False), (0.5, False)]

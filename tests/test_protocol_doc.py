@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from lockstep import errors
 from lockstep.commands import COMMANDS
@@ -205,6 +206,7 @@ def test_every_field_of_a_state_is_documented() -> None:
         session = pending(
             60_000, 60_000, mode=mode, total_time_ms=60_000, time_per_cycle_ms=5000, max_time_ms=9000
         )
+        session = replace(session, presence=True)
         fields |= to_dict(session).keys()
     section = DOC.split("\n## A state\n")[1].split("\n## ")[0]
     missing = {field for field in fields if not re.search(rf"\b{field}\b", section)}
@@ -266,6 +268,7 @@ VALUES = {
     "max_time_ms": 5000,
     "on_timeout": "expire",
     "metadata": {"title": "Pub quiz"},
+    "presence": True,
 }
 """One for each field; where it is a participant's, one for each of two."""
 # A field of these kinds names or orders something: no clock could run by it.
@@ -275,6 +278,7 @@ NAMES = {
     "participants.N.participant_id",
     "participants.N.participant_index",
     "metadata",
+    "presence",
 }
 ADJUST = "later, `target` of an adjust"
 

@@ -87,6 +87,18 @@ async def test_ids_are_the_same_in_upper_case(api: Api) -> None:
     error_of(await api("GET", f"/v1/sessions/{session_id}"), 404, "SESSION_NOT_FOUND")
 
 
+async def test_a_session_created_with_presence_has_it_for_life_and_no_other_has_it(api: Api) -> None:
+    session_id = (await api.create(presence=True))["session_id"]
+    await api.done(session_id, "start")
+    states = [await api.read(session_id), await api.done(session_id, "complete")]
+    assert [list(each)[6:8] for each in states] == [["status", "presence"]] * 2
+    assert all(each["presence"] is True for each in states)
+    told = [event["changes"] for event in await api.events(session_id)]
+    assert ["presence" in changes for changes in told] == [True, False, False]
+    assert "presence" not in await api.create(presence=False)
+    assert "presence" not in await api.create()
+
+
 async def test_null_means_absent(api: Api) -> None:
     body = body_of(
         session_id=None,
@@ -95,11 +107,12 @@ async def test_null_means_absent(api: Api) -> None:
         total_time_ms=None,
         metadata=None,
         on_timeout=None,
+        presence=None,
     )
     body["participants"][0] |= {"participant_index": None, "group_id": None}
     session = (await api("POST", "/v1/sessions", body)).data
     assert (session["increment_ms"], session["metadata"], session["on_timeout"]) == (0, {}, "flag")
-    assert "max_time_ms" not in session
+    assert not {"max_time_ms", "presence"} & session.keys()
     assert "group_id" not in session["participants"][0]
     started = await api.done(
         session["session_id"], "start", {"participant_id": None, "expected_version": None}

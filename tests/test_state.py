@@ -1,6 +1,7 @@
 """The JSON form of a session: what it begins with, what is absent, what is null, how instants are written."""
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import ujson
 from msgspec.structs import replace
 
 from lockstep.rules import state, state_json
-from lockstep.rules.state import Mode, OnTimeout, Session
+from lockstep.rules.state import Mode, OnTimeout, Session, Status
+from lockstep.wire import heads
 from tests.support import settled_rules as engine
 from tests.support.sessions_under_test import DAY, EPOCH, SESSION, T0, A, B, pending, running
 
@@ -78,10 +80,30 @@ def test_a_state_without_a_deadline_begins_with_null() -> None:
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_the_first_five_keys_are_the_same_in_every_mode(mode: Mode) -> None:
-    first = ["session_id", "epoch", "version", "commit", "deadline_ms"]
+def test_the_first_seven_keys_are_the_same_in_every_mode(mode: Mode) -> None:
+    first = ["session_id", "epoch", "version", "commit", "deadline_ms", "sync_mode", "status"]
     for session in (a_session_of(mode), engine.start(a_session_of(mode), T0).session):
-        assert list(read(session))[:5] == first
+        assert list(read(session))[:7] == first
+        assert list(read(replace(session, presence=True)))[:8] == [*first, "presence"]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_the_beginning_of_a_state_tells_its_status_and_whether_it_has_presence(mode: Mode) -> None:
+    longest = replace(a_session_of(mode), version=10**15 - 1, commit="aB3_-xyz")
+    for status, presence in product(Status, (True, False)):
+        raw = state_json.to_json(replace(longest, status=status, presence=presence))
+        beginning = raw[: heads.BEGINNING_BYTES]
+        assert heads.read_status(beginning) is status
+        assert heads.has_presence(beginning) is presence
+
+
+@pytest.mark.parametrize("junk", [b"", b"{}", b'{"presence":true,', b'"status":"pending","presence":true,'])
+def test_what_is_no_state_has_no_presence(junk: bytes) -> None:
+    assert not heads.has_presence(junk)
+
+
+def test_metadata_cannot_give_a_session_presence() -> None:
+    assert not heads.has_presence(state_json.to_json(pending(60_000, metadata={"presence": True})))
 
 
 def test_a_state_is_compact_whatever_is_in_it() -> None:
@@ -107,6 +129,7 @@ def test_a_state_has_these_fields_and_no_other(mode: Mode, extra: set[str]) -> N
     session = a_session_of(mode)
     for each in (session, engine.start(session, T0).session, engine.complete(session, T0).session):
         assert set(read(each)) == ALWAYS | extra
+        assert set(read(replace(each, presence=True))) == ALWAYS | extra | {"presence"}
 
 
 def test_a_participant_has_these_fields_and_no_other() -> None:
@@ -299,6 +322,8 @@ def test_a_state_read_back_is_the_state_written(mode: Mode) -> None:
     paused = engine.pause(engine.switch(started, T0 + 3).session, T0 + 7).session
     for each in (session, started, paused, engine.complete(paused, T0 + 9).session):
         assert state_json.from_json(state_json.to_json(each)) == each
+        with_presence = replace(each, presence=True)
+        assert state_json.from_json(state_json.to_json(with_presence)) == with_presence
 
 
 def test_a_flag_is_read_back() -> None:

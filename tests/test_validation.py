@@ -226,11 +226,22 @@ def test_a_time_that_is_not_needed_may_be_given_and_is_kept() -> None:
 
 def test_null_is_the_same_as_absent() -> None:
     times = ["total_time_ms", "time_per_cycle_ms", "increment_ms", "max_time_ms"]
-    nulls = dict.fromkeys(["session_id", "on_timeout", "metadata", *times])
+    nulls = dict.fromkeys(["session_id", "on_timeout", "metadata", "presence", *times])
     made = spec(**nulls)
     assert (made.total_time_ms, made.time_per_cycle_ms, made.max_time_ms) == (None, None, None)
     assert (made.increment_ms, made.on_timeout) == (0, OnTimeout.FLAG)
     assert made.session_id == ""
+    assert made.presence is False
+
+
+@pytest.mark.parametrize("presence", [True, False])
+def test_presence_is_asked_for_at_creation(presence: bool) -> None:
+    assert spec(presence=presence).presence is presence
+
+
+@pytest.mark.parametrize("presence", [0, 1, "true", "", [], {}, 1.0])
+def test_presence_is_true_or_false(presence: Any) -> None:
+    assert set(violations_of(body("global", total_time_ms=5_000, presence=presence))) == {"presence"}
 
 
 ALLOWED = {
@@ -325,6 +336,7 @@ def test_all_violations_are_reported_at_once() -> None:
         "max_time_ms": True,
         "on_timeout": "explode",
         "metadata": [],
+        "presence": "yes",
         "extra": 1,
         "participants": [
             {"participant_id": "x", "total_time_ms": 1.5, "group_id": "", "participant_index": "1"},
@@ -341,6 +353,7 @@ def test_all_violations_are_reported_at_once() -> None:
         "max_time_ms",
         "on_timeout",
         "metadata",
+        "presence",
         "extra",
         "participants.0.participant_id",
         "participants.0.total_time_ms",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lockstep.requests.kinds import Choice, Integer, List, Object, Record, Text, Uuid, Violations
+from lockstep.requests.kinds import Boolean, Choice, Integer, List, Object, Record, Text, Uuid, Violations
 from lockstep.rules.engine import Spec
 from lockstep.rules.modes import MAX_TIME_MS
 from lockstep.rules.seating import (
@@ -47,6 +47,7 @@ CREATE = Record(
         "max_time_ms": TIME,
         "on_timeout": Choice(OnTimeout),
         "metadata": Object(MAX_METADATA_BYTES),
+        "presence": Boolean(),
     },
     required=["sync_mode"],
 )
@@ -72,6 +73,7 @@ def spec(body: Any) -> Spec:
         increment_ms=fields["increment_ms"] or 0,
         max_time_ms=fields["max_time_ms"],
         metadata=fields["metadata"] or None,
+        presence=fields["presence"] or False,
     )
 
 

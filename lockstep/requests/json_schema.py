@@ -21,6 +21,8 @@ def schema_of(kind: kinds.Kind) -> Schema:
         case kinds.Integer(minimum, maximum, allows_zero):
             schema: Schema = {"type": "integer", "minimum": minimum, "maximum": maximum}
             return schema if allows_zero else schema | {"not": {"const": 0}}
+        case kinds.Boolean():
+            return {"type": "boolean"}
         case kinds.Uuid():
             return {"type": "string", "pattern": UUID_PATTERN}
         case kinds.Text(max_length):

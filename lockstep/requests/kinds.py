@@ -54,6 +54,15 @@ class Integer:
 
 
 @dataclass(frozen=True)
+class Boolean:
+    def read(self, value: Any, path: str, violations: Violations) -> bool | None:
+        if isinstance(value, bool):
+            return value
+        violations.add(path, "must be true or false", "type")
+        return None
+
+
+@dataclass(frozen=True)
 class Uuid:
     def read(self, value: Any, path: str, violations: Violations) -> str | None:
         if isinstance(value, str) and heads.UUID.fullmatch(value.lower()):

@@ -35,10 +35,12 @@ def schemas() -> dict[str, Schema]:
 
 
 def state_schemas() -> dict[str, Schema]:
+    state = schema_of_struct(StateJson)
+    state["required"].remove("presence")  # left out of most; it has no default, as what follows has none
     return {
         "Participant": schema_of_struct(ParticipantJson),
         "Clock": schema_of_struct(ClockJson),
-        "State": schema_of_struct(StateJson),
+        "State": state,
     }
 
 

@@ -131,6 +131,7 @@ class Spec(Struct, frozen=True):
     increment_ms: int = 0
     max_time_ms: int | None = None
     metadata: dict[str, Any] | None = None
+    presence: bool = False
 
 
 def create(spec: Spec, epoch: str, now_ms: int) -> Step:
@@ -155,6 +156,7 @@ def create(spec: Spec, epoch: str, now_ms: int) -> Step:
         max_time_ms=spec.max_time_ms,
         clock_ms=clock_ms,
         metadata=spec.metadata or {},
+        presence=spec.presence,
     )
     return Step(session, (Transition(session, "created", now_ms),))
 

@@ -70,7 +70,8 @@ class Session(Struct, frozen=True):
 
     `active` is an index into `participants`. `clock_ms` is what remains (or, in count_up, has elapsed)
     of the clock that the participants share; where the clock is a bank it is None, and the bank
-    stands with the participant. Instants are epoch milliseconds of the broker's clock.
+    stands with the participant. Instants are epoch milliseconds of the broker's clock. With `presence` its
+    clients are told who is connected.
 
     A new field goes here, with a default, and under the same name into StateJson (state_json.py).
     """
@@ -98,6 +99,7 @@ class Session(Struct, frozen=True):
     started_at_ms: int | None = None
     completed_at_ms: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    presence: bool = False
 
     @property
     def active_participant(self) -> Participant | None:

@@ -32,6 +32,7 @@ Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 Epoch = Annotated[str, Meta(extra_json_schema={"pattern": f"^{EPOCH_PATTERN}$"})]
 Commit = Annotated[str, Meta(extra_json_schema={"minLength": 8, "maxLength": 8})]
 ClockKind = Annotated[str, Meta(extra_json_schema={"enum": sorted(set(CLOCK_KINDS.values()))})]
+OnlyTrue = Annotated[bool, Meta(extra_json_schema={"const": True})]
 Object = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 
 
@@ -59,7 +60,7 @@ class ClockJson(Struct):
 
 
 class StateJson(Struct):
-    """A session in JSON; its first seven fields are read by their position elsewhere (wire/heads.py).
+    """A session in JSON; its first eight fields are read by their position elsewhere (wire/heads.py).
 
     A field has the value of the session's attribute of that name, or of that name with `_ms`; only
     participants, clock and instants (`..._at`) are converted. A field that is UNSET is left out. A new field
@@ -73,6 +74,7 @@ class StateJson(Struct):
     deadline_ms: Count | None
     mode: Mode = field(name="sync_mode")
     status: Status
+    presence: OnlyTrue | UnsetType
     participants: list[ParticipantJson]
     active_participant_id: UuidText | None
     total_time_ms: Count | None
@@ -92,10 +94,11 @@ class StateJson(Struct):
     is_flagged: bool | UnsetType = False
 
 
-class _StoredState(StateJson):
+class _StoredState(StateJson, kw_only=True):
     """A state as it is decoded: with all that a Session has, under the same names."""
 
     participants: tuple[Participant, ...]  # type: ignore[assignment]
+    presence: bool = False
 
     @property
     def active(self) -> int | None:
@@ -178,6 +181,8 @@ def state_json(session: Session) -> StateJson:
     state = StateJson(*values)
     state.participants = participants_json(session)
     state.clock = _clock_json(session)
+    if not session.presence:
+        state.presence = UNSET
     if session.max_time_ms is None:
         state.max_time_ms = UNSET
     if session.mode is not Mode.COUNT_UP:

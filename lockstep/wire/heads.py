@@ -15,9 +15,10 @@ STATE_BEGINS = (
 )
 _STATE = re.compile(STATE_BEGINS)
 _EPOCH = re.compile(rb'\{"session_id":"([0-9a-f-]{36})","epoch":"([0-9a-z]{13})",')
-_STATUS = re.compile(STATE_BEGINS + rb'"sync_mode":"\w+","status":"(\w+)"')
+_STATUS = re.compile(STATE_BEGINS + rb'"sync_mode":"\w+","status":"(?P<status>\w+)"')
+_HAS_PRESENCE = re.compile(_STATUS.pattern + rb',"presence":true,')
 BEGINNING_BYTES = 256
-"""No beginning is longer; this much of a stored state is enough for `read_head` and `read_status`."""
+"""No beginning is longer; this much of a stored state is enough for all that is read of one here."""
 
 
 class Head(Struct, frozen=True):
@@ -76,9 +77,14 @@ def read_status(state: bytes) -> Status | None:
     """The status of a stored state, by its beginning; None if these bytes are not one."""
     match = _STATUS.match(state)
     try:
-        return Status(match[match.re.groups].decode()) if match else None
+        return Status(match["status"].decode()) if match else None
     except ValueError:
         return None
+
+
+def has_presence(state: bytes) -> bool:
+    """True if these are the bytes of a state, or its beginning, whose session tells who is connected."""
+    return _HAS_PRESENCE.match(state) is not None
 
 
 def head_of(match: re.Match[bytes] | None) -> Head | None:

@@ -178,6 +178,8 @@ def creation(draft: Draft) -> dict[str, Any]:
         body["time_per_cycle_ms"] = _TIMES_MS[draft.wait % 5]
     if draft.wait % 3 == 1:
         body["max_time_ms"] = _TIMES_MS[draft.other % 5]
+    if draft.one % 4:
+        body["presence"] = (None, True, False, True)[draft.one % 4]
     if draft.extra == 62:
         body |= {"on_timeout": "advance", "colour": 1}
     return body

@@ -97,6 +97,7 @@ def specs(draw: st.DrawFn) -> Spec:
         increment_ms=draw(_INCREMENTS),
         max_time_ms=draw(_MAYBE_A_TIME),
         metadata=draw(_METADATA),
+        presence=draw(st.booleans()),
     )
 
 

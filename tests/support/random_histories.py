@@ -43,6 +43,8 @@ def creation(rng: Random, session_id: str) -> dict[str, Any]:
         body["increment_ms"] = rng.choice([0, 3_000])
     if rng.random() < 0.5:
         body["metadata"] = {"title": rng.choice(SOME_JSON), "kept": 1}
+    if rng.random() < 0.3:
+        body["presence"] = True
     return body
 
 

@@ -86,6 +86,7 @@ CREATION = {
     "max_time_ms": is_time,
     "increment_ms": is_integer(0, 60_000),
     "metadata": is_object(4_096),
+    "presence": lambda value: isinstance(value, bool),
     "participants": lambda value: isinstance(value, list) and len(value) <= MAX_PARTICIPANTS,
 }
 ANY_COMMAND = {"expected_version": is_integer(1, 2**53 - 1), "data": is_object(1_024)}

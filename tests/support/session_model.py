@@ -438,6 +438,7 @@ class SessionModel:
             "deadline_ms": self.deadline_ms,
             "sync_mode": self.mode,
             "status": self.status,
+            **({"presence": True} if self.given.get("presence") else {}),
             "participants": [self._shown(seat) for seat in self.seats],
             "active_participant_id": self.active and self.active.participant_id,
             "total_time_ms": self.given.get("total_time_ms"),

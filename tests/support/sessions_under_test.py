@@ -413,6 +413,7 @@ class Counter:
             "commit": "",
             "sync_mode": mode,
             "status": self.status,
+            **({"presence": True} if self.spec.presence else {}),
             "participants": [self._seat_state(seat) for seat in self.seats],
             "active_participant_id": self.turn and self.turn.participant_id,
             "total_time_ms": self.spec.total_time_ms,
