@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import time
-from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from broker.clock import ROUNDING_MS, SlewedOffset, TimeSource
+from broker.sorted_set import SortedSet
 from lockstep.contract import (
     KEPT_EVENTS,
     MAX_AHEAD_MS,
     MAX_BEHIND_MS,
     AlreadyDone,
+    Attendance,
     Broker,
     Charge,
     Commit,
@@ -43,32 +44,6 @@ class _StoredSession:
     events: deque[bytes]
 
 
-class _SortedSet:
-    """Members by score, then by name: what Redis calls a sorted set."""
-
-    def __init__(self) -> None:
-        self._scores: dict[str, int] = {}
-        self._order: list[tuple[int, str]] = []
-
-    def put(self, member: str, score: int) -> None:
-        self.drop(member)
-        self._scores[member] = score
-        insort(self._order, (score, member))
-
-    def drop(self, member: str) -> None:
-        score = self._scores.pop(member, None)
-        if score is not None:
-            del self._order[bisect_left(self._order, (score, member))]
-
-    def after(self, entry: tuple[int, str], limit: int) -> list[tuple[int, str]]:
-        start = bisect_right(self._order, entry)
-        return self._order[start : start + limit]
-
-    def until(self, score: int, limit: int) -> list[tuple[int, str]]:
-        end = bisect_left(self._order, (score + 1, ""))
-        return self._order[: min(end, limit)]
-
-
 class MemoryBroker(Broker):
     """Keeps the promise by having no `await` between the check and the write.
 
@@ -79,11 +54,11 @@ class MemoryBroker(Broker):
         self._source = source
         self._sessions: dict[str, _StoredSession] = {}
         self._records: dict[str, bytes] = {}
-        self._record_expiries = _SortedSet()
+        self._record_expiries = SortedSet()
         self._windows = FixedWindows()
         self._occupancy = Occupancy()
-        self._lapses = _SortedSet()
-        self._deadlines = _SortedSet()
+        self._lapses = SortedSet()
+        self._deadlines = SortedSet()
         self._listener: Listener | None = None
         self._last_epoch = ""
         # Setting the machine's clock moves no session: it is followed slowly.
@@ -250,6 +225,17 @@ class MemoryBroker(Broker):
 
     def leave(self, key: str, limit: int) -> None:
         self._occupancy.leave(key, limit)
+
+    # There is no other process that could be told of anybody, or could tell.
+
+    def attend(self, session_id: str, subject: str, attendance: Attendance | None) -> None:
+        pass
+
+    def forget_session(self, session_id: str) -> None:
+        pass
+
+    async def present(self, session_id: str) -> dict[str, dict[str, Attendance]]:
+        return {}
 
     async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
         stored = self._alive(session_id)

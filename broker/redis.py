@@ -19,7 +19,7 @@ from broker.script import Script
 from broker.sentinel import Address
 from broker.store import RedisStore, content_and_time
 from broker.subscriber import Subscriber
-from lockstep.contract import AlreadyDone, Broker, Charge, IdempotencyRecord, Listener
+from lockstep.contract import AlreadyDone, Attendance, Broker, Charge, IdempotencyRecord, Listener
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 from lockstep.wire import heads
@@ -140,6 +140,17 @@ class RedisBroker(RedisStore, Broker):
 
     def leave(self, key: str, limit: int) -> None:
         self._counters.leave(key, limit)
+
+    # --- presence --------------------------------------------------------------------------------
+
+    def attend(self, session_id: str, subject: str, attendance: Attendance | None) -> None:
+        pass
+
+    def forget_session(self, session_id: str) -> None:
+        pass
+
+    async def present(self, session_id: str) -> dict[str, dict[str, Attendance]]:
+        return {}
 
     # --- clock -----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""What the middle asks of a broker: five narrow promises, Store, Bus, Counters, Agenda and Clock.
+"""What the middle asks of a broker: six narrow promises, Store, Bus, Counters, Agenda, Presence and Clock.
 
-What it asks of clients' connections is in live/peers.py.
+Presence is in attendance.py. What the middle asks of clients' connections is in live/peers.py.
 """
 
 import abc
@@ -9,6 +9,9 @@ from enum import Enum
 from typing import Protocol
 
 from msgspec import Struct
+
+from lockstep.attendance import Attendance as Attendance
+from lockstep.attendance import Presence as Presence
 
 # What every broker agrees on.
 KEPT_EVENTS = 1000
@@ -67,6 +70,15 @@ class Listener(Protocol):
 
     def on_relayed(self, session_id: str, payload: bytes) -> None:
         """A payload of `ws:<session_id>`, as it was published."""
+
+    def on_presence(
+        self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
+    ) -> None:
+        """What another process says of its clients of the session: see ``Presence``.
+
+        Each value replaces what was said of that subject before; None: it is not there any more. None for
+        all: that process is no more. Never called for what this process says itself.
+        """
 
     def on_gap(self) -> None:
         """Payloads may have been lost; from now on they are heard again."""
@@ -319,7 +331,7 @@ class Agenda(Protocol):
         """Delete sessions that were kept long enough, publishing each end; how many there were."""
 
 
-class Broker(Store, Bus, Counters, Agenda, Clock, Protocol):
+class Broker(Store, Bus, Counters, Agenda, Presence, Clock, Protocol):
     """What keeps all these promises. Each consumer asks only for those that it needs.
 
     They are protocols, so that a consumer can name several as one type of its own.

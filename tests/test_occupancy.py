@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from broker.redis import RedisBroker
+from lockstep.contract import Attendance
 from lockstep.metrics import Metrics
 from tests.support.load import eventually
 from tests.support.redis_server import Proxy, RedisServer
@@ -23,6 +24,10 @@ class Nobody:
 
     def on_relayed(self, session_id: str, payload: bytes) -> None:
         pass
+
+    def on_presence(
+        self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
+    ) -> None: ...
 
     def on_gap(self) -> None:
         pass

@@ -15,6 +15,7 @@ from broker import examine
 from broker.endpoint import parse
 from broker.redis import RedisBroker
 from lockstep.config import Settings, masked
+from lockstep.contract import Attendance
 from lockstep.metrics import Metrics
 from tests.support.load import chess
 from tests.support.processes import ServerProcess
@@ -28,6 +29,10 @@ class Deaf:
 
     def on_published(self, payload: bytes) -> None: ...
     def on_relayed(self, session_id: str, payload: bytes) -> None: ...
+    def on_presence(
+        self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
+    ) -> None: ...
+
     def on_gap(self) -> None: ...
 
 

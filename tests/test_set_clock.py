@@ -10,7 +10,7 @@ import pytest
 
 from broker.counters import LIFE_SIGN_S
 from broker.redis import RedisBroker
-from lockstep.contract import Charge
+from lockstep.contract import Attendance, Charge
 from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.requests.bodies import spec as read_spec
@@ -43,6 +43,10 @@ class Deaf:
     def on_published(self, payload: bytes) -> None: ...
 
     def on_relayed(self, session_id: str, payload: bytes) -> None: ...
+
+    def on_presence(
+        self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
+    ) -> None: ...
 
     def on_gap(self) -> None: ...
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from lockstep.contract import Bus, Clock, Store
+from lockstep.contract import Attendance, Bus, Clock, Store
 from lockstep.errors import LockstepError, SessionNotFound
 from lockstep.live.audience import Deliver, one_by_one
 from lockstep.live.deadlines import Deadlines
@@ -237,6 +237,11 @@ class Hub:
         self.schedule(room)
         room.put_relayed(message, self._broker.shown_ms())
         self._metrics.count_sent("RELAYED", room.peer_count)
+
+    def on_presence(
+        self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
+    ) -> None:
+        pass
 
     def on_gap(self) -> None:
         self._metrics.gaps.inc()

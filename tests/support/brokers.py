@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from broker.memory import MemoryBroker
-from lockstep.contract import Broker, Commit, Outcome
+from lockstep.contract import Attendance, Broker, Commit, Outcome
 
 PATIENCE_S = 10.0
 
@@ -37,6 +37,7 @@ class Ears:
 
     published: list[bytes] = field(default_factory=list)
     relayed: list[tuple[str, bytes]] = field(default_factory=list)
+    presence: list[tuple[str, str, dict[str, Attendance | None] | None]] = field(default_factory=list)
     tasks: list[asyncio.Task[object] | None] = field(default_factory=list)
     gaps: int = 0
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,6 +48,12 @@ class Ears:
 
     def on_relayed(self, session_id: str, payload: bytes) -> None:
         self.relayed.append((session_id, payload))
+        self._heard()
+
+    def on_presence(
+        self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
+    ) -> None:
+        self.presence.append((session_id, process, attendances))
         self._heard()
 
     def on_gap(self) -> None:
