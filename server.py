@@ -114,17 +114,17 @@ class Server:
             services.rates,
             settings.max_subscriptions,
         )
-        v2 = ProtocolV2(
-            protocol_v2.SUBPROTOCOL,
-            encodings.JSON,
-            requests,
-            self.broker,
-            limits,
-            metrics,
-            settings.ping_interval_s,
+        v2, v2_msgpack = (
+            ProtocolV2(
+                subprotocol, encoding, requests, self.broker, limits, metrics, settings.ping_interval_s
+            )
+            for subprotocol, encoding in (
+                (protocol_v2.SUBPROTOCOL, encodings.JSON),
+                (protocol_v2.MSGPACK_SUBPROTOCOL, encodings.MSGPACK),
+            )
         )
         self.clients = Clients(
-            [v1, v2],
+            [v1, v2, v2_msgpack],
             self.heartbeat,
             settings.max_message_bytes,
             settings.message_rate,

@@ -74,15 +74,38 @@ def test_every_message_is_in_its_channel() -> None:
     assert set(channels["v1"]["messages"]) == protocol_v1.SERVER_TYPES | tags(protocol_v1.CLIENT_MESSAGES) | {
         "APPLICATION"
     }
-    assert set(channels["v2"]["messages"]) == tags(protocol_v2.SERVER_MESSAGES) | set(
-        protocol_v2.CLIENT_MESSAGES
-    )
+    for channel in ("v2", "v2msgpack"):
+        assert set(channels[channel]["messages"]) == tags(protocol_v2.SERVER_MESSAGES) | set(
+            protocol_v2.CLIENT_MESSAGES
+        )
+
+
+def test_a_message_in_msgpack_is_that_of_json_in_another_content_type() -> None:
+    messages = DOCUMENT["components"]["messages"]
+    for tag in DOCUMENT["channels"]["v2"]["messages"]:
+        described = messages[f"v2msgpack.{tag}"]
+        assert described["contentType"] == "application/msgpack"
+        assert described["payload"] == {"$ref": f"#/components/messages/v2.{tag}/payload"}
+        said = {"type": tag, "id": 1, "sessionId": SOME_ID, "token": "x", "command": "start"}
+        assert bool(faults("v2msgpack", said)) == bool(faults("v2", said))
+
+
+def test_a_channel_is_that_of_its_subprotocol() -> None:
+    offered = {
+        name: channel["bindings"]["ws"]["headers"]["properties"]["Sec-WebSocket-Protocol"]["examples"][0]
+        for name, channel in DOCUMENT["channels"].items()
+    }
+    assert offered == {
+        "v1": protocol_v1.SUBPROTOCOL,
+        "v2": protocol_v2.SUBPROTOCOL,
+        "v2msgpack": protocol_v2.MSGPACK_SUBPROTOCOL,
+    }
 
 
 def test_every_message_of_a_client_has_its_answers() -> None:
     assert set(ANSWERS_V1) == set(protocol_v1.CLIENT_MESSAGES)
     assert set(ANSWERS_V2) == set(protocol_v2.CLIENT_MESSAGES.values())
-    for version, answers in (("v1", ANSWERS_V1), ("v2", ANSWERS_V2)):
+    for version, answers in (("v1", ANSWERS_V1), ("v2", ANSWERS_V2), ("v2msgpack", ANSWERS_V2)):
         for asked in tags(answers):
             assert DOCUMENT["operations"][f"{version}.{asked}"]["action"] == "receive"
 

@@ -4,22 +4,23 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import msgspec
 import pytest
 
 from lockstep.commands import MAX_DATA_BYTES
 from lockstep.rules.state import MAX_METADATA_BYTES
 from tests.support.api import SOME_ID
 from tests.support.asyncapi import faults
+from tests.support.followers import V2, V2_MSGPACK
 from tests.support.processes import Answer, ServerProcess, read_answer
 from tests.support.redis_server import RedisServer
 from tests.support.sockets import command, create, new_id
 from tests.support.tokens import SECRET, token
 from tests.support.ws_client import BINARY, TEXT, Closed, WsClient, encode
-
-V2 = {"Sec-WebSocket-Protocol": "lockstep.v2.json"}
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,11 @@ async def connect(server: ServerProcess, query: str = "", headers: dict[str, str
 
 
 @asynccontextmanager
-async def talking(server: ServerProcess, **fields: Any) -> AsyncIterator[Talk]:
-    session = await create(server, **fields)
+async def talking(server: ServerProcess, headers: dict[str, str] | None = None) -> AsyncIterator[Talk]:
+    session = await create(server)
     session = await command(server, session["session_id"], "start")
     async with (
-        await connect(server) as client,
+        await connect(server, headers=headers) as client,
         await connect(server, f"?sessionId={session['session_id']}") as bystander,
     ):
         assert (await bystander.recv())["state"]["version"] == 2
@@ -122,14 +123,23 @@ async def shake(server: ServerProcess, protocols: str, query: str = "") -> Answe
 
 @pytest.mark.parametrize(
     "protocols",
-    ["lockstep.v3.json", "lockstep.", "lockstep.v2", "lockstep.v2.JSON, bearer.abc", "lockstep.v9, chat"],
+    [
+        *(
+            "lockstep.v3.json",
+            "lockstep.",
+            "lockstep.v2",
+            "lockstep.v2.JSON, bearer.abc",
+            "lockstep.v9, chat",
+        ),
+        *("lockstep.v1.msgpack", "lockstep.v2.msgpack.", "lockstep.v2.MSGPACK"),
+    ],
 )
 async def test_a_protocol_of_ours_that_is_unknown_is_refused(server: ServerProcess, protocols: str) -> None:
     answer = await shake(server, protocols)
     assert answer.status == 400
     error = answer.body["error"]
     assert error["code"] == "UNSUPPORTED_PROTOCOL"
-    assert error["details"] == {"supported": ["lockstep.v1.json", "lockstep.v2.json"]}
+    assert error["details"] == {"supported": ["lockstep.v1.json", "lockstep.v2.json", "lockstep.v2.msgpack"]}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +147,8 @@ async def test_a_protocol_of_ours_that_is_unknown_is_refused(server: ServerProce
     [
         ("lockstep.v3.json, lockstep.v2.json, lockstep.v1.json", "lockstep.v2.json"),
         ("lockstep.v1.json, lockstep.v2.json", "lockstep.v1.json"),
+        ("lockstep.v2.msgpack, lockstep.v2.json, lockstep.v1.json", "lockstep.v2.msgpack"),
+        ("lockstep.v2.json, lockstep.v2.msgpack", "lockstep.v2.json"),
         ("chat, bearer.abc", None),
     ],
 )
@@ -209,6 +221,85 @@ async def test_a_binary_frame_is_no_message(server: ServerProcess) -> None:
         error = await talk.answer()
         assert (error["type"], error["code"], "id" in error) == ("ERROR", "INVALID_MESSAGE", False)
         await talk.nothing_has_happened()
+
+
+@pytest.mark.parametrize(
+    ("payload", "complaint"),
+    [
+        (b"", "it ends too early"),
+        (b"\xc0", "A message is an object with a type"),
+        (b"\x81\xa4type\x07", "A message is an object with a type"),
+        (msgspec.msgpack.encode({"type": "PING", "id": 1}) + b"\xc0", "something comes behind the value"),
+        (msgspec.msgpack.encode({"type": "PING", "id": 1})[:-1], "it ends too early"),
+        (msgspec.msgpack.encode({"type": "PING", "id": b"x"}), "binary data"),
+        (msgspec.msgpack.encode({"type": "PING", "id": float("nan")}), "NaN or infinity"),
+        (msgspec.msgpack.encode({"type": "PING", 1: 1}), "a key that is not a string"),
+        (msgspec.msgpack.encode({"type": "PING", "at": datetime.now(UTC)}), "an extension type"),
+        (b"\x82\xa4type\xa4PING\xa4type\xa4PING", "duplicate key"),
+        (b"\x82\xa4type\xa4PING\xa2id\xa3\xed\xa0\x80", "invalid UTF-8"),
+        (b"\x91" * 5000, "nested too deeply"),
+        (b"\xdc\x3f\x00" + b"\x01" * 0x3F00, "too many values"),
+        (b"\xdf\xff\xff\xff\xff\xa4type\xa4PING", "it ends too early"),
+        (b'{"type":"PING","id":1}', "something comes behind the value"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else each[:9].hex(),
+)
+async def test_what_is_no_message_in_msgpack_is_answered_as_such(
+    server: ServerProcess, payload: bytes, complaint: str
+) -> None:
+    async with talking(server, V2_MSGPACK) as talk:
+        await talk.client.send_frame(BINARY, payload)
+        error = await talk.answer()
+        assert (error["type"], error["code"], "id" in error) == ("ERROR", "INVALID_MESSAGE", False)
+        assert complaint in error["message"]
+        assert "JSON" not in error["message"]
+        await talk.nothing_has_happened()
+
+
+async def test_a_text_frame_is_no_message_in_msgpack(server: ServerProcess) -> None:
+    async with talking(server, V2_MSGPACK) as talk:
+        await talk.client.send_frame(TEXT, json.dumps({"type": "PING", "id": 1}).encode())
+        error = await talk.answer()
+        assert (error["code"], error["message"]) == ("INVALID_MESSAGE", "Text messages are not understood")
+        await talk.nothing_has_happened()
+
+
+async def test_who_goes_on_with_what_is_no_message_in_msgpack_is_sent_away(server: ServerProcess) -> None:
+    async with talking(server, V2_MSGPACK) as talk:
+        for _ in range(10):
+            await talk.client.send_frame(BINARY, b"\xc1")
+            assert (await talk.answer())["code"] == "INVALID_MESSAGE"
+        assert await talk.answer() == Closed(1008, "Too many invalid messages")
+
+
+@pytest.mark.parametrize("id_", ["", "x" * 64, "é" * 64, 0, -1, 2**53 + 1, 2**64 - 1, -(2**63)])
+async def test_an_id_comes_back_in_msgpack_as_it_is(server: ServerProcess, id_: Any) -> None:
+    async with talking(server, V2_MSGPACK) as talk:
+        for message in ({"type": "PING", "id": id_}, {"type": "SYNC", **talk.about, "id": id_}):
+            answer = await talk.ask(message)
+            assert (answer["id"], type(answer["id"])) == (id_, type(id_))
+        for bad in (1.0, None, True, [], "x" * 65):
+            assert "id" not in await talk.refuses({"type": "PING", "id": bad}, "INVALID_MESSAGE")
+
+
+async def test_a_command_in_msgpack_does_what_json_says(server: ServerProcess) -> None:
+    """Of numbers, too: what is sent as a double is one, and a whole one beyond 64 bits comes as such."""
+    async with talking(server, V2_MSGPACK) as talk:
+        about = {"type": "COMMAND", **talk.about}
+        await talk.refuses(
+            about | {"command": "adjust", "body": {"delta_ms": 1.5}}, "VALIDATION_ERROR", "delta_ms"
+        )
+        metadata = {"z": 1.0, "a": [1, -0.0, 2**64 - 1, None], "ü": {"y": "\u2028𝄞", "x": False}}
+        assert (await talk.ask(about | {"command": "annotate", "body": {"metadata": metadata}}))[
+            "type"
+        ] == "RESULT"
+        stored = (await server.call("GET", f"/v1/sessions/{talk.session_id}")).data["metadata"]
+        assert json.dumps(stored) == json.dumps(metadata)
+        assert (
+            await server.call("POST", f"/v1/sessions/{talk.session_id}/annotate", {"metadata": {"n": 2**70}})
+        ).status == 200
+        subscribed = await talk.ask({"type": "SUBSCRIBE", **talk.about})
+        assert json.dumps(subscribed["state"]["metadata"]) == json.dumps(metadata | {"n": float(2**70)})
 
 
 BAD_IDS = [

@@ -15,7 +15,7 @@ from lockstep.commands import COMMANDS
 from lockstep.config import Settings
 from lockstep.requests.asyncapi_messages import ERRORS_V2
 from lockstep.rules.state import OnTimeout
-from lockstep.wire import protocol_v2
+from lockstep.wire import encodings, protocol_v2, strict_json, strict_msgpack
 from tests.support import settled_rules as engine
 from tests.support.asyncapi import faults
 from tests.support.client_model import apply_changes
@@ -257,6 +257,16 @@ def test_the_limits_are_those_documented() -> None:
         protocol_v2.read_message({"type": "SUBSCRIBE", "id": 1, "sessionId": SESSION, "position": "x" * 201})
     protocol_v2.read_message({"type": "SUBSCRIBE", "id": 1, "sessionId": SESSION, "position": "x" * 200})
     assert limits["a `position`"] == "200 characters"
+
+
+def test_the_example_in_msgpack_is_the_message_beside_it() -> None:
+    found = re.search(r"^ {4}((?:[0-9A-F]{2} )+) +(\{.*\})$", DOC, re.MULTILINE)
+    assert found is not None
+    payload, message = bytes.fromhex(found[1]), found[2]
+    assert encodings.MSGPACK.decode(payload, is_binary=True) == json.loads(message)
+    assert encodings.MSGPACK.encode(message.encode()).endswith(payload)
+    assert f"nested at most {strict_json.MAX_DEPTH} deep" in DOC
+    assert f"at most {strict_msgpack.MAX_VALUES:,} values" in DOC
 
 
 def test_everything_of_v1_has_its_place_in_v2() -> None:

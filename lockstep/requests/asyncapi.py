@@ -48,10 +48,23 @@ def document() -> dict[str, Any]:
             "license": {"name": "MIT"},
         },
         "defaultContentType": "application/json",
-        "channels": {"v1": _channel_v1(), "v2": _channel_v2()},
+        "channels": {
+            "v1": _channel_v1(),
+            "v2": _channel_v2(
+                "v2",
+                "Protocol v2: many sessions, changes instead of states, commands with answers",
+                protocol_v2.SUBPROTOCOL,
+            ),
+            "v2msgpack": _channel_v2(
+                "v2msgpack",
+                "Protocol v2 in MessagePack: the same objects, one in each binary frame",
+                protocol_v2.MSGPACK_SUBPROTOCOL,
+            ),
+        },
         "operations": {
             **_operations("v1", ANSWERS_V1, protocol_v1.SERVER_MESSAGES, _APPLICATION),
             **_operations("v2", ANSWERS_V2, protocol_v2.SERVER_MESSAGES),
+            **_operations("v2msgpack", ANSWERS_V2, protocol_v2.SERVER_MESSAGES),
         },
         "components": {
             "messages": {
@@ -60,7 +73,8 @@ def document() -> dict[str, Any]:
                     "summary": "What the application has published, as it was sent.",
                     "payload": application_message(),
                 },
-                **_messages("v2", (*protocol_v2.SERVER_MESSAGES, *ANSWERS_V2)),
+                **(v2 := _messages("v2", (*protocol_v2.SERVER_MESSAGES, *ANSWERS_V2))),
+                **_in_msgpack(v2),
             },
             "schemas": schemas(),
         },
@@ -86,12 +100,12 @@ def _channel_v1() -> Schema:
     )
 
 
-def _channel_v2() -> Schema:
+def _channel_v2(name: str, summary: str, subprotocol: str) -> Schema:
     return _channel(
-        "v2",
-        "Protocol v2: many sessions, changes instead of states, commands with answers",
+        name,
+        summary,
         _tags((*protocol_v2.SERVER_MESSAGES, *ANSWERS_V2)),
-        protocol_v2.SUBPROTOCOL,
+        subprotocol,
         {
             "type": "object",
             "properties": {
@@ -150,3 +164,12 @@ def _tags(said: Messages) -> list[str]:
 
 def _messages(channel: str, said: Messages) -> dict[str, Schema]:
     return {f"{channel}.{tag_of(each)}": message(each) for each in said}
+
+
+def _in_msgpack(messages: dict[str, Schema]) -> dict[str, Schema]:
+    """The same messages of v2, with the payloads that those have."""
+    return {
+        name.replace("v2.", "v2msgpack.", 1): described
+        | {"contentType": "application/msgpack", "payload": ref_to("messages", f"{name}/payload")}
+        for name, described in messages.items()
+    }

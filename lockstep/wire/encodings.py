@@ -1,11 +1,15 @@
 """How messages travel in WebSocket frames. What they say is another's business: it is JSON here."""
 
 import abc
+import json
+import sys
 from typing import Any
 
+import msgspec
+
 from lockstep.errors import MalformedJson
-from lockstep.wire import strict_json
-from lockstep.wire.frames import TEXT, encode_frame
+from lockstep.wire import strict_json, strict_msgpack
+from lockstep.wire.frames import BINARY, TEXT, encode_frame
 
 
 class Encoding(abc.ABC):
@@ -32,4 +36,48 @@ class JsonText(Encoding):
         return strict_json.loads(payload)
 
 
+class MessagePack(Encoding):
+    """The same values as MessagePack, in binary frames. Keys keep their order.
+
+    Integers beyond 64 bits become doubles.
+    """
+
+    def encode(self, message: bytes) -> bytes:
+        try:
+            packed = _pack(_parse(message))
+        except (OverflowError, msgspec.MsgspecError, RecursionError):
+            packed = _pack_any(message)
+        return encode_frame(BINARY, packed)
+
+    def decode(self, payload: bytes, *, is_binary: bool) -> Any:
+        if not is_binary:
+            raise MalformedJson("Text messages are not understood")
+        return strict_msgpack.loads(payload)
+
+
+_parse = msgspec.json.Decoder().decode
+_pack = msgspec.msgpack.Encoder().encode
+# How much deeper in the stack a message may be encoded than it was checked when it came.
+_DEEPER = 1000
+
+
+def _pack_any(message: bytes) -> bytes:
+    """The same of what msgspec would not read or write: numbers of any size, and whatever depth has come in.
+
+    A number beyond a double is infinite, as it is to JavaScript.
+    """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + _DEEPER)
+    try:
+        return _pack(json.loads(message, parse_int=_whole))
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def _whole(digits: str) -> int | float:
+    number = int(digits) if len(digits) <= 20 else float(digits)
+    return number if -(2**63) <= number < 2**64 else float(number)
+
+
 JSON = JsonText()
+MSGPACK = MessagePack()

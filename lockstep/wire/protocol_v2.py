@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 from lockstep.rules.state_json import Count, EpochMs, Instant, Object, UuidText, Version
 
 SUBPROTOCOL = "lockstep.v2.json"
+MSGPACK_SUBPROTOCOL = "lockstep.v2.msgpack"
 MAX_ID_LENGTH = 64
 
 RequestId = Annotated[str, Meta(max_length=MAX_ID_LENGTH)] | int
@@ -29,7 +30,7 @@ ErrorMs = Annotated[float, Meta(extra_json_schema={"minimum": 0})]
 
 
 class _Message(Struct, tag_field="type", rename="camel", kw_only=True):
-    """One JSON object, whose `type` comes first."""
+    """One object, whose `type` comes first."""
 
 
 class Welcome(_Message, tag="WELCOME", kw_only=True):
@@ -237,7 +238,7 @@ class BadMessage(Exception):
 
 
 def read_message(said: Any) -> ClientMessage:
-    """The message that a JSON value is. Raises BadMessage, which names the field."""
+    """The message that a decoded value is. Raises BadMessage, which names the field."""
     if not isinstance(said, dict) or not isinstance(said.get("type"), str):
         raise BadMessage("INVALID_MESSAGE", "A message is an object with a type", UNSET)
     id_ = said.get("id", UNSET)

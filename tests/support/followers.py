@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.client_model import OutOfStep, State, apply_update, position_of
-from tests.support.ws_client import Closed, WsClient
+from tests.support.ws_client import BINARY, TEXT, Closed, WsClient, parsed
 
 V2 = {"Sec-WebSocket-Protocol": "lockstep.v2.json"}
+V2_MSGPACK = {"Sec-WebSocket-Protocol": "lockstep.v2.msgpack"}
+BY_ENCODING = {"json": V2, "msgpack": V2_MSGPACK}
 TIMEOUT_S = 20.0
 
 
@@ -197,10 +199,17 @@ class Follower:
 class CutFollower:
     """Follows one session on lines that are cut after some bytes, wherever that is, and resumes each time."""
 
-    def __init__(self, ws_url: str, session_id: str, bytes_of_next_line: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        ws_url: str,
+        session_id: str,
+        bytes_of_next_line: Callable[[], int | None],
+        headers: dict[str, str] = V2,
+    ) -> None:
         self.view = View(session_id)
         self.cuts = 0
         self._ws_url = ws_url
+        self._headers = headers
         self._bytes_of_next_line = bytes_of_next_line
         self._following: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
@@ -239,14 +248,14 @@ class CutFollower:
         """`bytes_left` of what comes behind the handshake are read, and no more."""
         had, state = self.view.position, self.view.state
         query = f"?sessionId={self.view.session_id}" + ("" if had is None else f"&position={had}")
-        async with await WsClient.connect(f"{self._ws_url}/ws{query}", headers=V2) as client:
+        async with await WsClient.connect(f"{self._ws_url}/ws{query}", headers=self._headers) as client:
             unread = b""
             while bytes_left is None or bytes_left > 0:
                 data = await client.reader.read(4096 if bytes_left is None else min(bytes_left, 4096))
                 if bytes_left is not None:
                     bytes_left -= len(data)
                 messages, unread = cut_frames(unread + data)
-                for message in map(json.loads, messages):
+                for message in messages:
                     self.view.take(message)
                     if message["type"] == "SUBSCRIBED" and message.get("state") and state is not None:
                         assert message["state"]["epoch"] != state["epoch"], f"{had} was not resumed"
@@ -255,8 +264,8 @@ class CutFollower:
                     return
 
 
-def cut_frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """The text messages of a server that are complete, and what is left."""
+def cut_frames(data: bytes) -> tuple[list[Any], bytes]:
+    """The messages of a server that are complete, and what is left."""
     messages = []
     while len(data) >= 2:
         length, at = data[1], 2
@@ -265,7 +274,8 @@ def cut_frames(data: bytes) -> tuple[list[bytes], bytes]:
             length = int.from_bytes(data[2:at], "big")
         if len(data) < max(at, at + length):
             break
-        if data[0] & 0x0F == 0x1:
-            messages.append(data[at : at + length])
+        opcode = data[0] & 0x0F
+        if opcode in (TEXT, BINARY):
+            messages.append(parsed(opcode, data[at : at + length]))
         data = data[at + length :]
     return messages, data

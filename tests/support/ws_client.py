@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
 
@@ -41,6 +43,11 @@ def encode(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True
     return head + mask + body
 
 
+def parsed(opcode: int, payload: bytes) -> Any:
+    """The message in a frame: MessagePack where that is binary, else JSON."""
+    return json.loads(payload) if opcode == TEXT else msgspec.msgpack.decode(payload)
+
+
 OPEN: set["WsClient"] = set()
 """Connections of the test that runs, for its end."""
 
@@ -52,10 +59,10 @@ def abort_all() -> None:
 
 
 class WsClient:
-    """One connection. `recv` gives the next message as parsed JSON, or Closed at the end.
+    """One connection. `recv` gives the next message, parsed, or Closed at the end.
 
-    Pings are answered as long as somebody receives; `answers_pings=False` makes it a dead client,
-    `pings` counts those that came.
+    Messages are JSON, or MessagePack where the server has chosen that. Pings are answered as long as somebody
+    receives; `answers_pings=False` makes it a dead client, `pings` counts those that came.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class WsClient:
         self.answers_pings = answers_pings
         self.pings = 0
         self.response = ""
+        self.is_msgpack = False
         OPEN.add(self)
 
     @classmethod
@@ -112,6 +120,7 @@ class WsClient:
             client.response = (await reader.readuntil(b"\r\n\r\n")).decode()
             if " 101 " not in client.response.splitlines()[0]:
                 raise ConnectionRefusedError(client.response.splitlines()[0])
+            client.is_msgpack = ".msgpack\r\n" in client.response
         except BaseException:
             client.abort()
             raise
@@ -125,8 +134,13 @@ class WsClient:
     ) -> None:
         self.abort()
 
+    def frame_of(self, message: Any) -> bytes:
+        if self.is_msgpack:
+            return encode(BINARY, msgspec.msgpack.encode(message))
+        return encode(TEXT, json.dumps(message).encode())
+
     async def send(self, message: Any) -> None:
-        await self.send_frame(TEXT, json.dumps(message).encode())
+        await self.send_raw(self.frame_of(message))
 
     async def send_frame(self, opcode: int, payload: bytes = b"", **how: Any) -> None:
         self.writer.write(encode(opcode, payload, **how))
@@ -163,10 +177,9 @@ class WsClient:
                         await self.send_frame(CLOSE, payload[:2])
                     self.writer.close()
                     return Closed(code, payload[2:].decode())
-                elif opcode == TEXT:
-                    return json.loads(payload)
-                elif opcode == BINARY:
-                    return payload
+                elif opcode in (TEXT, BINARY):
+                    assert (opcode == BINARY) == self.is_msgpack
+                    return parsed(opcode, payload)
 
     async def recv_type(self, type_: str, timeout_s: float = 10.0) -> Any:
         """The next message of this type; others before it are passed over."""
