@@ -113,6 +113,7 @@ class Server:
             limits,
             services.rates,
             settings.max_subscriptions,
+            metrics,
         )
         v2, v2_msgpack = (
             ProtocolV2(
