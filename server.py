@@ -113,7 +113,6 @@ class Server:
             limits,
             services.rates,
             settings.max_subscriptions,
-            metrics,
         )
         v2, v2_msgpack = (
             ProtocolV2(

@@ -58,7 +58,6 @@ ROUTES = [
         _for_session(Scope.CONTROL),
         max_body_bytes=MAX_RELAYED_BYTES,
     ),
-    Route("POST", "/v1/sessions/{id}/disconnect", sessions.disconnect, _for_session(Scope.ADMIN)),
     Route("GET", "/v1/sessions/{id}/events", sessions.read_events, _for_session(Scope.VIEW)),
     Route("GET", "/v1/time", ops.time),
     Route("GET", "/health", ops.health, limiting=Limiting.NOT),

@@ -29,18 +29,18 @@ class Owner(Protocol):
 class Sender(Protocol):
     """Whose frames they are: one subscription of the client to one session."""
 
-    def skipped(self) -> bytes:
-        """The latest state, in place of the changes that were not sent; empty where there is none."""
+    def skipped(self, kind: Kind) -> bytes:
+        """The latest that this kind tells, in place of what was not sent; empty where there is nothing."""
 
 
 class UnsentFrames:
     """The frame in progress and those that wait for it; of states only the latest waits.
 
     Of changes the first waits. If others follow, none is sent: in their place goes the state that is the
-    latest when their turn comes.
+    latest when their turn comes. It is the same with those who are present.
     """
 
-    __slots__ = ("_pong", "_rest", "_states", "_urgent", "_waiting", "waiting_bytes")
+    __slots__ = ("_pong", "_presences", "_rest", "_states", "_urgent", "_waiting", "waiting_bytes")
 
     def __init__(self, rest: memoryview) -> None:
         # Other clients that are behind share this memory: frames are not copied.
@@ -48,39 +48,44 @@ class UnsentFrames:
         # These go behind the frame in progress and before those that wait.
         self._urgent: deque[bytes] = deque()
         self._pong: bytes | None = None
-        # [whose state or change, frame]; without a frame: a state is to be made. What is nobody's is kept.
+        # [whose, frame, kind]; without a frame: it is to be made. What is nobody's is kept.
         self._waiting: deque[list[Any]] = deque()
         self._states: dict[Sender, list[Any]] = {}
+        self._presences: dict[Sender, list[Any]] = {}
         self.waiting_bytes = 0
-        """Of all that waits but the states, which have places of their own however big they are."""
+        """Of all that waits but what has a place of its own, however big it is."""
 
     def put(self, kind: Kind, frame: bytes, sender: Sender) -> bool:
         """True if the frame took the place of an unsent state, or itself is not sent."""
-        waiting = None if kind is Kind.MESSAGE else self._states.get(sender)
-        if kind is Kind.STATE or kind is Kind.CHANGE:
+        places = self._places(kind)
+        waiting = None if kind is Kind.MESSAGE else places.get(sender)
+        if kind in (Kind.STATE, Kind.CHANGE, Kind.PRESENCE):
             if waiting is not None:
                 waiting[1] = frame if kind is Kind.STATE else None
                 return True
-            self._states[sender] = waiting = [sender, frame]
+            places[sender] = waiting = [sender, frame, kind]
             self._waiting.append(waiting)
             return False
+        if kind is Kind.SYNC and (presence := self._presences.get(sender)) is not None:
+            presence[1] = None  # it may apply to what was known before this
         if waiting is not None:
             # It is not to be replaced in turn, so that what was asked for is answered.
-            waiting[:] = [None, frame]
-            del self._states[sender]
+            waiting[:] = [None, frame, kind]
+            del places[sender]
         else:
-            self._waiting.append([None, frame])
+            self._waiting.append([None, frame, kind])
         self.waiting_bytes += len(frame)
         return waiting is not None
 
     def forget(self, sender: Sender) -> None:
-        """Its state is not wanted any more."""
-        waiting = self._states.pop(sender, None)
-        if waiting is not None:
-            waiting[:] = [None, b""]
+        """Its state is not wanted any more, nor who is present."""
+        for places in (self._states, self._presences):
+            waiting = places.pop(sender, None)
+            if waiting is not None:
+                waiting[:] = [None, b"", Kind.MESSAGE]
 
     def put_last(self, frame: bytes) -> None:
-        self._waiting.append([None, frame])
+        self._waiting.append([None, frame, Kind.MESSAGE])
         self.waiting_bytes += len(frame)
 
     def put_urgent(self, frame: bytes) -> None:
@@ -94,6 +99,7 @@ class UnsentFrames:
         """Keep only the frame in progress: without its end the client could not read what follows."""
         self._waiting.clear()
         self._states.clear()
+        self._presences.clear()
         self._pong = None
         self.waiting_bytes = 0
 
@@ -117,15 +123,18 @@ class UnsentFrames:
         waiting = self._waiting.popleft()
         if waiting[1] is None:
             # What is put meanwhile is in that state, or is the end, which takes its place.
-            skipped = waiting[0].skipped()
+            skipped = waiting[0].skipped(waiting[2])
             if waiting[1] is None:
                 waiting[1] = skipped
-        sender, frame = waiting
+        sender, frame, kind = waiting
         if sender is None:
             self.waiting_bytes -= len(frame)
         else:
-            self._states.pop(sender, None)
+            self._places(kind).pop(sender, None)
         return bytes(frame)
+
+    def _places(self, kind: Kind) -> dict[Sender, list[Any]]:
+        return self._presences if kind is Kind.PRESENCE else self._states
 
 
 class OutgoingQueue:

@@ -1,7 +1,7 @@
 """What a client of protocol v2 follows: a subscription for each session, which is a peer of its room."""
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
 
 from handlers.connection import Connection
 from handlers.outgoing_queue import OutgoingQueue
@@ -12,27 +12,20 @@ from lockstep.wire.encodings import Encoding
 from lockstep.wire.protocol_v2 import SessionRequest
 
 
-class Service(Protocol):
-    """What all subscriptions share."""
-
-    def skipped(self, subscription: "Subscription") -> bytes:
-        """The frame that stands for changes which were not sent."""
-
-    def disconnect(self, subscription: "Subscription") -> None:
-        """Tell its client that it is sent away, and end it. Called again it does nothing."""
-
-
 class Subscription:
     """Sends through its connection, which may have others. A client may have a hundred: they are small."""
 
-    __slots__ = ("_service", "connection", "is_ended", "outgoing", "session_id")
+    __slots__ = ("_skipped", "connection", "is_ended", "outgoing", "session_id")
 
-    def __init__(self, connection: Connection, session_id: str, service: "Service") -> None:
+    def __init__(
+        self, connection: Connection, session_id: str, skipped: Callable[[str, "Subscription", Kind], bytes]
+    ) -> None:
+        """`skipped` makes the frame that stands for those of this kind which were not sent."""
         self.connection = connection
         self.outgoing: OutgoingQueue = connection.outgoing
         self.session_id = session_id
         self.is_ended = False
-        self._service = service
+        self._skipped = skipped
 
     @property
     def encoding(self) -> Encoding:
@@ -59,14 +52,11 @@ class Subscription:
         if self.connection.can_send:
             self.outgoing.took(batch, sent, self)
 
-    def skipped(self) -> bytes:
-        return self._service.skipped(self)
+    def skipped(self, kind: Kind) -> bytes:
+        return self._skipped(self.session_id, self, kind)
 
     def close(self, how: Close) -> None:
         self.connection.close(how)
-
-    def disconnect(self) -> None:
-        self._service.disconnect(self)
 
 
 class Following:

@@ -298,7 +298,6 @@ CALLER_FULL = Close(4007, "Too many connections of yours to this session", may_c
 TOKEN_REFUSED = Close(4501, "This token is not valid", may_come_back=True)
 TOKEN_EXPIRED = TOKEN_REFUSED.because("This token has expired")
 TOKEN_FORBIDDEN = Close(4503, "This token is for another session", may_come_back=False)
-DISCONNECTED = Close(4504, "Disconnected", may_come_back=False)
 # By the name of the connection limit that refuses a client.
 CLOSE_BY_LIMIT = {
     "session": SESSION_FULL,

@@ -302,18 +302,9 @@ class Sessions:
         return heads.beginning(session)
 
     async def publish(
-        self,
-        session_id: str,
-        message: bytes,
-        context: Context = NOBODY,
-        answer: bytes = b"",
-        *,
-        is_notice: bool = False,
+        self, session_id: str, message: bytes, context: Context = NOBODY, answer: bytes = b""
     ) -> None:
-        """Send a message to every client of an existing session, or a notice to every process.
-
-        Raises Replay where it was sent before.
-        """
+        """Send a message to every client of an existing session. Raises Replay where it was sent before."""
         idempotent = context.idempotent
         done = None
         if idempotent is not None:
@@ -321,7 +312,7 @@ class Sessions:
             idempotent.require_in_time()
             done = idempotent.done(202, session_id, new_commit(), answer)
         async with self._stored.looked_up(session_id, idempotent):
-            if not await self._broker.publish(session_id, message, done, is_notice=is_notice):
+            if not await self._broker.publish(session_id, message, done):
                 raise SessionNotFound(session_id)
 
 

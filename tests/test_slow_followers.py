@@ -68,7 +68,7 @@ class Sluggard:
         unsent = self.connection.outgoing._unsent
         if unsent is None:
             return []
-        return [len(unsent._rest), *(len(frame or b"") for _, frame in unsent._waiting)]
+        return [len(unsent._rest), *(len(frame or b"") for _, frame, _ in unsent._waiting)]
 
 
 class Busy:

@@ -1,6 +1,6 @@
 """The peers of a room that speak one encoding, and the frames that they are still to be sent."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from lockstep.errors import Close
@@ -51,9 +51,15 @@ class Audience:
         self._unserved.pop(peer, None)
         self._ahead.pop(peer, None)
 
-    def put(self, frame: bytes, kind: Kind) -> None:
-        """Send the frame to every peer when the audience is served next."""
+    def put(self, frame: bytes, kind: Kind, left_out: Iterable[Peer] = ()) -> None:
+        """Send the frame to every peer when the audience is served next.
+
+        Those that are left out have been sent what came before it (`catch_up`).
+        """
         self._pending.append((kind, frame))
+        for peer in left_out:
+            if peer in self.peers:
+                self._ahead[peer] = len(self._pending)
 
     def catch_up(self, peer: Peer) -> None:
         """Send the peer now what the others get later, so that nothing sent to it alone overtakes that."""
@@ -134,11 +140,14 @@ class Audiences:
         """Send the peer now what the others get later, so that nothing sent to it alone overtakes that."""
         self._of(peer).catch_up(peer)
 
-    def put(self, message: bytes, kind: Kind) -> None:
-        """Send the message to everybody when they are served next. It is encoded once for all."""
+    def put(self, message: bytes, kind: Kind, left_out: Collection[Peer] = ()) -> None:
+        """Send the message to everybody when they are served next. It is encoded once for all.
+
+        Those that are left out have been sent what came before it (`catch_up`).
+        """
         for audience in self._by_encoding:
             if audience.peers:
-                audience.put(audience.encoding.encode(message), kind)
+                audience.put(audience.encoding.encode(message), kind, left_out)
 
     def serve(self, deliver: Deliver, time_is_up: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""

@@ -41,7 +41,7 @@ class Followers:
         Also a session that does not exist yet. A peer that follows it already is sent the state. Raises
         BrokerUnavailable, StateCorrupt; then it does not follow. A peer that is over by then does not either.
         """
-        async with self._hub.hearing(session_id, peer) as is_heard:
+        async with self._hub.hearing(session_id) as is_heard:
             if not is_heard:
                 raise BrokerUnavailable
             timeline = await self._current(session_id)
@@ -69,7 +69,7 @@ class Followers:
         peer.send(peer.encoding.encode(snapshot), Kind.SYNC)
         self._metrics.count_sent("SNAPSHOT")
 
-    def skipped(self, session_id: str, peer: Peer) -> bytes:
+    def skipped(self, session_id: str, peer: Peer, kind: Kind) -> bytes:
         """The frame that stands for the UPDATEs that a slow peer was not sent; empty: there is none."""
         timeline = self._timeline(session_id)
         if timeline is None or peer not in timeline.audiences:

@@ -18,6 +18,8 @@ class Kind(Enum):
     """A state that answers or repairs, or the end: in place of an unsent one, itself not to be replaced."""
     CHANGE = "change"
     """It applies to what was sent before it. Where it has to wait, the latest state is sent in its place."""
+    PRESENCE = "presence"
+    """The same of who is present."""
 
 
 class Batch:
@@ -58,6 +60,3 @@ class Peer(Protocol):
 
     def close(self, how: Close) -> None:
         """Close the connection behind what has been sent. It may be called again, and then does nothing."""
-
-    def disconnect(self) -> None:
-        """The subject is sent away: tell it, and end this subscription. Called again it does nothing."""

@@ -154,10 +154,16 @@ class Timeline:
     # --- what one of them is answered ----------------------------------------------------------------
 
     def subscribed(
-        self, id_: RequestId | UnsetType, position: str | None, now_ms: int, *, is_first: bool
+        self,
+        id_: RequestId | UnsetType,
+        position: str | None,
+        now_ms: int,
+        *,
+        is_first: bool,
+        presence: Raw | UnsetType = UNSET,
     ) -> bytes:
         """SUBSCRIBED for who comes with a position, or with none."""
-        answer = Subscribed(id=id_, session_id=self.session_id, timestamp=now_ms)
+        answer = Subscribed(id=id_, session_id=self.session_id, timestamp=now_ms, presence=presence)
         updates = None
         if is_first and position is not None and self.position is not None:
             updates = self.ring.since(self.session_id, position)

@@ -18,7 +18,7 @@ from lockstep.requests.json_schema import (
     schema_of_struct,
 )
 from lockstep.requests.openapi_answers import COMMAND_ERRORS
-from lockstep.requests.schemas import command_schemas, state_schemas
+from lockstep.requests.schemas import command_schemas, presence_schemas, state_schemas
 from lockstep.wire import protocol_v1, protocol_v2
 
 # These are about a request's own bytes and headers.
@@ -46,13 +46,19 @@ _CARRIED: dict[type[Struct], dict[str, Schema]] = {
     protocol_v1.StateUpdate: {"state": _ANY_STATE},
     protocol_v1.StateSync: {"state": _STATE},
     protocol_v2.Update: {"changes": ref_to("schemas", "Changes")},
-    protocol_v2.Subscribed: {"updates": list_of("Update"), "state": or_null(_STATE)},
+    protocol_v2.Subscribed: {
+        "updates": list_of("Update"),
+        "state": or_null(_STATE),
+        "presence": ref_to("schemas", "PresenceList"),
+    },
+    protocol_v2.Presence: {"joined": list_of("Present")},
     protocol_v2.Snapshot: {"state": _ANY_STATE},
     protocol_v2.Error: {"code": STRING | {"enum": ERRORS_V2}},
 }
 # What the fields together must be.
 _TOGETHER: dict[type[Struct], Schema] = {
     protocol_v2.Subscribed: {"oneOf": [{"required": ["updates"]}, {"required": ["position", "state"]}]},
+    protocol_v2.Presence: {"dependentRequired": {"joined": ["left"], "left": ["joined"]}},
     protocol_v2.Snapshot: {
         "if": {"properties": {"reason": {"const": "foreign"}}},
         "then": {"properties": {"position": {"type": "null"}}},
@@ -98,6 +104,8 @@ def schemas() -> dict[str, Schema]:
         "ParticipantChanges": _participant_changes(states["Participant"]),
         "CommitEvent": schema_of_struct(protocol_v2.CommitEvent),
         "Update": _payload(protocol_v2.Update),
+        "Left": schema_of_struct(protocol_v2.Left),
+        **presence_schemas(),
         **command_schemas(),
     }
 

@@ -153,34 +153,22 @@ def _commands() -> dict[str, Schema]:
 
 def _messages_and_history() -> dict[str, Schema]:
     accepted = data(object_of({"session_id": ANSWERED_UUID}))
-    under_way = {"202": answer("It is under way", accepted, ["Idempotent-Replayed"])}
-    publication_errors = (
-        *STORE_ERRORS,
-        *IDEMPOTENCY_ERRORS,
-        errors.ValidationError,
-        errors.MalformedJson,
-        errors.SessionNotFound,
-        errors.Conflict,  # done before, and since then the session was created again
-        errors.UnsupportedMediaType,
-    )
     tell = _operation(
         "tell",
         "Send a message to every client of the session",
-        under_way,
-        publication_errors,
+        {"202": answer("It is under way", accepted, ["Idempotent-Replayed"])},
+        (
+            *STORE_ERRORS,
+            *IDEMPOTENCY_ERRORS,
+            errors.ValidationError,
+            errors.MalformedJson,
+            errors.SessionNotFound,
+            errors.Conflict,  # done before, and since then the session was created again
+            errors.UnsupportedMediaType,
+        ),
         scope=Scope.CONTROL,
         parameters=["Id", *DONE_ONCE],
         body="Message",
-        needs_body=True,
-    )
-    disconnect = _operation(
-        "disconnect",
-        "End a subject's connections to the session",
-        under_way,
-        publication_errors,
-        scope=Scope.ADMIN,
-        parameters=["Id", *DONE_ONCE],
-        body="Disconnect",
         needs_body=True,
     )
     page = {"epoch": STRING, "next_since": {"type": ["integer", "null"]}, "events": list_of("Event")}
@@ -198,11 +186,7 @@ def _messages_and_history() -> dict[str, Schema]:
         scope=Scope.VIEW,
         parameters=["Id", "Since", "Epoch"],
     )
-    return {
-        "/v1/sessions/{id}/messages": {"post": tell},
-        "/v1/sessions/{id}/disconnect": {"post": disconnect},
-        "/v1/sessions/{id}/events": {"get": events},
-    }
+    return {"/v1/sessions/{id}/messages": {"post": tell}, "/v1/sessions/{id}/events": {"get": events}}
 
 
 def _time() -> dict[str, Schema]:

@@ -1,10 +1,11 @@
 """The schemas of /openapi.json: what is asked and answered, with the limits of what reads and writes it."""
 
 from lockstep.commands import COMMANDS
-from lockstep.requests.bodies import ALLOWED_ON_TIMEOUT, CREATE, DISCONNECT, NEEDED, PARTICIPANT
+from lockstep.requests.bodies import ALLOWED_ON_TIMEOUT, CREATE, NEEDED, PARTICIPANT
 from lockstep.requests.json_schema import (
     STRING,
     Schema,
+    list_of,
     object_of,
     record_of,
     ref_to,
@@ -18,19 +19,20 @@ from lockstep.rules.state_json import ClockJson, ParticipantJson, StateJson
 from lockstep.wire.answers import SwitchedJson
 from lockstep.wire.payloads import MAX_RELAYED_BYTES
 from lockstep.wire.protocol_v1 import SERVER_TYPES
+from lockstep.wire.protocol_v2 import PresenceList, Present
 
 
 def schemas() -> dict[str, Schema]:
     creations = {f"Create_{mode.value}": _creation(mode) for mode in Mode}
     return {
         **state_schemas(),
+        **presence_schemas(),
         "Switched": schema_of_struct(SwitchedJson),
         "Event": schema_of_struct(Event),
         "Create": {"oneOf": [ref_to("schemas", name) for name in creations]},
         **creations,
         **command_schemas(),
         "Message": application_message(),
-        "Disconnect": schema_of(DISCONNECT),
         "Violation": object_of({"field": STRING, "message": STRING, "code": STRING}),
     }
 
@@ -43,6 +45,12 @@ def state_schemas() -> dict[str, Schema]:
         "Clock": schema_of_struct(ClockJson),
         "State": state,
     }
+
+
+def presence_schemas() -> dict[str, Schema]:
+    listing = schema_of_struct(PresenceList)
+    listing["properties"]["present"] = list_of("Present")
+    return {"Present": schema_of_struct(Present), "PresenceList": listing}
 
 
 def command_schemas() -> dict[str, Schema]:

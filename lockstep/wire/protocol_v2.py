@@ -78,6 +78,44 @@ class Subscribed(_Message, tag="SUBSCRIBED", kw_only=True):
     updates: Annotated[Raw, Meta(extra_json_schema={"type": "array"})] | UnsetType = UNSET
     position: Position | UnsetType | None = UNSET
     state: Object | UnsetType | None = UNSET
+    presence: Object | UnsetType = UNSET
+
+
+class Present(Struct, kw_only=True):
+    """A subject that is connected, with so many connections: 0 where the last one closed just now."""
+
+    subject: str
+    connections: Count
+    since: Instant
+
+
+class Left(Struct, kw_only=True):
+    subject: str
+
+
+PresentArray = Annotated[Raw, Meta(extra_json_schema={"type": "array"})]
+
+
+class PresenceList(Struct, kw_only=True):
+    """Who is connected to a session; `present` is left out where they are too many."""
+
+    present: PresentArray | UnsetType = UNSET
+    anonymous: Count
+    total: Count
+
+
+class Presence(_Message, tag="PRESENCE", kw_only=True):
+    """Who has come and who has left since the client was told last.
+
+    Without both, the client has no list from now on; it gets everybody in `joined` when it has one again.
+    """
+
+    session_id: UuidText
+    timestamp: EpochMs
+    joined: PresentArray | UnsetType = UNSET
+    left: list[Left] | UnsetType = UNSET
+    anonymous: Count
+    total: Count
 
 
 Reason = Literal["created", "requested", "skipped", "repair", "foreign"]
@@ -130,7 +168,7 @@ class Error(_Message, tag="ERROR", kw_only=True):
 
 
 class Unsubscribed(_Message, tag="UNSUBSCRIBED", kw_only=True):
-    """Asked for; or, with a code, the token does not allow it any more, or the subject was sent away."""
+    """Asked for, or, with a code, the token does not allow it any more."""
 
     id: RequestId | UnsetType = UNSET
     session_id: UuidText
