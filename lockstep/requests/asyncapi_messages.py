@@ -104,7 +104,6 @@ def schemas() -> dict[str, Schema]:
         "ParticipantChanges": _participant_changes(states["Participant"]),
         "CommitEvent": schema_of_struct(protocol_v2.CommitEvent),
         "Update": _payload(protocol_v2.Update),
-        "Left": schema_of_struct(protocol_v2.Left),
         **presence_schemas(),
         **command_schemas(),
     }
