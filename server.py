@@ -128,6 +128,7 @@ class Server:
             self.heartbeat,
             settings.max_message_bytes,
             settings.message_rate,
+            settings.compression,
             metrics,
         )
         metrics.watch(metrics.connections, lambda: len(self._connections()))

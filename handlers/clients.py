@@ -21,15 +21,20 @@ class Clients:
         heartbeat: Heartbeat,
         max_message_bytes: int,
         message_rate: int,
+        compression: bool,
         metrics: Metrics,
     ) -> None:
-        """The first of the protocols is spoken to a client that names none."""
+        """The first of the protocols is spoken to a client that names none.
+
+        `compression`: permessage-deflate is granted to clients that offer it.
+        """
         self.protocols = {each.subprotocol: each for each in protocols}
         self.default_protocol = protocols[0]
         self.heartbeat = heartbeat
         self.read_scheduler = ReadScheduler()
         self.max_message_bytes = max_message_bytes
         self.message_rate = message_rate
+        self.compression = compression
         self.metrics = metrics
 
     def on_end(self, connection: Connection) -> None:

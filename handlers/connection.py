@@ -223,7 +223,7 @@ class Connection:
         if not self._state.can_hear:
             return
         if self._reader is None:
-            self._reader = FrameReader(self._service.max_message_bytes)
+            self._reader = FrameReader(self._service.max_message_bytes, inflates=self.encoding.is_deflated)
         self._frames = self._reader.feed(data)
         self._handle_frames()
 

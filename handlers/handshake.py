@@ -29,6 +29,7 @@ from lockstep.errors import (
     UpgradeRequired,
 )
 from lockstep.wire import heads
+from lockstep.wire.extensions import granted
 
 EARLY_BYTES = 4096
 
@@ -46,7 +47,8 @@ class SocketHandler(JsonErrors, WebSocketHandler):
     def get_websocket_protocol(self) -> Handshake | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        return Handshake(self)
+        offered = self.request.headers.get("Sec-WebSocket-Extensions")
+        return Handshake(self, granted(offered) if offered and self._clients.compression else None)
 
     async def head(self) -> None:
         await self.get()
@@ -85,6 +87,9 @@ class SocketHandler(JsonErrors, WebSocketHandler):
             self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
         )
         connection = Connection(sock, self._clients, protocol, session_id, address)
+        assert isinstance(self.ws_connection, Handshake)
+        if self.ws_connection.extensions is not None:
+            connection.encoding = protocol.encoding.deflated
         self._clients.metrics.opened.inc()
         if len(early) > EARLY_BYTES:
             early = b""

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream
 from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
 
@@ -57,10 +58,24 @@ class ReplyHeaders(dict[str, str]):
 
 
 class Handshake(WebSocketProtocol13):
-    """Tornado's handshake (RFC 6455 4.2.2), and nothing behind it: neither its pings nor its reading."""
+    """Tornado's handshake (RFC 6455 4.2.2), and nothing behind it: neither its pings nor its reading.
 
-    def __init__(self, handler: WebSocketHandler) -> None:
+    Nor its compression: `extensions` is what the client is told that will be used, if the handshake succeeds.
+    """
+
+    def __init__(self, handler: WebSocketHandler, extensions: str | None = None) -> None:
         super().__init__(handler, mask_outgoing=False, params=_WebSocketParams())
+        self.extensions = extensions
+
+    async def _accept_connection(self, handler: WebSocketHandler) -> None:
+        # From here on nothing is refused.
+        if self.extensions is not None:
+            handler.set_header("Sec-WebSocket-Extensions", self.extensions)
+        await super()._accept_connection(handler)
+
+    def _parse_extensions_header(self, headers: HTTPHeaders) -> list[tuple[str, dict[str, str]]]:
+        """What Tornado would compress for; it would also end the connection where it cannot read this."""
+        return []
 
     def start_pinging(self) -> None:
         pass

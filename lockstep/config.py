@@ -98,6 +98,9 @@ class Settings:
     max_message_bytes: int = setting(
         16_384, "largest WebSocket message a client may send", from_to(128, MAX_MESSAGE_BYTES)
     )
+    compression: bool = setting(
+        True, "no: WebSocket messages are not compressed (permessage-deflate) for clients that offer it"
+    )
     max_connections_per_session: int = setting(
         1000, "WebSockets of one session at all processes together; 0: any number", _COUNT
     )

@@ -91,13 +91,6 @@ async def test_what_is_not_one_uuid_is_refused(server_process: ServerProcess, qu
         assert await client.recv() == Closed(1008, "Invalid sessionId format")
 
 
-async def test_a_compression_that_is_offered_is_not_accepted(server_process: ServerProcess) -> None:
-    offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
-    async with watching(server_process, new_id(), headers=offer) as [client]:
-        assert "sec-websocket-extensions" not in client.response.lower()
-        await client.fence()
-
-
 # --- what is pushed ------------------------------------------------------------------------------
 
 

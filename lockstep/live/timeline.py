@@ -54,8 +54,8 @@ class Timeline:
         self.update_count = self.gap_count = 0
         # A read that is under way, shared by all who wait for it.
         self.reading: asyncio.Task[None] | None = None
-        # The SNAPSHOT that stands for skipped UPDATEs, and the state that it shows; made when needed.
-        self._skipped: tuple[bytes, Encoding, bytes] | None = None
+        # A state, and by encoding the SNAPSHOT of it that stands for skipped UPDATEs; made when needed.
+        self._skipped: tuple[bytes, dict[Encoding, bytes]] | None = None
 
     def is_at(self, head: Head) -> bool:
         """True if this state is what followers are left at."""
@@ -194,10 +194,12 @@ class Timeline:
         self.audiences.catch_up(peer)
         if self.state is None:
             return b""
-        kept = self._skipped
-        # All who are behind share it: it is made once for each state.
-        if kept is None or kept[0] is not self.state or kept[1] is not peer.encoding:
+        if self._skipped is None or self._skipped[0] is not self.state:
+            self._skipped = (self.state, {})
+        # All who are behind share it: it is made once for each state and encoding.
+        frames = self._skipped[1]
+        frame = frames.get(peer.encoding)
+        if frame is None:
             reason: Reason = "foreign" if self.position is None else "skipped"
-            frame = peer.encoding.encode(self.snapshot(reason, now_ms))
-            self._skipped = kept = (self.state, peer.encoding, frame)
-        return kept[2]
+            frame = frames[peer.encoding] = peer.encoding.encode(self.snapshot(reason, now_ms))
+        return frame

@@ -3,17 +3,21 @@
 import abc
 import json
 import sys
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from lockstep.errors import MalformedJson
 from lockstep.wire import strict_json, strict_msgpack
-from lockstep.wire.frames import BINARY, TEXT, encode_frame
+from lockstep.wire.frames import BINARY, TEXT, deflate_frame, encode_frame
 
 
 class Encoding(abc.ABC):
     """One for each way to write a message. A frame for a room is made once for all."""
+
+    is_deflated = False
+    """Frames may be compressed, in both directions."""
 
     @abc.abstractmethod
     def encode(self, message: bytes) -> bytes:
@@ -22,6 +26,11 @@ class Encoding(abc.ABC):
     @abc.abstractmethod
     def decode(self, payload: bytes, *, is_binary: bool) -> Any:
         """What a client's message says, as builtins. Raises MalformedJson."""
+
+    @cached_property
+    def deflated(self) -> "Encoding":
+        """The same in compressed frames: one object, for all whose extension is permessage-deflate."""
+        return _Deflated(self)
 
 
 class JsonText(Encoding):
@@ -77,6 +86,21 @@ def _pack_any(message: bytes) -> bytes:
 def _whole(digits: str) -> int | float:
     number = int(digits) if len(digits) <= 20 else float(digits)
     return number if -(2**63) <= number < 2**64 else float(number)
+
+
+class _Deflated(Encoding):
+    """Another encoding whose frames are compressed where that makes them smaller."""
+
+    is_deflated = True
+
+    def __init__(self, plain: Encoding) -> None:
+        self._plain = plain
+
+    def encode(self, message: bytes) -> bytes:
+        return deflate_frame(self._plain.encode(message))
+
+    def decode(self, payload: bytes, *, is_binary: bool) -> Any:
+        return self._plain.decode(payload, is_binary=is_binary)
 
 
 JSON = JsonText()

@@ -4,10 +4,14 @@ import codecs
 from collections.abc import Iterator
 
 from lockstep.errors import INVALID_PAYLOAD, MESSAGE_TOO_BIG, PROTOCOL_ERROR, Close
+from lockstep.wire.deflate import BrokenData, deflate, inflate
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _DATA_OPCODES = (CONTINUATION, TEXT, BINARY)
 _CONTROL_OPCODES = (CLOSE, PING, PONG)
+_RESERVED, _DEFLATED = 0x70, 0x40
+# A shorter one fits into a packet as it is.
+MIN_DEFLATED_BYTES = 1024
 
 
 class FrameError(Exception):
@@ -26,6 +30,15 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
     if length < 65_536:
         return bytes((0x80 | opcode, 126)) + length.to_bytes(2, "big") + payload
     return bytes((0x80 | opcode, 127)) + length.to_bytes(8, "big") + payload
+
+
+def deflate_frame(frame: bytes) -> bytes:
+    """The same message in a compressed frame (RFC 7692), or the frame itself if that would be no smaller."""
+    start = 2 if frame[1] < 126 else 4 if frame[1] == 126 else 10
+    if len(frame) - start < MIN_DEFLATED_BYTES:
+        return frame
+    deflated = encode_frame(_DEFLATED | frame[0], deflate(memoryview(frame)[start:]))
+    return deflated if len(deflated) < len(frame) else frame
 
 
 def encode_close(code: int | None, reason: str = "") -> bytes:
@@ -53,12 +66,15 @@ class FrameReader:
     """Cuts a client's bytes into messages. It keeps what is unfinished, and never more than the limit.
 
     A message takes memory as it arrives: one that is announced to be huge, or that arrives byte by byte,
-    costs no more than its bytes. Text that cannot become UTF-8 is refused in the middle of a frame.
+    costs no more than its bytes. Text that cannot become UTF-8 is refused in the middle of a frame. A
+    compressed message is inflated when it is complete; the limit holds before and after.
     """
 
     __slots__ = (
         "_buffer",
         "_decoder",
+        "_inflates",
+        "_is_deflated",
         "_is_last",
         "_mask",
         "_max_bytes",
@@ -67,13 +83,15 @@ class FrameReader:
         "_opcode",
     )
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, *, inflates: bool = False) -> None:
+        """`inflates`: the client may send compressed messages."""
         self._max_bytes = max_message_bytes
+        self._inflates = inflates
         self._buffer = b""  # the beginning of a header or of a control frame
         # The message that has begun; of its current frame whether it is the last, and how much is missing.
         self._message: bytearray | None = None
         self._opcode = 0
-        self._is_last = False
+        self._is_deflated = self._is_last = False
         self._mask = b""
         self._missing = 0
         self._decoder: codecs.IncrementalDecoder | None = None
@@ -105,12 +123,16 @@ class FrameReader:
                         self._buffer = data[start:]
                         return
                     payload = _unmask(data[at - 4 : at], data[at:end])
+                    if data[start] & _DEFLATED:
+                        payload = self._inflated(payload)
                     if opcode == TEXT:
                         _check_whole_utf8(payload)
                     start = end
                     yield opcode, payload
                     continue
-                self._begin(is_last, opcode, data[at - 4 : at], length)
+                if opcode != CONTINUATION:
+                    self._begin(opcode, is_deflated=bool(data[start] & _DEFLATED))
+                self._is_last, self._mask, self._missing = is_last, data[at - 4 : at], length
                 start = at
             piece = data[start : start + self._missing]
             start += len(piece)
@@ -126,7 +148,9 @@ class FrameReader:
             return None
         first, second = data[start], data[start + 1]
         final, opcode, length = bool(first & 0x80), first & 0x0F, second & 0x7F
-        if first & 0x70:
+        if first & _RESERVED and not (
+            self._inflates and opcode in (TEXT, BINARY) and first & _RESERVED == _DEFLATED
+        ):
             raise FrameError(PROTOCOL_ERROR.because("Reserved bits set"))
         if not second & 0x80:
             raise FrameError(PROTOCOL_ERROR.because("Unmasked frame"))
@@ -147,18 +171,16 @@ class FrameReader:
                 raise FrameError(PROTOCOL_ERROR.because("Invalid payload length"))
             at += size
         if opcode in _DATA_OPCODES and length + len(self._message or b"") > self._max_bytes:
-            raise FrameError(MESSAGE_TOO_BIG.because(f"Message over {self._max_bytes} bytes"))
+            raise self._too_big()
         at += 4
         return (final, opcode, at, length) if at <= len(data) else None
 
-    def _begin(self, is_last: bool, opcode: int, mask: bytes, length: int) -> None:
-        """Begin a frame that arrives in pieces, or that is itself a piece of a message."""
-        if opcode != CONTINUATION:
-            self._message = bytearray()
-            self._opcode = opcode
-            if opcode == TEXT:
-                self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._is_last, self._mask, self._missing = is_last, mask, length
+    def _begin(self, opcode: int, *, is_deflated: bool) -> None:
+        """Begin a message that comes in several frames, or whose frame comes in pieces."""
+        self._message = bytearray()
+        self._opcode, self._is_deflated = opcode, is_deflated
+        if opcode == TEXT and not is_deflated:
+            self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def _add(self, piece: bytes) -> None:
         assert self._message is not None
@@ -175,7 +197,23 @@ class FrameReader:
         message = bytes(self._message)
         self._message = self._decoder = None
         self._mask = b""
+        if self._is_deflated:
+            message = self._inflated(message)
+            if self._opcode == TEXT:
+                _check_whole_utf8(message)
         return self._opcode, message
+
+    def _inflated(self, payload: bytes) -> bytes:
+        try:
+            message = inflate(payload, self._max_bytes)
+        except BrokenData:
+            raise FrameError(INVALID_PAYLOAD.because("Invalid compressed data")) from None
+        if len(message) > self._max_bytes:
+            raise self._too_big()
+        return message
+
+    def _too_big(self) -> FrameError:
+        return FrameError(MESSAGE_TOO_BIG.because(f"Message over {self._max_bytes} bytes"))
 
 
 def _check_whole_utf8(payload: bytes) -> None:

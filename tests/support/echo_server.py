@@ -18,8 +18,9 @@ from handlers.connection import CLOSE_TIMEOUT_S, Connection
 from handlers.handshake import SocketHandler
 from handlers.heartbeat import Heartbeat
 from handlers.read_scheduler import ReadScheduler
+from handlers.tornado_private import Handshake
 from lockstep.wire.encodings import JSON
-from lockstep.wire.frames import BINARY, TEXT, encode_frame
+from lockstep.wire.frames import BINARY, TEXT, deflate_frame, encode_frame
 
 # Autobahn's largest is 16 MiB.
 MAX_MESSAGE_BYTES = 16 * 1_048_576
@@ -40,7 +41,8 @@ class Echo:
         self.is_empty = asyncio.Event()
 
     def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
-        connection.send(encode_frame(BINARY if is_binary else TEXT, payload))
+        frame = encode_frame(BINARY if is_binary else TEXT, payload)
+        connection.send(deflate_frame(frame) if connection.encoding.is_deflated else frame)
 
     def begin(self, connection: Connection, early: bytes) -> None:
         self.open += 1
@@ -58,6 +60,7 @@ class EchoHandler(SocketHandler):
 
     def initialize(self, echo: Echo) -> None:  # type: ignore[override]
         self.services = Mock(is_draining=lambda: False)
+        self._clients = Mock(compression=True)
         self._echo = echo
 
     def check_origin(self, origin: str) -> bool:
@@ -65,7 +68,11 @@ class EchoHandler(SocketHandler):
 
     async def open(self, *args: str, **kwargs: str) -> None:
         sock, early = await self.take_socket()
-        self._echo.begin(Connection(sock, self._echo, self._echo, None), early)
+        connection = Connection(sock, self._echo, self._echo, None)
+        assert isinstance(self.ws_connection, Handshake)
+        if self.ws_connection.extensions is not None:
+            connection.encoding = JSON.deflated
+        self._echo.begin(connection, early)
         self.on_connection_close()
 
 

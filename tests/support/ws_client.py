@@ -5,9 +5,11 @@ import base64
 import contextlib
 import json
 import os
+import re
 import socket
 import ssl
 import struct
+import zlib
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -16,6 +18,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+DEFLATED = 0x40  # as `rsv` of a frame
+DEFLATE = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
+"""What browsers offer."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,20 @@ def parsed(opcode: int, payload: bytes) -> Any:
     return json.loads(payload) if opcode == TEXT else msgspec.msgpack.decode(payload)
 
 
+def compressed(data: bytes, level: int = 6, window_bits: int = 15) -> bytes:
+    """The payload that stands for this one where compression is agreed upon (RFC 7692 7.2.1)."""
+    compressor = zlib.compressobj(level, zlib.DEFLATED, -window_bits)
+    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\x00\x00\xff\xff")
+
+
+def inflated(payload: bytes) -> bytes:
+    """What a compressed payload stands for: of itself, without what came in messages before it."""
+    inflater = zlib.decompressobj(-15)
+    data = inflater.decompress(payload + b"\x00\x00\xff\xff")
+    assert not inflater.unconsumed_tail + inflater.unused_data
+    return data
+
+
 OPEN: set["WsClient"] = set()
 """Connections of the test that runs, for its end."""
 
@@ -61,8 +80,9 @@ def abort_all() -> None:
 class WsClient:
     """One connection. `recv` gives the next message, parsed, or Closed at the end.
 
-    Messages are JSON, or MessagePack where the server has chosen that. Pings are answered as long as somebody
-    receives; `answers_pings=False` makes it a dead client, `pings` counts those that came.
+    Messages are JSON, or MessagePack where the server has chosen that; `deflated` counts those that came
+    compressed. Pings are answered as long as somebody receives; `answers_pings=False` makes it a dead client,
+    `pings` counts those that came.
     """
 
     def __init__(
@@ -72,6 +92,7 @@ class WsClient:
         self.writer = writer
         self.answers_pings = answers_pings
         self.pings = 0
+        self.deflated = 0
         self.response = ""
         self.is_msgpack = False
         OPEN.add(self)
@@ -119,7 +140,7 @@ class WsClient:
             writer.write(request.encode())
             client.response = (await reader.readuntil(b"\r\n\r\n")).decode()
             if " 101 " not in client.response.splitlines()[0]:
-                raise ConnectionRefusedError(client.response.splitlines()[0])
+                raise ConnectionRefusedError(client.response.splitlines()[0], client.response)
             client.is_msgpack = ".msgpack\r\n" in client.response
         except BaseException:
             client.abort()
@@ -138,6 +159,18 @@ class WsClient:
         if self.is_msgpack:
             return encode(BINARY, msgspec.msgpack.encode(message))
         return encode(TEXT, json.dumps(message).encode())
+
+    @property
+    def extensions(self) -> str | None:
+        """What the server has agreed to of what was offered."""
+        found = re.search(
+            r"^Sec-WebSocket-Extensions: *(.*?) *\r$", self.response, re.MULTILINE | re.IGNORECASE
+        )
+        return None if found is None else found[1]
+
+    @property
+    def is_deflated(self) -> bool:
+        return self.extensions is not None
 
     async def send(self, message: Any) -> None:
         await self.send_raw(self.frame_of(message))
@@ -158,7 +191,12 @@ class WsClient:
             (length,) = struct.unpack("!H", await self.reader.readexactly(2))
         elif length == 127:
             (length,) = struct.unpack("!Q", await self.reader.readexactly(8))
-        return first & 0x0F, await self.reader.readexactly(length)
+        payload = await self.reader.readexactly(length)
+        if first & DEFLATED:
+            assert self.is_deflated, "a compressed message, which was not agreed upon"
+            self.deflated += 1
+            payload = inflated(payload)
+        return first & 0x0F, payload
 
     async def recv(self, timeout_s: float = 10.0) -> Any:
         async with asyncio.timeout(timeout_s):
