@@ -51,8 +51,9 @@ log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 10_000
 # Larger blocks are given back to the system when they are freed. By default glibc raises this bound, and many
-# large bodies at once leave a heap full of holes: mallopt(3).
-MMAP_THRESHOLD_BYTES = 131_072
+# large bodies at once leave a heap full of holes: mallopt(3). States of 1,000 participants stay below it, since
+# to map memory anew for each copy of one takes longer than all that is done with it.
+MMAP_THRESHOLD_BYTES = 524_288
 _M_MMAP_THRESHOLD = -3
 # How long a new process waits for its broker before it accepts connections.
 CONNECT_FIRST_S = 1.0
