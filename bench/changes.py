@@ -1,4 +1,5 @@
-"""What a change costs, as a state (protocol v1) and as what has moved (v2): python -m bench.changes
+"""What a change costs, as a state (protocol v1) and as what has moved (v2), in JSON and MessagePack:
+python -m bench.changes
 
 A session is switched by REST again and again; the next switch is asked for when each client of it has been
 told of the one before. Bytes are those of the WebSocket's frames. CPU time is the server's, for all that a
@@ -7,6 +8,7 @@ switch takes: to decide it, to commit it, to answer it, and to tell a thousand c
 
 import argparse
 import functools
+import os
 import sys
 import tempfile
 import uuid
@@ -21,9 +23,19 @@ from bench.rest import disturbance, running_session, start
 from lockstep.wire import protocol_v2
 
 TITLE = "Changes"
-V1, V2 = "v1, states", "v2, changes"
+V1, V2, V2_MSGPACK = "v1, states", "v2, changes", "v2.msgpack, changes"
 # How a client's first message of the session begins: from then on it is told of each change.
-JOINED = {V1: '{"type":"CONNECTED"', V2: '{"type":"SUBSCRIBED"'}
+JOINED = {
+    V1: b'{"type":"CONNECTED"',
+    V2: b'{"type":"SUBSCRIBED"',
+    V2_MSGPACK: b"\x85\xa4type\xaaSUBSCRIBED",
+}
+SPOKEN = {
+    V1: (),
+    V2: (f"--subprotocol={protocol_v2.SUBPROTOCOL}",),
+    # The number of a version stands behind its key.
+    V2_MSGPACK: (f"--subprotocol={protocol_v2.MSGPACK_SUBPROTOCOL}", "--find=version"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,9 +65,13 @@ def turn(
         command = [
             *("taskset", "-c", str(machine.LOAD_CORE), str(machine.compiled("generator"))),
             *(f"--ports={port}", f"--switch={port}", f"--pids={pid},{redis.pid}", f"--rooms={rooms.name}"),
-            *(f"--clients={clients}", f"--path={contestant.path}", f"--joined={JOINED[protocol]}"),
+            *(
+                f"--clients={clients}",
+                f"--path={contestant.path}",
+                f"--joined={os.fsdecode(JOINED[protocol])}",
+            ),
             *(f"--seconds={options.seconds}", f"--warm-up={options.warm_up}"),
-            *([f"--subprotocol={protocol_v2.SUBPROTOCOL}"] if protocol == V2 else []),
+            *SPOKEN[protocol],
         ]
         seen, busy_s = generate(command)
     measured = seen["measured"]
@@ -115,7 +131,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     for participants in options.participants:
         turns: dict[str, Callable[[], Turn]] = {
             protocol: functools.partial(turn, server, protocol, participants, options.clients, options)
-            for protocol in (V1, V2)
+            for protocol in SPOKEN
         }
         outcomes = contest.interleaved(turns, options, f"{participants} participants")
         tables.append(

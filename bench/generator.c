@@ -316,7 +316,22 @@ static bool begins_with(const char *data, size_t bytes, const char *text) {
     return text && bytes >= strlen(text) && !memcmp(data, text, strlen(text));
 }
 
-static void take_message(Client *client, const char *data, size_t bytes, size_t head_bytes, int64_t at_ns) {
+/* The number at the beginning of this: decimal digits, or in a binary message MessagePack's. */
+static int64_t number_at(const char *at, bool is_binary) {
+    int64_t number = 0;
+    if (is_binary) {
+        uint8_t first = (uint8_t)*at;
+        if (first < 0x80) return first;
+        if (first < 0xcc || first > 0xcf) return 0;
+        for (int byte = 1; byte <= 1 << (first - 0xcc); byte++) number = number << 8 | (uint8_t)at[byte];
+        return number;
+    }
+    for (int digits = 0; digits < SEQUENCE_DIGITS && *at >= '0' && *at <= '9'; digits++, at++)
+        number = number * 10 + (*at - '0');
+    return number;
+}
+
+static void take_message(Client *client, const char *data, size_t bytes, size_t head_bytes, bool is_binary, int64_t at_ns) {
     static size_t usual_place; /* messages look alike: the number is mostly where it was last */
     if (!client->is_joined && begins_with(data, bytes, options.joined)) {
         other++;
@@ -331,10 +346,7 @@ static void take_message(Client *client, const char *data, size_t bytes, size_t 
         mark = memmem(data, bytes - SEQUENCE_DIGITS, options.find, find_bytes);
     if (mark) {
         usual_place = mark - data;
-        int64_t sequence = 0;
-        const char *digit = mark + find_bytes;
-        for (int digits = 0; digits < SEQUENCE_DIGITS && *digit >= '0' && *digit <= '9'; digits++, digit++)
-            sequence = sequence * 10 + (*digit - '0');
+        int64_t sequence = number_at(mark + find_bytes, is_binary);
         /* The first switch makes version 3. */
         if (options.is_switching) sequence = (sequence - 3) * room_count + client->room + 1;
         take_publication(client, sequence, head_bytes + bytes, at_ns);
@@ -385,7 +397,7 @@ static void read_client(Client *client) {
         if ((size_t)(end - at) < head_bytes + bytes) break;
         at += head_bytes;
         int opcode = head[0] & 0x0f;
-        if (opcode == 1 || opcode == 2) take_message(client, at, bytes, head_bytes, at_ns);
+        if (opcode == 1 || opcode == 2) take_message(client, at, bytes, head_bytes, opcode == 2, at_ns);
         else if (opcode == 9) send_frame(client, 10, at, bytes);
         else if (opcode == 8 && bytes >= 2 && !closed)
             fprintf(stderr, "generator: closed with %d %.*s\n", (uint8_t)at[0] << 8 | (uint8_t)at[1], (int)bytes - 2, at + 2);

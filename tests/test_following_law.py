@@ -1,4 +1,7 @@
-"""Whoever applies changes has at each version what REST shows, however often its line was cut."""
+"""Whoever applies changes has at each version what REST shows, however often its line was cut.
+
+In JSON and in MessagePack.
+"""
 
 import asyncio
 import json
@@ -13,7 +16,7 @@ import pytest
 from lockstep.live.deadlines import Deadlines
 from tests.support.api import Api, serving, tag
 from tests.support.client_model import apply_update
-from tests.support.followers import CutFollower, Follower, View
+from tests.support.followers import BY_ENCODING, CutFollower, Follower, View
 from tests.support.processes import Answer, read_answer
 from tests.support.random_histories import OVER, command, creation, uuid_of
 from tests.support.redis_server import RedisServer
@@ -72,7 +75,10 @@ class History:
         self.steady = steady
         self.asker = asker
         self.is_cut = True
-        self.cut = CutFollower(cut_url, self.session_id, self._bytes_of_next_line)
+        self.cut = [
+            CutFollower(cut_url, self.session_id, self._bytes_of_next_line, headers)
+            for headers in BY_ENCODING.values()
+        ]
         self.positions: list[str] = []
 
     def _bytes_of_next_line(self) -> int | None:
@@ -84,7 +90,9 @@ class History:
     async def play(self) -> None:
         view = await self.steady.follow(self.session_id)
         assert (view.state, view.position) == (None, None)
-        async with self.cut:
+        async with AsyncExitStack() as stack:
+            for follower in self.cut:
+                await stack.enter_async_context(follower)
             for life in range(lives := self.rng.choice([1, 1, 1, 2, 3])):
                 await self._live()
                 if life < lives - 1 or self.rng.random() < 0.3:
@@ -138,15 +146,17 @@ class History:
         )
         self.is_cut = False
         await self.steady.until(lambda: view.position == position)
-        await self.cut.until(lambda: self.cut.view.is_subscribed and self.cut.view.position == position)
-        for each in (view, self.cut.view):
+        for follower in self.cut:
+            await follower.until_at(position)
+        cut_views = [follower.view for follower in self.cut]
+        for each in (view, *cut_views):
             assert json.dumps(each.state) == json.dumps(state)
             for _, events in groupby(each.events, lambda event: event[0]):
                 versions = [version for _, version in events]
                 assert versions == list(range(versions[0], versions[0] + len(versions)))
         assert set(view.told) <= {"state", "created", "UPDATE", "DELETED"}, view.told
-        for position, text in self.cut.view.states.items():
-            assert view.states[position] == text
+        for each in cut_views:
+            assert each.states.items() <= view.states.items()
 
     async def _ask_from_nowhere(self) -> None:
         epoch, version, commit = self.rng.choice(self.positions).split("-", 2)
@@ -201,8 +211,9 @@ async def play_all(broker: str, redis: RedisServer, seeds: range) -> int:
         steady_url, cut_url = (apis[(place + n) % len(apis)].url.replace("http", "ws") for n in (0, 1))
         async with AsyncExitStack() as stack:
             rests = [await stack.enter_async_context(Rest(api)) for api in apis]
-            steady = await stack.enter_async_context(Follower(steady_url))
-            asker = await stack.enter_async_context(Follower(cut_url))
+            one, other = list(BY_ENCODING.values())[:: 1 if place % 2 else -1]
+            steady = await stack.enter_async_context(Follower(steady_url, one))
+            asker = await stack.enter_async_context(Follower(cut_url, other))
             while waiting:
                 history = History(seed := waiting.pop(), rests, steady, asker, cut_url)
                 try:
@@ -210,7 +221,7 @@ async def play_all(broker: str, redis: RedisServer, seeds: range) -> int:
                 except BaseException as error:
                     error.add_note(f"seed {seed}")
                     raise
-                cuts += history.cut.cuts
+                cuts += min(follower.cuts for follower in history.cut)
             others = {each["type"] for each in steady.others}
             assert others <= {"RESULT", "ERROR", "UNSUBSCRIBED"}, others
 
@@ -254,7 +265,11 @@ async def test_who_was_away_for_a_hundred_events_has_missed_none_and_who_was_lon
 ) -> None:
     async with servers(broker, redis_server) as apis, AsyncExitStack() as stack:
         session_id = (await apis[0].running())["session_id"]
-        followers = [await stack.enter_async_context(Follower(api.url.replace("http", "ws"))) for api in apis]
+        followers = [
+            await stack.enter_async_context(Follower(api.url.replace("http", "ws"), headers))
+            for api in apis
+            for headers in BY_ENCODING.values()
+        ]
         if has_ring:
             for follower in followers:
                 await (await stack.enter_async_context(Follower(follower.ws_url))).follow(session_id)

@@ -197,7 +197,10 @@ class Follower:
 
 
 class CutFollower:
-    """Follows one session on lines that are cut after some bytes, wherever that is, and resumes each time."""
+    """Follows one session on lines that are cut after some bytes, wherever that is, and resumes each time.
+
+    It says nothing: its URL does, and `headers` name its subprotocol.
+    """
 
     def __init__(
         self,
@@ -224,11 +227,11 @@ class CutFollower:
         with contextlib.suppress(asyncio.CancelledError):
             await self._following
 
-    async def until(self, condition: Callable[[], object]) -> None:
+    async def until_at(self, position: str | None) -> None:
         assert self._following is not None
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                while not condition():
+                while not (self.view.is_subscribed and self.view.position == position):
                     if self._following.done():
                         self._following.result()
                     self._moved.clear()
