@@ -12,12 +12,13 @@ import pytest
 
 from tests.support.asyncapi import faults
 from tests.support.documents import table_under
+from tests.support.followers import BY_ENCODING
 from tests.support.metrics import figures
 from tests.support.processes import ROOT, Answer, ServerProcess
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.sockets import new_id
 from tests.support.tokens import SECRET, token
-from tests.support.ws_client import TEXT, Closed, WsClient, encode
+from tests.support.ws_client import Closed, WsClient
 
 DOC = (ROOT / "docs" / "protocol-v2.md").read_text()
 HEADING = "Every message in every state"
@@ -63,8 +64,9 @@ def waits_for_others(row: str) -> bool:
 class Scene:
     """A session that runs at a server, and a client that stands to it as a column says."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: ServerProcess, encoding: str) -> None:
         self.server = server
+        self._protocol = BY_ENCODING[encoding]["Sec-WebSocket-Protocol"]
         self.session_id = new_id()
         self.earlier = ""
         self.heard: list[Any] = []
@@ -94,7 +96,7 @@ class Scene:
         await self.rest("POST", f"{self.path}/annotate", {"metadata": metadata})
 
     async def connect(self, **how: Any) -> None:
-        headers = {"Sec-WebSocket-Protocol": f"lockstep.v2.json, bearer.{token('control', sub='anna')}"}
+        headers = {"Sec-WebSocket-Protocol": f"{self._protocol}, bearer.{token('control', sub='anna')}"}
         self._client = await WsClient.connect(f"{self.server.ws_url}/ws", headers=headers, **how)
         await self.until("WELCOME")
 
@@ -164,6 +166,11 @@ def options(folder: Path) -> list[str]:
     return [f"--jwt-secret-file={secret}", "--log-level=warning", "--max-share-per-caller=1"]
 
 
+@pytest.fixture(params=BY_ENCODING)
+def encoding(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("keys")
@@ -196,8 +203,8 @@ def test_the_table_has_every_state_and_every_message() -> None:
 
 
 @asynccontextmanager
-async def scene(server: ServerProcess) -> AsyncIterator[Scene]:
-    played = Scene(server)
+async def scene(server: ServerProcess, encoding: str) -> AsyncIterator[Scene]:
+    played = Scene(server, encoding)
     try:
         yield played
     finally:
@@ -206,8 +213,10 @@ async def scene(server: ServerProcess) -> AsyncIterator[Scene]:
 
 
 @pytest.mark.parametrize("row", TABLE)
-async def test_who_is_not_subscribed_has_the_answer_of_the_table(server: ServerProcess, row: str) -> None:
-    async with scene(server) as played:
+async def test_who_is_not_subscribed_has_the_answer_of_the_table(
+    server: ServerProcess, encoding: str, row: str
+) -> None:
+    async with scene(server, encoding) as played:
         await played.begin()
         await played.connect()
         await played.ask(row)
@@ -216,14 +225,14 @@ async def test_who_is_not_subscribed_has_the_answer_of_the_table(server: ServerP
 
 @pytest.mark.parametrize("row", TABLE)
 async def test_who_waits_for_a_subscription_has_the_answer_of_the_table(
-    server: ServerProcess, row: str
+    server: ServerProcess, encoding: str, row: str
 ) -> None:
     """Both are in one piece: the second has come when the first begins to be answered."""
-    async with scene(server) as played:
+    async with scene(server, encoding) as played:
         await played.begin()
         await played.connect()
         asked = messages(played.session_id, played.earlier)[row]
-        frames = [encode(TEXT, json.dumps(each).encode()) for each in (played.subscribe, asked)]
+        frames = [played.client.frame_of(each) for each in (played.subscribe, asked)]
         await played.client.send_raw(b"".join(frames))
         await played.has_the_one_answer(row, "waiting")
         is_behind = played.place_of("first") < played.place_of(ASKED)
@@ -231,8 +240,10 @@ async def test_who_waits_for_a_subscription_has_the_answer_of_the_table(
 
 
 @pytest.mark.parametrize("row", TABLE)
-async def test_who_is_current_has_the_answer_of_the_table(server: ServerProcess, row: str) -> None:
-    async with scene(server) as played:
+async def test_who_is_current_has_the_answer_of_the_table(
+    server: ServerProcess, encoding: str, row: str
+) -> None:
+    async with scene(server, encoding) as played:
         await played.begin()
         await played.connect()
         await played.follow()
@@ -244,9 +255,9 @@ async def test_who_is_current_has_the_answer_of_the_table(server: ServerProcess,
 
 @pytest.mark.parametrize("row", TABLE)
 async def test_who_was_sent_a_foreign_state_has_the_answer_of_the_table(
-    on_redis: ServerProcess, redis_server: RedisServer, row: str
+    on_redis: ServerProcess, redis_server: RedisServer, encoding: str, row: str
 ) -> None:
-    async with scene(on_redis) as played:
+    async with scene(on_redis, encoding) as played:
         await played.begin()
         await played.connect()
         await played.follow()
@@ -262,9 +273,9 @@ async def test_who_was_sent_a_foreign_state_has_the_answer_of_the_table(
 @pytest.mark.parametrize("was_there", [True, False])
 @pytest.mark.parametrize("row", TABLE)
 async def test_who_follows_what_is_not_there_has_the_answer_of_the_table(
-    server: ServerProcess, row: str, was_there: bool
+    server: ServerProcess, encoding: str, row: str, was_there: bool
 ) -> None:
-    async with scene(server) as played:
+    async with scene(server, encoding) as played:
         if was_there:
             await played.begin()
         else:
@@ -280,15 +291,15 @@ async def test_who_follows_what_is_not_there_has_the_answer_of_the_table(
 
 @pytest.mark.long
 async def test_who_is_at_a_server_without_its_store_has_the_answer_of_the_table(
-    folder: Path, redis_server: RedisServer
+    folder: Path, redis_server: RedisServer, encoding: str
 ) -> None:
     """Whether or not it has subscribed, SUBSCRIBE is refused; who has goes on when the store is back."""
     async with Proxy(redis_server.port) as cable:
         how = [*options(folder), f"--broker={cable.url}", "--prefix=away:"]
         server = await asyncio.to_thread(ServerProcess, *how)
         try:
-            scenes = {row: Scene(server) for row in TABLE}
-            strangers = [Scene(server), Scene(server)]
+            scenes = {row: Scene(server, encoding) for row in TABLE}
+            strangers = [Scene(server, encoding), Scene(server, encoding)]
             everybody = [*scenes.values(), *strangers]
             await asyncio.gather(*(played.begin() for played in everybody))
             await asyncio.gather(*(played.connect() for played in everybody))
@@ -327,10 +338,10 @@ SEATS = 1000
 @pytest.mark.parametrize("server", ["memory"], indirect=True)
 @pytest.mark.parametrize("row", TABLE)
 async def test_who_does_not_read_has_the_answer_of_the_table_when_it_does(
-    server: ServerProcess, row: str
+    server: ServerProcess, encoding: str, row: str
 ) -> None:
     """States of a quarter of a MB fill what the kernel takes, until changes are dropped."""
-    async with scene(server) as played:
+    async with scene(server, encoding) as played:
         await played.begin(SEATS)
         await played.connect(rcvbuf=4096, limit=4096)
         await played.client.send(played.subscribe)
