@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.api import Api, serving
-from tests.support.followers import Follower, View
+from tests.support.followers import BY_ENCODING, Follower, View
 from tests.support.load import Watcher, chess, eventually, identity
 from tests.support.redis_server import RedisServer, Sentinels
 from tests.support.variants import first_of
@@ -57,8 +57,8 @@ class Crowd:
     async def come(self, name: str) -> None:
         """A follower at each process, which has not been here."""
         self.followers[name] = []
-        for api in self.apis:
-            follower = Follower(api.url.replace("http", "ws"))
+        for api, headers in zip(self.apis, BY_ENCODING.values(), strict=True):
+            follower = Follower(api.url.replace("http", "ws"), headers)
             self.followers[name].append(follower)
             self.views.append(follower.views.setdefault(self.session_id, View(self.session_id)))
         await self.come_back(name)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ujson
 
-from tests.support.followers import V2, Follower
+from tests.support.followers import V2, V2_MSGPACK, Follower
 from tests.support.load import PROTOCOLS, Watcher, chess, data, eventually, history, identity, rest, watching
 from tests.support.processes import ServerProcess
 from tests.support.redis_server import RedisServer
@@ -172,7 +172,11 @@ async def test_fifty_parallel_switches_over_sockets_of_three_processes_are_fifty
     session_id = await created(servers[0])
     data(await command(servers[0], session_id, "start"))
     async with contextlib.AsyncExitStack() as stack:
-        followers = [await stack.enter_async_context(Follower(servers[n % 3].ws_url)) for n in range(50)]
+        encodings = [V2, V2_MSGPACK]
+        followers = [
+            await stack.enter_async_context(Follower(servers[n % 3].ws_url, encodings[n % 2]))
+            for n in range(50)
+        ]
         views = [await follower.follow(session_id) for follower in followers[:10]]
         results = await asyncio.gather(*(each.command(session_id, "switch") for each in followers))
         assert {result["type"] for result in results} == {"RESULT"}

@@ -15,7 +15,8 @@ from handlers.subscription import Subscription
 from lockstep.live.ring import Ring
 from lockstep.live.timeline import Timeline
 from tests.support.api import Api, serving
-from tests.support.followers import V2, Follower, View
+from tests.support.followers import BY_ENCODING, Follower, View
+from tests.support.variants import first_of
 from tests.support.ws_client import Closed, WsClient
 
 SEATS = 200  # so that a state has some 50 KB, and an UPDATE a hundredth of that
@@ -24,8 +25,15 @@ SEATS = 200  # so that a state has some 50 KB, and an UPDATE a hundredth of that
 PATIENT: dict[str, Any] = {"ping_interval_s": 300, "ping_timeout_s": 200}
 
 
+@pytest.fixture(params=first_of([*BY_ENCODING]))
+def headers(request: pytest.FixtureRequest) -> dict[str, str]:
+    """They name the encoding of those that are slow; others speak JSON."""
+    return BY_ENCODING[request.param]
+
+
 def connections(api: Api) -> set[Connection]:
-    return set(api.server.clients.protocols["lockstep.v2.json"].connections)
+    protocols = [each for name, each in api.server.clients.protocols.items() if ".v2." in name]
+    return {connection for protocol in protocols for connection in protocol.connections}
 
 
 class Sluggard:
@@ -38,10 +46,10 @@ class Sluggard:
         self.others: list[Any] = []
 
     @classmethod
-    async def at(cls, api: Api) -> "Sluggard":
+    async def at(cls, api: Api, headers: dict[str, str]) -> "Sluggard":
         before = connections(api)
         url = f"{api.url.replace('http', 'ws')}/ws"
-        client = await WsClient.connect(url, headers=V2, rcvbuf=4096, limit=4096)
+        client = await WsClient.connect(url, headers=headers, rcvbuf=4096, limit=4096)
         assert (await client.recv())["type"] == "WELCOME"
         (connection,) = connections(api) - before
         connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -86,14 +94,16 @@ class Busy:
         self.positions[session_id] = results[-1]["position"]
 
 
-async def test_a_slow_follower_costs_one_state_and_has_the_latest_when_it_reads_again() -> None:
+async def test_a_slow_follower_costs_one_state_and_has_the_latest_when_it_reads_again(
+    headers: dict[str, str],
+) -> None:
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
         session_id = (await api.running(seats=SEATS))["session_id"]
         state_bytes = len(json.dumps(await api.read(session_id)))
         reader = await stack.enter_async_context(Follower(url))
         busy = Busy(await stack.enter_async_context(Follower(url)))
-        slow = await Sluggard.at(api)
+        slow = await Sluggard.at(api, headers)
         await slow.follow(session_id)
         view = await reader.follow(session_id)
         most_bytes = 0
@@ -119,13 +129,13 @@ async def test_a_slow_follower_costs_one_state_and_has_the_latest_when_it_reads_
         slow.client.abort()
 
 
-async def test_a_slow_follower_that_reads_now_and_then_is_never_led_astray() -> None:
+async def test_a_slow_follower_that_reads_now_and_then_is_never_led_astray(headers: dict[str, str]) -> None:
     rng = Random(5)
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
         session_ids = [(await api.running(seats=SEATS))["session_id"] for _ in range(3)]
         busy = Busy(await stack.enter_async_context(Follower(url)))
-        slow = await Sluggard.at(api)
+        slow = await Sluggard.at(api, headers)
         for session_id in session_ids:
             await slow.follow(session_id)
         for turn in range(60):
@@ -156,12 +166,12 @@ async def test_a_slow_follower_that_reads_now_and_then_is_never_led_astray() -> 
         slow.client.abort()
 
 
-async def test_a_slow_follower_of_many_sessions_costs_one_place_for_each() -> None:
+async def test_a_slow_follower_of_many_sessions_costs_one_place_for_each(headers: dict[str, str]) -> None:
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
         session_ids = [(await api.running(seats=50))["session_id"] for _ in range(20)]
         busy = Busy(await stack.enter_async_context(Follower(url)))
-        slow = await Sluggard.at(api)
+        slow = await Sluggard.at(api, headers)
         for session_id in session_ids:
             await slow.follow(session_id)
         for _ in range(10):
@@ -181,13 +191,13 @@ async def test_a_slow_follower_of_many_sessions_costs_one_place_for_each() -> No
         slow.client.abort()
 
 
-async def test_a_slow_follower_is_told_of_an_end_and_of_another_life() -> None:
+async def test_a_slow_follower_is_told_of_an_end_and_of_another_life(headers: dict[str, str]) -> None:
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
         created = await api.running(seats=SEATS)
         session_id = created["session_id"]
         busy = Busy(await stack.enter_async_context(Follower(url)))
-        slow = await Sluggard.at(api)
+        slow = await Sluggard.at(api, headers)
         await slow.follow(session_id)
         while not slow.is_behind:
             await busy.change(session_id, 20)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import ujson
 from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPRequest, HTTPResponse
 
-from tests.support.followers import V2, View
+from tests.support.followers import View
 from tests.support.processes import ServerProcess
 from tests.support.ws_client import Closed, WsClient
 
@@ -117,15 +118,23 @@ class Watcher:
         return None if self.state is None else identity(self.state)
 
 
+# A server of before speaks JSON alone.
+_ENCODINGS = itertools.cycle(["lockstep.v2.json", "lockstep.v2.msgpack, lockstep.v2.json"])
+
+
 class ChangesWatcher(Watcher):
-    """The same in protocol v2: it applies changes, and comes back with the position that it has."""
+    """The same in protocol v2: it applies changes, and comes back with the position that it has.
+
+    Of these connections every second one is in MessagePack, whoever comes or comes back by it.
+    """
 
     def __init__(self, url: str, session_id: str) -> None:
         super().__init__(url, session_id)
         self.view = View(session_id, keeps_states=False)
 
     async def _connect(self) -> WsClient:
-        return await WsClient.connect(f"{self.url}/ws", headers=V2, limit=2**20)
+        headers = {"Sec-WebSocket-Protocol": next(_ENCODINGS)}
+        return await WsClient.connect(f"{self.url}/ws", headers=headers, limit=2**20)
 
     async def _greet(self, client: WsClient) -> None:
         position = {} if self.view.position is None else {"position": self.view.position}
