@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 10_000
 # Larger blocks are given back to the system when they are freed. By default glibc raises this bound, and many
-# large bodies at once leave a heap full of holes: mallopt(3). States of 1,000 participants stay below it, since
+# large bodies at once leave a heap full of holes: mallopt(3). States of 1,000 participants stay below it:
 # to map memory anew for each copy of one takes longer than all that is done with it.
 MMAP_THRESHOLD_BYTES = 524_288
 _M_MMAP_THRESHOLD = -3
