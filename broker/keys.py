@@ -21,6 +21,8 @@ class Keys:
         # The epoch of the last creation, and how all processes route (see Channels).
         self.epoch = f"{prefix}epoch"
         self.routing = f"{prefix}routing"
+        # A hash: the processes that have said who is present, and which of them the store has all of.
+        self.presence_processes = f"{prefix}presence-processes"
         # What the keys of states and of signs of life begin with; an id follows, and nothing else.
         self.state_prefix = f"{prefix}session:"
         self.life_sign_prefix = f"{prefix}process:"
@@ -55,6 +57,14 @@ class Keys:
     def occupancy(self, key: str) -> str:
         """A hash: how many each process has let into what is limited under this key."""
         return f"{self._prefix}inside:{key}"
+
+    def presence(self, session_id: str) -> str:
+        """A hash: how many connections to the session each subject has at each process, and since when."""
+        return f"{self._prefix}presence:{session_id}"
+
+    def presence_of(self, process: str) -> str:
+        """A hash: the ids of the sessions that a process has entries of presence in."""
+        return f"{self._prefix}presence-of:{process}"
 
     def life_sign(self, process: str) -> str:
         """A string that expires soon after its process has died."""

@@ -14,6 +14,8 @@ from broker.endpoint import parse
 from broker.health import Health
 from broker.keys import Channels, Keys
 from broker.link import Link, Refused
+from broker.presence import KEPT_S as PRESENCE_KEPT_S
+from broker.presence import RedisPresence
 from broker.resp import RespConnection
 from broker.script import Script
 from broker.sentinel import Address
@@ -47,8 +49,9 @@ class RedisBroker(RedisStore, Broker):
         link = Link(endpoint, "commands", self._prepare, metrics)
         super().__init__(link, keys, channels, RedisClock(metrics))
         self._publish = Script("publish", BEGINNING_BYTES=heads.BEGINNING_BYTES)
-        self._subscriber = Subscriber(endpoint, channels, channels.probe(process), metrics)
+        self._subscriber = Subscriber(endpoint, channels, process, metrics)
         self._counters = RedisCounters(link, keys, process)
+        self._presence = RedisPresence(link, keys, channels, process)
         self._health = Health(link, self._subscriber, keys, channels, self._clock, process)
         self._tasks = Tasks()
         metrics.watch(metrics.probe_age, self._health.probe_age_s)
@@ -60,6 +63,7 @@ class RedisBroker(RedisStore, Broker):
             await self._require_rights(connection)
         await self._health.prepare(connection)
         await self._counters.send_all(connection)
+        self._presence.on_connection()
         if self._last_master not in (None, self._link.master):
             # What clients were sent came from another one.
             self._health.on_gap_soon()
@@ -91,15 +95,18 @@ class RedisBroker(RedisStore, Broker):
                 self._follow, lambda: FOLLOW_INTERVAL_S * random.uniform(0.8, 1.2), "asking Sentinel"
             )
         self._tasks.repeat(self._counters.keep, lambda: OCCUPANCY_KEPT_S / 4, "counting WebSockets in Redis")
+        self._tasks.repeat(self._presence.keep, lambda: PRESENCE_KEPT_S / 4, "keeping who is present")
 
     async def close(self) -> None:
         await self._tasks.close()
+        await self._presence.close()
         await self._subscriber.close()
         await self._link.close()
 
     async def _look(self) -> None:
         await self._health.look()
         self._counters.send_changes()
+        await self._presence.look()
 
     async def _follow(self) -> None:
         """Go where Sentinel points: a master that was cut off from it may be master for itself alone."""
@@ -144,13 +151,13 @@ class RedisBroker(RedisStore, Broker):
     # --- presence --------------------------------------------------------------------------------
 
     def attend(self, session_id: str, subject: str, attendance: Attendance | None) -> None:
-        pass
+        self._presence.attend(session_id, subject, attendance)
 
     def forget_session(self, session_id: str) -> None:
-        pass
+        self._presence.forget_session(session_id)
 
     async def present(self, session_id: str) -> dict[str, dict[str, Attendance]]:
-        return {}
+        return await self._presence.present(session_id)
 
     # --- clock -----------------------------------------------------------------------------------
 

@@ -61,7 +61,16 @@ def needs(prefix: str, routing: str) -> list[Need]:
         ("HDEL", NOBODY),
         ("EXPIRE", "1"),
     )
-    life_sign = (("GETEX",), ("PTTL",), ("PEXPIRE", "1"), ("SET", *no_set))
+    life_sign = (("GETEX",), ("PTTL",), ("PEXPIRE", "1"), ("SET", *no_set), ("DEL",))
+    # Those of presence.
+    a_hash = (
+        ("HGET", NOBODY),
+        ("HEXISTS", NOBODY),
+        ("HSET", NOBODY, "0", "a field without a value"),
+        ("HDEL", NOBODY),
+        ("HSCAN", "0"),
+        ("EXPIRE", "1"),
+    )
     alone = (("GET",), ("TYPE",), ("SET", *no_set))
     client, any_client = Charge(NOBODY, 0, 0), Charge("*", 0, 0)
     deleted = json.dumps({"sessionId": NOBODY, "deleted": True})
@@ -76,6 +85,15 @@ def needs(prefix: str, routing: str) -> list[Need]:
         *of_key(keys.record(NOBODY), key_patterns.record("*"), *record),
         *of_key(keys.window(client), key_patterns.window(any_client), *window),
         *of_key(keys.occupancy(NOBODY), key_patterns.occupancy("*"), *occupancy),
+        *of_key(keys.presence(NOBODY), key_patterns.presence("*"), *a_hash, ("DEL",)),
+        *of_key(
+            keys.presence_of(NOBODY),
+            key_patterns.presence_of("*"),
+            *a_hash,
+            ("HRANDFIELD", "1"),
+            ("EXISTS",),
+        ),
+        *of_key(keys.presence_processes, key_patterns.presence_processes, *a_hash, ("HGETALL",)),
         *of_key(keys.life_sign(NOBODY), key_patterns.life_sign("*"), *life_sign),
         *of_key(keys.routing, key_patterns.routing, *alone),
         *of_key(keys.epoch, key_patterns.epoch, *alone),
@@ -133,7 +151,13 @@ LAST_EPOCH = re.compile(rb"[0-9a-y][0-9a-z]{12}")
 
 async def in_the_way(call: Call, keys: Keys) -> str | None:
     """One line that names a key which somebody else uses, or None."""
-    types = {keys.sessions: "zset", keys.deadlines: "zset", keys.routing: "string", keys.epoch: "string"}
+    types = {
+        keys.sessions: "zset",
+        keys.deadlines: "zset",
+        keys.presence_processes: "hash",
+        keys.routing: "string",
+        keys.epoch: "string",
+    }
     for key, expected in types.items():
         found = await call("TYPE", key)
         if found not in (expected.encode(), b"none") and not isinstance(found, hiredis.ReplyError):

@@ -160,7 +160,11 @@ class RedisStore(Store, Agenda):
     async def _end_session(
         self, session_id: str, how: str, expected: bytes = b"", record: IdempotencyRecord | None = None
     ) -> bool:
-        keys = [*self._keys.of_session(session_id), *self._keys.records(record)]
+        keys = [
+            *self._keys.of_session(session_id),
+            self._keys.presence(session_id),
+            *self._keys.records(record),
+        ]
         channel = self._channels.update(session_id)
         reply = await at_most_once(
             self._end(self._link, keys, session_id, channel, how, expected, *content_and_time(record))

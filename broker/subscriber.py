@@ -15,6 +15,7 @@ from broker.resp import LinkDown, RespConnection
 from broker.sentinel import Address
 from lockstep.contract import Listener
 from lockstep.metrics import Metrics
+from lockstep.wire import attendances
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,10 @@ SUBSCRIBE_SLICE = 500
 class Subscriber:
     """Hands on what this process receives, and never asks Redis for anything else."""
 
-    def __init__(self, endpoint: Endpoint, channels: Channels, probe_channel: str, metrics: Metrics) -> None:
+    def __init__(self, endpoint: Endpoint, channels: Channels, process: str, metrics: Metrics) -> None:
         self._channels = channels
-        self._probe_channel = probe_channel
+        self._process = process
+        self._probe_channel = channels.probe(process)
         self._link = Link(endpoint, "updates", self._subscribe_all, metrics)
         self._listener: Listener | None = None
         self._confirmations: dict[str, asyncio.Future[None]] = {}
@@ -163,7 +165,11 @@ class Subscriber:
     def _dispatch(self, channel: str, payload: bytes) -> None:
         assert self._listener is not None
         if self._channels.is_update(channel):
-            self._listener.on_published(payload)
+            said = attendances.read_message(payload) if payload.startswith(attendances.BEGINNING) else None
+            if said is None:
+                self._listener.on_published(payload)
+            elif said.process != self._process:
+                self._listener.on_presence(said.session_id, said.process, said.attendances)
         elif channel == self._probe_channel:
             self.probe_received_at_s = time.monotonic()
         elif (session_id := self._channels.session_of(channel)) is not None:

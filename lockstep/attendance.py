@@ -1,15 +1,15 @@
 """Who is connected to a session: what processes say of it, and what a broker promises of that."""
 
 import abc
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 
-class Attendance(Struct, frozen=True):
+class Attendance(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """How many connections to a session a subject has at one process, and since when (the broker's time)."""
 
-    connections: int
+    connections: Annotated[int, Meta(ge=0)]
     since_ms: int
 
 

@@ -19,8 +19,9 @@ PATHS = sorted(path for package in KNOWS for path in (ROOT / package).rglob("*.p
 # The pure rooms, and pure files beside them: what each may import of ours.
 PURE = {
     "lockstep.errors": set(),
+    "lockstep.attendance": set(),
     "lockstep.rules": {"lockstep.errors", "lockstep.rules"},
-    "lockstep.wire": {"lockstep.errors", "lockstep.rules", "lockstep.wire"},
+    "lockstep.wire": {"lockstep.attendance", "lockstep.errors", "lockstep.rules", "lockstep.wire"},
     "lockstep.access": {"lockstep.errors", "lockstep.rules"},
     "lockstep.requests": {
         "lockstep",
@@ -147,6 +148,8 @@ def test_keys_and_channels_are_spelled_in_one_file() -> None:
         "idempotency:",
         "rl:",
         "inside:",
+        "presence:",
+        "presence-",
         "process:",
         "probe:",
         "ws:",

@@ -36,13 +36,23 @@ from tests.support.script_calls import (
     deleting_none_with_a_key,
     deleting_with_a_key,
     empty,
+    entering_a_process_that_is_settled,
+    forgetting_a_process,
+    forgetting_a_process_that_has_sessions,
     lapsing,
     loading_some,
     looking_for_what_is_due,
     looking_for_what_is_due_where_several_were_left,
+    noting_that_all_is_said_where_it_was_lost,
     reading_the_history,
     reading_what_is_recent,
+    saying_that_all_are_gone,
+    saying_who_is_gone,
     telling,
+    withdrawing,
+    withdrawing_a_part,
+    withdrawing_for_one_that_lives,
+    withdrawing_for_one_whose_sign_lasts_too_long,
 )
 
 # What comes after the first write, and why it cannot fail. All of it is looked at first: is it permitted?
@@ -57,6 +67,7 @@ CANNOT_FAIL = {
     "EXPIRE": "its number is our own",
     "PEXPIRE": "its number was checked",
     "HDEL": "its key was read as a hash",
+    "HSET": "its key was read as a hash",
     "PUBLISH": "it needs nothing but the right",
 }
 
@@ -144,7 +155,11 @@ EACH = [
 
 
 def script_of(broker: RedisBroker, name: str) -> tuple[object, str]:
-    return (broker._counters if name in ("enter", "spend") else broker), f"_{name}"
+    if name == "sweep":
+        return broker._presence._sweep, "_script"
+    presence, counters = broker._presence, broker._counters
+    owners = {"enter": counters, "spend": counters, "attend": presence, "settled": presence}
+    return owners.get(name, broker), f"_{name}"
 
 
 @pytest.mark.parametrize(("name", "asked", "late"), EACH)
@@ -181,7 +196,15 @@ async def test_a_call_that_fails_leaves_the_store_as_it_was_or_cannot_fail(
 
 READS = {asking_again_after_another, reading_the_history, reading_what_is_recent, loading_some, telling}
 READS |= {looking_for_what_is_due, looking_for_what_is_due_where_several_were_left}
+READS |= {
+    noting_that_all_is_said_where_it_was_lost,
+    withdrawing_for_one_that_lives,
+    forgetting_a_process_that_has_sessions,
+}
 REMOVES = {deleting, deleting_with_a_key, deleting_none_with_a_key, lapsing}
+REMOVES |= {saying_who_is_gone, saying_that_all_are_gone, withdrawing, withdrawing_a_part}
+REMOVES |= {forgetting_a_process, entering_a_process_that_is_settled}
+REMOVES |= {withdrawing_for_one_whose_sign_lasts_too_long}
 
 
 @pytest.mark.parametrize("trouble", [fill, lose_its_disk, lose_its_replicas, depose])
@@ -201,7 +224,7 @@ async def test_what_a_redis_refuses_is_nowhere_and_reads_go_on(
         assert outcome == ("unknown" if asked is asking_again else "not_applied")
 
 
-KEYS = ("session:", "events:", "idempotency:", "rl:", "inside:", "deadlines", "sessions", "epoch")
+KEYS = ("session:", "events:", "idempotency:", "rl:", "inside:", "presence", "deadlines", "sessions", "epoch")
 
 
 @pytest.mark.parametrize("asked", [asked for asked in ALL_CALLS if asked not in RETRIES])

@@ -1,12 +1,12 @@
 -- Remove a session and publish that: one that was kept long enough, or one that is deleted by request.
 --
--- KEYS  session, events, deadlines, sessions, [what is kept of the request]
+-- KEYS  session, events, deadlines, sessions, presence, [what is kept of the request]
 -- ARGV  1 id, 2 channel, 3 'lapsed' or 'deleted', 4 what a deleted one begins with ('' if there was none),
 --       5 record of the request or '', 6 that is kept for so many ms
 -- Constants  BEGINNING_BYTES, LAPSE_GRACE_MS (the key is kept so long after the lapse)
 -- Returns 1 if there was such a session, else 0; the record that was kept if the request was done before.
 
-local session, events, deadlines, sessions, record_key = unpack(KEYS)
+local session, events, deadlines, sessions, presence, record_key = unpack(KEYS)
 local id, channel, how, expected, record, record_kept_ms = unpack(ARGV)
 -- An entry that is earlier than the lapse of its state by more than this is not the state's own.
 local MUCH_EARLIER_MS = 1000
@@ -50,6 +50,7 @@ if is_it then
   writes = {
     { 'DEL', session },
     { 'DEL', events },
+    { 'DEL', presence },
     { 'ZREM', deadlines, id },
     { 'ZREM', sessions, id },
   }

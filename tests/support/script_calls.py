@@ -306,6 +306,112 @@ async def looking_for_what_is_due_where_several_were_left(trial: Trial) -> Call:
     return lambda: trial.broker.due(1_000, 10)
 
 
+SESSION = "5f0f0f6e-0000-4000-8000-000000000001"
+HERE = (f"presence:{SESSION}", "presence-of:me", "presence-processes")
+SAYS = (SESSION, "me", "session-updates", b'{"type":"PRESENCE"}')
+
+
+def attending_by(trial: Trial, *arguments: str | int) -> Call:
+    presence = trial.broker._presence
+    return lambda: at_most_once(presence._attend(trial.broker._link, [*HERE], *SAYS, *arguments))
+
+
+async def saying_first_who_is_there(trial: Trial) -> Call:
+    return attending_by(trial, "there", 1, "me a", "1 5", "me b", "2 7")
+
+
+async def saying_who_is_there(trial: Trial) -> Call:
+    with trial.redis.client as client:
+        client.hset("presence-processes", "me", "3")
+    return attending_by(trial, "there", 1, "me a", "1 5")
+
+
+async def saying_who_is_gone(trial: Trial) -> Call:
+    with trial.redis.client as client:
+        client.hset(HERE[0], mapping={"me a": "1 5", "me b": "1 5"})
+    return attending_by(trial, "gone", 1, "me a")
+
+
+async def saying_that_all_are_gone(trial: Trial) -> Call:
+    with trial.redis.client as client:
+        client.hset(HERE[0], "me a", "1 5")
+        client.hset(HERE[1], SESSION, "")
+        client.hset(HERE[2], "me", "3")
+    return attending_by(trial, "gone", 0, "me a")
+
+
+def settled_by(trial: Trial, mark_before: str | None, expected: str, mark: str) -> Call:
+    if mark_before is not None:
+        with trial.redis.client as client:
+            client.hset(HERE[2], "me", mark_before)
+    presence = trial.broker._presence
+    return lambda: at_most_once(presence._settled(trial.broker._link, [HERE[2]], "me", expected, mark))
+
+
+async def entering_a_process(trial: Trial) -> Call:
+    return settled_by(trial, None, "", "-7")
+
+
+async def entering_a_process_that_was_not_done(trial: Trial) -> Call:
+    return settled_by(trial, "-", "", "-7")
+
+
+async def entering_a_process_that_is_settled(trial: Trial) -> Call:
+    return settled_by(trial, "5", "", "-7")
+
+
+async def noting_that_all_is_said(trial: Trial) -> Call:
+    return settled_by(trial, "-7", "-7", "7")
+
+
+async def noting_that_all_is_said_where_it_was_lost(trial: Trial) -> Call:
+    return settled_by(trial, "-", "-7", "7")
+
+
+def sweeping_by(trial: Trial, *arguments: str | int, life_sign_ms: int | None = None) -> Call:
+    # The processes are kept under another name, for the broker that runs not to sweep this one.
+    keys = ["process:dead", "presence-of:dead", "presence-of:all", HERE[0]]
+    with trial.redis.client as client:
+        client.hset(HERE[0], mapping={"dead a": "1 5", "dead b": "1 5", "me a": "1 5"})
+        client.hset("presence-of:dead", SESSION, "")
+        client.hset("presence-of:all", "dead", "3")
+        client.delete("process:dead")
+        if life_sign_ms is not None:
+            client.set("process:dead", 1, px=life_sign_ms)
+    sweep = trial.broker._presence._sweep
+    return lambda: at_most_once(sweep._script(trial.broker._link, keys, "dead", *arguments))
+
+
+WITHDRAWN = ("session-updates", '{"type":"PRESENCE"}', "dead a", "dead b")
+
+
+async def withdrawing(trial: Trial) -> Call:
+    return sweeping_by(trial, SESSION, 1, *WITHDRAWN, life_sign_ms=1_999)
+
+
+async def withdrawing_a_part(trial: Trial) -> Call:
+    return sweeping_by(trial, SESSION, 0, *WITHDRAWN)
+
+
+async def withdrawing_for_one_that_lives(trial: Trial) -> Call:
+    return sweeping_by(trial, SESSION, 1, *WITHDRAWN, life_sign_ms=14_000)
+
+
+async def withdrawing_for_one_whose_sign_lasts_too_long(trial: Trial) -> Call:
+    return sweeping_by(trial, SESSION, 1, *WITHDRAWN, life_sign_ms=3_600_000)
+
+
+async def forgetting_a_process(trial: Trial) -> Call:
+    call = sweeping_by(trial, "", 1, "", "")
+    with trial.redis.client as client:
+        client.delete("presence-of:dead")
+    return call
+
+
+async def forgetting_a_process_that_has_sessions(trial: Trial) -> Call:
+    return sweeping_by(trial, "", 1, "", "")
+
+
 CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
     # For each script what is asked of it, and what it then does after its first write.
     "commit": {
@@ -328,16 +434,37 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
     },
     "publish": {telling: "", telling_with_a_key: "PUBLISH", telling_with_a_key_of_two_names: "SET PUBLISH"},
     "end": {
-        deleting: "DEL ZREM ZREM PUBLISH",
-        deleting_with_a_key: "DEL ZREM ZREM SET PUBLISH",
-        deleting_none_with_a_key: "DEL ZREM ZREM SET",
+        deleting: "DEL DEL ZREM ZREM PUBLISH",
+        deleting_with_a_key: "DEL DEL ZREM ZREM SET PUBLISH",
+        deleting_none_with_a_key: "DEL DEL ZREM ZREM SET",
         deleting_one_of_before_with_a_key: "",
-        lapsing: "DEL ZREM ZREM PUBLISH",
+        lapsing: "DEL DEL ZREM ZREM PUBLISH",
     },
     "spend": {counting_first: "SET", counting_on: "INCRBY", counting_too_much: ""},
     "enter": {
         entering: "EXPIRE HDEL HDEL",
         entering_beside_a_sign_of_life_that_lasts_too_long: "EXPIRE PEXPIRE",
+    },
+    "attend": {
+        saying_first_who_is_there: "HSET HSET EXPIRE EXPIRE EXPIRE PUBLISH",
+        saying_who_is_there: "HSET EXPIRE EXPIRE EXPIRE PUBLISH",
+        saying_who_is_gone: "EXPIRE EXPIRE EXPIRE PUBLISH",
+        saying_that_all_are_gone: "HDEL EXPIRE EXPIRE EXPIRE PUBLISH",
+    },
+    "settled": {
+        entering_a_process: "EXPIRE",
+        entering_a_process_that_was_not_done: "EXPIRE",
+        entering_a_process_that_is_settled: "",
+        noting_that_all_is_said: "EXPIRE",
+        noting_that_all_is_said_where_it_was_lost: "",
+    },
+    "sweep": {
+        withdrawing: "HDEL PUBLISH DEL",
+        withdrawing_a_part: "DEL",
+        withdrawing_for_one_that_lives: "",
+        withdrawing_for_one_whose_sign_lasts_too_long: "",
+        forgetting_a_process: "DEL",
+        forgetting_a_process_that_has_sessions: "",
     },
     "history": {reading_the_history: ""},
     "load": {loading_some: ""},
