@@ -1,12 +1,17 @@
-"""Any frames at protocol v2: each request is answered once, or the connection closed; others are in step."""
+"""Any frames at protocol v2: each request is answered once, or the connection closed; others are in step.
+
+In JSON and in MessagePack.
+"""
 
 import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,11 +19,11 @@ from hypothesis import strategies as st
 from lockstep.commands import COMMANDS
 from tests.support.api import SOME_ID
 from tests.support.asyncapi import DOCUMENT, faults
-from tests.support.followers import V2, View
+from tests.support.followers import BY_ENCODING, V2_MSGPACK, View
 from tests.support.fuzzing import answers_to, examples, frames_of, json_values
 from tests.support.processes import ServerProcess
 from tests.support.sockets import command, create
-from tests.support.ws_client import Closed, WsClient
+from tests.support.ws_client import BINARY, TEXT, Closed, WsClient
 
 SESSION = "f0000000-0000-4000-8000-000000000000"
 # They stand for the positions that it has had, which differ from one example to the next.
@@ -110,12 +115,12 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(server: ServerProcess) -> AsyncIterator[Scene]:
+async def scene(server: ServerProcess, headers: dict[str, str]) -> AsyncIterator[Scene]:
     await server.call("DELETE", f"/v1/sessions/{SESSION}")
     created = await create(server, SESSION)
     started = await command(server, SESSION, "start")
     url = f"{server.ws_url}/ws?sessionId={SESSION}"
-    async with await WsClient.connect(url, headers=V2, limit=2**20) as bystander:
+    async with await WsClient.connect(url, headers=headers, limit=2**20) as bystander:
         assert (await bystander.recv())["type"] == "WELCOME"
         yield Scene(server, bystander, [created, started])
 
@@ -154,24 +159,60 @@ def server() -> Iterator[ServerProcess]:
     assert process.log_lines == []
 
 
-texts = st.one_of(said.map(lambda each: json.dumps(each).encode()), st.binary(max_size=200))
+# --- any frames ----------------------------------------------------------------------------------
 
 
+def within_64_bits(value: Any) -> Any:
+    """The value as MessagePack can have it."""
+    if isinstance(value, dict):
+        return {name: within_64_bits(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [within_64_bits(each) for each in value]
+    return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**64 else value
+
+
+def changed(payload: bytes, changes: list[tuple[int, bytes, bool]]) -> bytes:
+    """With other bytes at these places, in place of those there or in front of them."""
+    mutable = bytearray(payload)
+    for place, other, is_inserted in changes:
+        at = place % (len(mutable) + 1)
+        mutable[at : at if is_inserted else at + len(other)] = other
+    return bytes(mutable)
+
+
+mutations = st.lists(
+    st.tuples(st.integers(0, 300), st.binary(min_size=1, max_size=5), st.booleans()), max_size=3
+)
+messages_in = {
+    "json": said.map(lambda each: json.dumps(each).encode()),
+    "msgpack": said.map(lambda each: msgspec.msgpack.encode(within_64_bits(each))),
+}
+payloads_in = {
+    name: st.one_of(good, st.builds(changed, good, mutations), st.binary(max_size=200))
+    for name, good in messages_in.items()
+}
+OPCODES = {"json": TEXT, "msgpack": BINARY}
+
+
+@pytest.mark.parametrize("encoding", BY_ENCODING)
 @examples(40)
 @given(
-    frames=st.lists(frames_of(texts), max_size=12),
+    data=st.data(),
     cuts=st.lists(st.integers(0, 3000), max_size=6),
     query=st.sampled_from(
         ["", f"?sessionId={SOME_ID}", "?sessionId=junk", f"?sessionId={SOME_ID}&position=x"]
     ),
 )
 def test_whatever_a_client_of_v2_sends_it_is_answered_or_closed(
-    server: ServerProcess, frames: list[bytes], cuts: list[int], query: str
+    server: ServerProcess, encoding: str, data: st.DataObject, cuts: list[int], query: str
 ) -> None:
+    frames = data.draw(st.lists(frames_of(payloads_in[encoding], OPCODES[encoding]), max_size=12))
+    headers = BY_ENCODING[encoding]
+
     async def talk() -> None:
         async with (
-            scene(server) as played,
-            await WsClient.connect(f"{server.ws_url}/ws{query}", headers=V2, limit=2**20) as client,
+            scene(server, headers) as played,
+            await WsClient.connect(f"{server.ws_url}/ws{query}", headers=headers, limit=2**20) as client,
         ):
             async for message in answers_to(client, b"".join(frames), cuts):
                 assert faults("v2", message) == []
@@ -181,15 +222,17 @@ def test_whatever_a_client_of_v2_sends_it_is_answered_or_closed(
     assert server.process.poll() is None
 
 
+@pytest.mark.parametrize("encoding", BY_ENCODING)
 @examples(40)
 @given(messages=st.lists(said, max_size=MAX_MESSAGES))
-def test_each_request_of_v2_has_one_answer(server: ServerProcess, messages: list[Any]) -> None:
+def test_each_request_of_v2_has_one_answer(server: ServerProcess, encoding: str, messages: list[Any]) -> None:
     """Those that may have an id have one of their own here, by which their answer is known."""
+    headers = BY_ENCODING[encoding]
 
     async def talk() -> None:
         async with (
-            scene(server) as played,
-            await WsClient.connect(f"{server.ws_url}/ws", headers=V2, limit=2**20) as client,
+            scene(server, headers) as played,
+            await WsClient.connect(f"{server.ws_url}/ws", headers=headers, limit=2**20) as client,
         ):
             asked: dict[Any, Any] = {}
             for number, each in enumerate(messages):
@@ -198,7 +241,7 @@ def test_each_request_of_v2_has_one_answer(server: ServerProcess, messages: list
                 truly = json.loads(played.truly(json.dumps(each).encode()))
                 if isinstance(truly, dict) and isinstance(truly.get("type"), str):
                     asked[number] = truly
-                await client.send(truly)
+                await client.send(within_64_bits(truly) if client.is_msgpack else truly)
             judge = Judge(played.states, asked)
             while len(judge.answers) < len(messages):
                 message = await client.recv()
@@ -213,6 +256,52 @@ def test_each_request_of_v2_has_one_answer(server: ServerProcess, messages: list
             for each in judge.answers[:-1]:
                 if "id" in each:
                     assert each["type"] in allowed(asked[each["id"]]["type"])
+            await played.is_in_step()
+
+    asyncio.run(talk())
+
+
+# What MessagePack has and JSON has not, anywhere in a message.
+foreign = st.recursive(
+    st.one_of(
+        st.binary(max_size=20),
+        st.datetimes(timezones=st.just(UTC)),
+        st.builds(msgspec.msgpack.Ext, st.integers(-128, 127), st.binary(max_size=20)),
+        st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+        st.dictionaries(st.integers(-9, 9) | st.none() | st.booleans(), json_values, min_size=1, max_size=2),
+    ),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=2)
+        | st.dictionaries(st.text(max_size=5), inner, min_size=1, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+@examples(40)
+@given(
+    messages=st.lists(
+        st.tuples(good, st.sampled_from(["id", "sessionId", "body", "position", "more"]), foreign),
+        min_size=1,
+        max_size=MAX_MESSAGES,
+    )
+)
+def test_what_json_has_not_is_refused_wherever_it_stands(
+    server: ServerProcess, messages: list[tuple[Any, str, Any]]
+) -> None:
+    async def talk() -> None:
+        async with (
+            scene(server, V2_MSGPACK) as played,
+            await WsClient.connect(f"{server.ws_url}/ws", headers=V2_MSGPACK) as client,
+        ):
+            assert (await client.recv())["type"] == "WELCOME"
+            for message, name, value in messages:
+                payload = msgspec.msgpack.encode(within_64_bits(message | {name: value}))
+                await client.send_frame(BINARY, payload)
+                error = await client.recv()
+                assert (error["type"], error["code"], "id" in error) == ("ERROR", "INVALID_MESSAGE", False)
+                assert error["message"].startswith("Not valid MessagePack: ")
+            await client.fence()
             await played.is_in_step()
 
     asyncio.run(talk())

@@ -1,7 +1,6 @@
 """How many examples the fuzzing takes: some in make test, as many as FUZZ says in make fuzz; any frames."""
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, WsClient, encode
+from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, WsClient, encode, parsed
 
 CLOSES = {None, 1002, 1007, 1008, 1009, *range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
@@ -39,12 +38,14 @@ json_values = st.recursive(
 )
 
 
-def frames_of(texts: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Frames, most of them good ones of these texts, and bytes that are none."""
+def frames_of(messages: st.SearchStrategy[bytes], opcode: int = TEXT) -> st.SearchStrategy[bytes]:
+    """Frames, most of them good ones of these messages, and bytes that are none."""
     good = st.one_of(
-        st.builds(encode, st.sampled_from([TEXT, TEXT, BINARY]), texts),
+        st.builds(encode, st.sampled_from([opcode, opcode, TEXT, BINARY]), messages),
         st.builds(encode, st.sampled_from([PING, PONG]), st.binary(max_size=125)),
-        st.builds(lambda a, b: encode(TEXT, a, fin=False) + encode(PING, b"") + encode(0, b), texts, texts),
+        st.builds(
+            lambda a, b: encode(opcode, a, fin=False) + encode(PING, b"") + encode(0, b), messages, messages
+        ),
     )
     return st.one_of(
         good,
@@ -76,9 +77,10 @@ async def answers_to(client: WsClient, data: bytes, cuts: list[int]) -> AsyncIte
         while True:
             async with asyncio.timeout(10):
                 opcode, payload = await client.recv_frame()
-            assert opcode in (TEXT, PING, PONG, CLOSE)
-            if opcode == TEXT:
-                yield json.loads(payload)
+            told = BINARY if client.is_msgpack else TEXT
+            assert opcode in (told, PING, PONG, CLOSE)
+            if opcode == told:
+                yield parsed(opcode, payload)
             elif opcode == CLOSE:
                 code = int.from_bytes(payload[:2], "big") if payload else None
                 assert code in CLOSES
