@@ -94,6 +94,7 @@ class Server:
         services = Services(
             sessions=self.sessions,
             session_list=SessionList(self.broker),
+            presence=self.hub.presence,
             performer=Performer(self.sessions),
             shown_ms=self.broker.shown_ms,
             tokens=Tokens(keys, settings.jwt_audience, settings.jwt_issuer, settings.anonymous),
@@ -158,6 +159,7 @@ class Server:
     async def stop(self) -> None:
         """Finish what is in flight, close the clients, leave; never longer than the drain time."""
         self._is_draining = True
+        self.hub.presence.drain()
         self.http.stop()
         try:
             async with asyncio.timeout(self.settings.drain_s):

@@ -59,6 +59,7 @@ ROUTES = [
         max_body_bytes=MAX_RELAYED_BYTES,
     ),
     Route("GET", "/v1/sessions/{id}/events", sessions.read_events, _for_session(Scope.VIEW)),
+    Route("GET", "/v1/sessions/{id}/presence", sessions.read_presence, _for_session(Scope.VIEW)),
     Route("GET", "/v1/time", ops.time),
     Route("GET", "/health", ops.health, limiting=Limiting.NOT),
     Route("GET", "/ready", ops.ready, limiting=Limiting.NOT),

@@ -7,6 +7,7 @@ from handlers.origins import Hosts, Origins
 from handlers.tokens import Tokens
 from lockstep.addresses import Addresses
 from lockstep.limits import RateLimits
+from lockstep.live.presence_tracker import PresenceTracker
 from lockstep.metrics import Metrics
 from lockstep.perform import Performer
 from lockstep.session_list import SessionList
@@ -19,6 +20,7 @@ class Services:
 
     sessions: Sessions
     session_list: SessionList
+    presence: PresenceTracker
     performer: Performer
     shown_ms: Callable[[], int]
     """The clock that clients are shown."""

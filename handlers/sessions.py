@@ -69,6 +69,11 @@ async def read_events(request: Request, services: Services) -> Reply:
     return Reply(200, data(head.encode() + b",".join(history.events) + b"]}"))
 
 
+async def read_presence(request: Request, services: Services) -> Reply:
+    session_id = kinds.valid_session_id(request.session_id)
+    return Reply(200, data(await services.presence.listing(session_id)))
+
+
 def _change(request: Request, services: Services) -> perform.Change:
     """The change that is asked for. Raises PayloadTooLarge and UnsupportedMediaType."""
     headers = request.headers

@@ -59,6 +59,10 @@ class Metrics:
 
         self.connections = gauge("lockstep_connections", "WebSocket clients in their rooms.")
         self.rooms = gauge("lockstep_rooms", "Sessions with clients at this process.")
+        self.presence_subjects = gauge(
+            "lockstep_presence_subjects",
+            "Subjects with clients at this process, in each session that has presence.",
+        )
         self.max_connections = gauge("lockstep_max_connections", "How many clients are let in; 0: no limit.")
         self.ready = gauge("lockstep_ready", "1 while /ready says so.")
         self.probe_age = gauge(

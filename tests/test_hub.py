@@ -13,6 +13,7 @@ import pytest
 from lockstep.contract import Broker
 from lockstep.errors import BrokerUnavailable, Close, SessionNotFound
 from lockstep.live import repair as repair_module
+from lockstep.live import worklist
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
 from lockstep.live.peers import Kind
@@ -634,11 +635,11 @@ async def test_a_peer_that_leaves_while_it_is_answered_takes_nothing_from_the_ot
             world.hub.leave(S, leaving)
             leaving.is_over = True
             # The answer is ready before the room is served.
-            world.hub._serving.cancel()  # type: ignore[union-attr]
+            world.hub._serving._handle.cancel()  # type: ignore[union-attr]
 
         world.broker.on_load = leave
         await world.hub.sync(S, leaving)
-        world.hub._serve()
+        world.hub._serving._serve()
         world.hub.on_published(published(3))
         await served()
         assert leaving.got == []
@@ -806,7 +807,7 @@ async def test_what_is_dropped_or_has_no_order_does_not_stand_for_the_repair(
 
 
 async def test_a_repair_is_tried_until_the_store_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair_module, "RETRY_S", 0)
+    monkeypatch.setattr(worklist, "RETRY_S", 0)
     async with a_world() as world:
         peer = await world.join()
         world.hub.on_published(published(3))
@@ -875,7 +876,7 @@ async def test_a_repair_reads_whole_only_what_differs_and_little_at_a_time(
 
 async def test_new_rooms_are_read_when_the_store_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_world() as world:
-        monkeypatch.setattr(repair_module, "RETRY_S", 0)
+        monkeypatch.setattr(worklist, "RETRY_S", 0)
         world.broker.states[S] = state(3, due=T0 + 500)
         world.broker.is_away = True
         await world.join()

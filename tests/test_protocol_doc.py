@@ -246,7 +246,7 @@ async def test_every_request_of_the_table_exists(server_process: ServerProcess) 
             if answer.status == 404:
                 assert answer.body["error"]["code"] == "SESSION_NOT_FOUND", each
             seen += 1
-    assert seen == 17
+    assert seen == 18
 
 
 # --- what a creation may say ---------------------------------------------------------------------

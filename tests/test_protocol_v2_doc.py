@@ -46,10 +46,12 @@ class Storyteller:
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
         self._client: WsClient | None = None
+        self._ben: WsClient | None = None
         self._answer: Answer | None = None
         # What stands in the document for what this server has really made.
         self._real: dict[str, str] = {
             "bearer.TOKEN": "bearer." + token("control", SESSION_AND_OTHER, sub="anna"),
+            "bearer.BENS_TOKEN": "bearer." + token("view", SESSION_AND_OTHER, sub="ben"),
             '"NEXT_TOKEN"': f'"{token("view", SESSION_AND_OTHER, sub="anna")}"',
             '"TOKEN_OF_ANOTHER_SESSION"': f'"{token("view", OTHER, sub="anna")}"',
         }
@@ -66,7 +68,10 @@ class Storyteller:
             if isinstance(block, list):
                 await self._hear([each.json for each in block])
             elif block.language == "http" and block.text.startswith("GET /ws"):
-                await self._connect(self._truly(block.text))
+                if "BENS_TOKEN" in block.text:
+                    self._ben = await self._connected(self._ben, self._truly(block.text))
+                else:
+                    self._client = await self._connected(self._client, self._truly(block.text))
             elif block.language == "http":
                 first, _, body = block.text.partition("\n")
                 method, path = first.split()
@@ -79,15 +84,16 @@ class Storyteller:
                 assert self._answer.status == int(block.role), self._answer.raw
                 assert_alike(block.json, self._answer.body)
 
-    async def _connect(self, request: str) -> None:
-        if self._client is not None:
-            self._client.abort()  # the line breaks
+    async def _connected(self, before: WsClient | None, request: str) -> WsClient:
+        if before is not None:
+            before.abort()  # the line breaks
         first, *lines = request.splitlines()
         headers = dict(line.split(": ", 1) for line in lines)
-        self._client = await WsClient.connect(self._server.ws_url + first.split()[1], headers=headers)
-        assert f"Sec-WebSocket-Protocol: {protocol_v2.SUBPROTOCOL}" in self._client.response.replace(
+        client = await WsClient.connect(self._server.ws_url + first.split()[1], headers=headers)
+        assert f"Sec-WebSocket-Protocol: {protocol_v2.SUBPROTOCOL}" in client.response.replace(
             "Websocket", "WebSocket"
         )
+        return client
 
     async def _hear(self, told: list[Any]) -> None:
         """So many messages, each of a type of its own, come in any order: RESULT may overtake UPDATE."""

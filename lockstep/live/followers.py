@@ -9,6 +9,7 @@ from lockstep.contract import Bus, Clock, Store
 from lockstep.errors import BrokerUnavailable, SessionNotFound
 from lockstep.live.hub import Hub
 from lockstep.live.peers import Kind, Peer
+from lockstep.live.presence import RoomPresence
 from lockstep.live.ring import MAX_RING_BYTES, MAX_RING_EVENTS
 from lockstep.live.timeline import Timeline
 from lockstep.metrics import Metrics
@@ -45,14 +46,21 @@ class Followers:
             if not is_heard:
                 raise BrokerUnavailable
             timeline = await self._current(session_id)
+            # The room may be another one after each wait.
+            while (presence := self._hub.rooms[session_id].presence) is not None and not presence.is_known:
+                await self._hub.presence.read(presence)
+                timeline = await self._current(session_id)
             if not peer.is_over:
-                self._answer(timeline, peer, id_, position)
+                self._answer(timeline, presence, peer, id_, position)
 
     def unsubscribe(self, session_id: str, peer: Peer) -> None:
         """The peer is sent nothing of the session any more."""
         timeline = self._timeline(session_id)
         if timeline is not None and peer in timeline.audiences:
             timeline.audiences.leave(peer)
+            presence = self._hub.rooms[session_id].presence
+            if presence is not None:
+                self._hub.presence.depart(presence, peer)
             self._hub.drop_if_empty(session_id)
 
     async def sync(self, session_id: str, peer: Peer, id_: RequestId) -> None:
@@ -70,10 +78,13 @@ class Followers:
         self._metrics.count_sent("SNAPSHOT")
 
     def skipped(self, session_id: str, peer: Peer, kind: Kind) -> bytes:
-        """The frame that stands for the UPDATEs that a slow peer was not sent; empty: there is none."""
+        """What stands for the UPDATEs or PRESENCEs that a slow peer was not sent; empty: there is none."""
         timeline = self._timeline(session_id)
         if timeline is None or peer not in timeline.audiences:
             return b""
+        if kind is Kind.PRESENCE:
+            presence = self._hub.rooms[session_id].presence
+            return b"" if presence is None else self._hub.presence.skipped(presence, timeline, peer)
         self._metrics.count_sent("SNAPSHOT")
         return timeline.skipped(peer, self._broker.shown_ms())
 
@@ -82,14 +93,23 @@ class Followers:
         return None if room is None else room.timeline
 
     def _answer(
-        self, timeline: Timeline, peer: Peer, id_: RequestId | UnsetType, position: str | None
+        self,
+        timeline: Timeline,
+        presence: RoomPresence | None,
+        peer: Peer,
+        id_: RequestId | UnsetType,
+        position: str | None,
     ) -> None:
         is_first = peer not in timeline.audiences
         if is_first:
             timeline.audiences.enter(peer)
+            if presence is not None:
+                self._hub.presence.arrive(presence, peer)
         else:
             timeline.audiences.catch_up(peer)
-        answer = timeline.subscribed(id_, position, self._broker.shown_ms(), is_first=is_first)
+        present = UNSET if presence is None else presence.greet(peer)
+        now_ms = self._broker.shown_ms()
+        answer = timeline.subscribed(id_, position, now_ms, is_first=is_first, presence=present)
         peer.send(peer.encoding.encode(answer), Kind.SYNC)
         self._metrics.count_sent("SUBSCRIBED")
 
@@ -124,7 +144,7 @@ class Followers:
             if self._timeline(session_id) is timeline:  # else everybody has left meanwhile
                 timeline.learn(head, state, events, self._broker.shown_ms(), update_count)
             timeline.is_current = gap_count == timeline.gap_count
-            self._hub.learned(timeline, head)
+            self._hub.learned(timeline, head, state)
         finally:
             timeline.reading = None
 

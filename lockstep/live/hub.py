@@ -1,21 +1,21 @@
-"""The clients connected to this process, by session, and the loop that sends to them."""
+"""The clients connected to this process, by session."""
 
 import asyncio
 import logging
-import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from lockstep.contract import Attendance, Bus, Clock, Store
+from lockstep.contract import Attendance, Bus, Clock, Presence, Store
 from lockstep.errors import LockstepError, SessionNotFound
 from lockstep.live.audience import Deliver, one_by_one
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.peers import Kind, Peer
+from lockstep.live.presence_tracker import PresenceTracker
 from lockstep.live.repair import Difference, Gone, Learned, Missed, Repair
 from lockstep.live.ring import Rings
 from lockstep.live.room import Room
+from lockstep.live.serving import Serving
 from lockstep.live.shared_reads import SharedReads
 from lockstep.live.timeline import Timeline
 from lockstep.metrics import Metrics
@@ -26,16 +26,13 @@ from lockstep.wire.payloads import Deletion, Update
 
 log = logging.getLogger(__name__)
 
-# For so long rooms are served before the loop gets to do something else.
-SERVE_SLICE_S = 0.004
 
-
-class HubBroker(Bus, Store, Clock, Protocol):
+class HubBroker(Bus, Store, Presence, Clock, Protocol):
     """What a hub asks of a broker."""
 
 
 class Hub:
-    """A register of rooms, and a loop that serves those with something to send.
+    """A register of rooms, in which what the broker brings is put for their clients.
 
     It never talks to another process itself: the broker calls it, and it calls peers. It never
     waits for a peer.
@@ -52,14 +49,12 @@ class Hub:
         self._broker = broker
         self._deadlines = deadlines
         self._metrics = metrics
-        self._deliver_to_peers = deliver
         self.rooms: dict[str, Room] = {}
         self.rings = Rings()
         # How many of each session wait until its channel is heard: the channel is not left meanwhile.
         self._joining: dict[str, int] = {}
-        # Rooms with something to send; a large one comes up several times.
-        self._scheduled: deque[Room] = deque()
-        self._serving: asyncio.Handle | None = None
+        self._serving = Serving(deliver, broker, metrics)
+        self.presence = PresenceTracker(broker, self.rooms, self.schedule, sessions.read, metrics)
         self._reads = SharedReads(sessions.read)
         self._repair = Repair(broker, self.rooms, self._apply)
         self.junk = 0
@@ -68,9 +63,11 @@ class Hub:
 
     def start(self) -> None:
         self._repair.start()
+        self.presence.start()
 
     async def close(self) -> None:
         await self._repair.close()
+        await self.presence.close()
 
     @property
     def peers(self) -> list[Peer]:
@@ -89,6 +86,8 @@ class Hub:
                 room = self.room_of(session_id)
                 room.audiences.enter(peer)
                 room.owes_sync |= not is_heard
+                if room.presence is not None:
+                    self.presence.arrive(room.presence, peer)
                 self._metrics.count_sent("CONNECTED")
                 connected = protocol_v1.connected(session_id, self._broker.shown_ms())
                 peer.send(peer.encoding.encode(connected))
@@ -123,6 +122,8 @@ class Hub:
         room = self.rooms.get(session_id)
         if room is not None and peer in room.audiences:
             room.audiences.leave(peer)
+            if room.presence is not None:
+                self.presence.depart(room.presence, peer)
             self.drop_if_empty(session_id)
 
     async def sync(self, session_id: str, peer: Peer) -> None:
@@ -167,46 +168,16 @@ class Hub:
         room = self.rooms.pop(session_id)
         if room.timeline is not None:
             self.rings.forget(room.timeline.ring)
+        if room.presence is not None:
+            self.presence.release(room.presence)
         self._repair.forget(session_id)
         self._deadlines.arm(session_id, None)
         if session_id not in self._joining:
             self._broker.unhear(session_id)
 
-    # --- serving rooms ---------------------------------------------------------------------------
-
     def schedule(self, room: Room) -> None:
         """Serve the room when this iteration of the loop has brought all that it brings."""
-        if not room.is_scheduled:
-            room.is_scheduled = True
-            self._scheduled.append(room)
-            if self._serving is None:
-                self._serving = asyncio.get_running_loop().call_soon(self._serve)
-
-    def _serve(self) -> None:
-        until_s = time.monotonic() + SERVE_SLICE_S
-
-        def time_is_up() -> bool:
-            return time.monotonic() >= until_s
-
-        while self._scheduled:
-            room = self._scheduled.popleft()
-            try:
-                is_done = room.serve(self._deliver_to_peers, time_is_up)
-                if is_done and room.committed_ms:
-                    now_ms = self._broker.now_ms()
-                    for committed_ms in room.committed_ms:
-                        self._metrics.broadcast.observe(max(0, now_ms - committed_ms) / 1000)
-                    room.committed_ms = []
-            except Exception:
-                log.exception("a client could not be sent its messages")
-                is_done = False
-            room.is_scheduled = not is_done
-            if not is_done:
-                self._scheduled.append(room)
-            if time_is_up():
-                break
-        loop = asyncio.get_running_loop()
-        self._serving = loop.call_soon(self._serve) if self._scheduled else None
+        self._serving.schedule(room)
 
     # --- what the broker brings ------------------------------------------------------------------
 
@@ -241,7 +212,9 @@ class Hub:
     def on_presence(
         self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
     ) -> None:
-        pass
+        room = self.rooms.get(session_id)
+        if room is not None and room.presence is not None:
+            self.presence.hear(room.presence, process, attendances)
 
     def on_gap(self) -> None:
         self._metrics.gaps.inc()
@@ -249,6 +222,7 @@ class Hub:
             if room.timeline is not None:
                 room.timeline.note_gap()
         self._repair.repair(self.rooms)
+        self.presence.on_gap()
 
     def _deliver(self, room: Room, update: Update) -> None:
         if room.timeline is not None:
@@ -261,6 +235,8 @@ class Hub:
                     self._repair.repair([update.session_id])
                 return
             self._deadlines.arm(update.session_id, update.head.deadline_ms)
+            if update.head.order[0] > room.presence_epoch and not update.is_foreign:
+                self.presence.see_state(room, update.head, update.state)
         self.schedule(room)
         room.put_update(update)
         self._metrics.count_sent("STATE_UPDATE", len(room.audiences))
@@ -282,10 +258,14 @@ class Hub:
     def _end_room(self, room: Room, deletion: Deletion) -> None:
         session_id, timeline = deletion.session_id, room.timeline
         self._metrics.count_sent("SESSION_DELETED", len(room.audiences))
+        if room.presence is not None:
+            self.presence.end(room.presence)
+            room.presence = None
         if timeline is not None and (timeline.audiences or session_id in self._joining):
             # Who follows changes stays, in a room that knows nothing any more.
             room.timeline = None
             self.rooms[session_id] = successor = Room(timeline)
+            successor.presence_epoch = max(room.presence_epoch, deletion.epoch or "")
             successor.update_count = room.update_count + 1  # for a read that is under way: it may be older
             self._deadlines.arm(session_id, None)
             self.schedule(successor)
@@ -309,15 +289,16 @@ class Hub:
                 self.junk,
             )
 
-    def learned(self, timeline: Timeline, head: Head | None) -> None:
+    def learned(self, timeline: Timeline, head: Head | None, state: bytes | None) -> None:
         """A timeline has read what is stored, and may have something to tell its followers."""
         room = self.rooms.get(timeline.session_id)
         if room is None or room.timeline is not timeline:
             return
-        is_of_ended = head is not None and head.order[0] == timeline.ended_epoch
-        if head is not None and not is_of_ended and (room.known is None or head.order > room.known.order):
-            room.known = head
-            self._deadlines.arm(timeline.session_id, head.deadline_ms)
+        if head is not None and state is not None and head.order[0] != timeline.ended_epoch:
+            self._see(room, head, state)
+            if room.known is None or head.order > room.known.order:
+                room.known = head
+                self._deadlines.arm(timeline.session_id, head.deadline_ms)
         self.schedule(room)
 
     # --- what was not heard ----------------------------------------------------------------------
@@ -326,11 +307,13 @@ class Hub:
         """Make the room what the store says it should be."""
         room = difference.room
         match difference:
-            case Learned(session_id=session_id, head=head):
+            case Learned(session_id=session_id, head=head, beginning=beginning):
                 room.known = head
+                self._see(room, head, beginning)
                 self._deadlines.arm(session_id, head.deadline_ms)
             case Missed(session_id=session_id, head=head, state=state):
                 self._deadlines.arm(session_id, head.deadline_ms)
+                self._see(room, head, state)
                 self.schedule(room)
                 room.put_sync(session_id, head, state, self._broker.shown_ms())
                 self._metrics.resyncs.inc()
@@ -338,3 +321,8 @@ class Hub:
             case Gone(session_id=session_id):
                 epoch = room.known.order[0] if room.known else ""
                 self._end_room(room, Deletion(session_id, None, epoch))
+
+    def _see(self, room: Room, head: Head, state: bytes) -> None:
+        """This state, or its beginning, is stored. For a whole epoch a session has presence or has none."""
+        if head.order[0] != room.presence_epoch:
+            self.presence.see_state(room, head, state)

@@ -1,7 +1,7 @@
 """Presence at one session, as this process knows it, and what its clients have been told of it."""
 
+from asyncio import Task, TimerHandle
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -52,7 +52,7 @@ class RoomPresence:
         "_told",
         "epoch",
         "is_known",
-        "is_read_again",
+        "must_read",
         "reading",
         "session_id",
         "timer",
@@ -63,11 +63,11 @@ class RoomPresence:
         self.session_id = session_id
         self.epoch = epoch
         self.is_known = False
-        # Kept here for the tracker: its timer, its read that is under way, whether another has to follow it,
-        # and when followers were told last.
-        self.timer: Any = None
-        self.reading: Any = None
-        self.is_read_again = False
+        # Kept here for the tracker: its timer, its read that is under way, whether something may have been
+        # missed since, and when followers were told last.
+        self.timer: TimerHandle | None = None
+        self.reading: Task[None] | None = None
+        self.must_read = False
         self.told_at_s = float("-inf")
         self._attendees = Attendees()
         self._roster = Roster()

@@ -10,17 +10,16 @@ from msgspec import Struct
 from lockstep.contract import Store
 from lockstep.errors import BrokerUnavailable
 from lockstep.live.room import Room
+from lockstep.live.worklist import SESSIONS_PER_READ, Worklist
 from lockstep.tasks import Tasks
 from lockstep.wire import heads
 from lockstep.wire.heads import Head
 
 log = logging.getLogger(__name__)
 
-SESSIONS_PER_READ = 100
 # So much is read at once: over 100 Mbit/s a request of somebody else waits 20 ms for it.
 REPAIR_BYTES = 262_144
 CHECK_INTERVAL_S = 60.0
-RETRY_S = 0.1
 
 
 class Learned(Struct, frozen=True):
@@ -29,6 +28,7 @@ class Learned(Struct, frozen=True):
     session_id: str
     room: Room
     head: Head
+    beginning: bytes
 
 
 class Missed(Struct, frozen=True):
@@ -70,42 +70,6 @@ class _Stored(Struct, frozen=True):
         return self.room.has_missed(self.head)
 
 
-class _Worklist:
-    """Session ids and a task that goes through them, a slice at a time, and again where the store is away."""
-
-    def __init__(
-        self,
-        tasks: Tasks,
-        work: Callable[[list[str]], Awaitable[None]],
-        complain: Callable[[BrokerUnavailable], None],
-    ) -> None:
-        self.session_ids: set[str] = set()
-        self._tasks = tasks
-        self._work = work
-        self._complain = complain
-        self._task: asyncio.Task[None] | None = None
-
-    def add(self, session_ids: Iterable[str]) -> None:
-        self.session_ids.update(session_ids)
-        if self.session_ids and self._task is None:
-            self._task = self._tasks.spawn(self._run())
-
-    async def _run(self) -> None:
-        try:
-            while self.session_ids:
-                count = min(SESSIONS_PER_READ, len(self.session_ids))
-                session_ids = [self.session_ids.pop() for _ in range(count)]
-                try:
-                    await self._work(session_ids)
-                except BrokerUnavailable as error:
-                    self.session_ids.update(session_ids)
-                    self._complain(error)
-                    await asyncio.sleep(RETRY_S)
-                await asyncio.sleep(0)
-        finally:
-            self._task = None
-
-
 class Repair:
     """Compares rooms with the store: new ones, those that may have missed something, and all once a minute.
 
@@ -118,8 +82,8 @@ class Repair:
         self._rooms = rooms
         self._apply = apply
         self._tasks = Tasks()
-        self._new = _Worklist(self._tasks, self._read_new, self._complain_of_new)
-        self._suspects = _Worklist(self._tasks, self._repair, self._complain_of_suspects)
+        self._new = Worklist(self._tasks, self._read_new, self._complain_of_new)
+        self._suspects = Worklist(self._tasks, self._repair, self._complain_of_suspects)
         self._unchecked: list[str] = []
 
     def start(self) -> None:
@@ -159,8 +123,10 @@ class Repair:
 
     async def _read_new(self, session_ids: list[str]) -> None:
         for stored in await self._read(session_ids, self._store.beginnings):
-            if stored.room is not None and stored.room.known is None and stored.head is not None:
-                self._apply(Learned(stored.session_id, stored.room, stored.head))
+            if stored.room is None or stored.head is None or stored.state is None:
+                continue
+            if stored.room.known is None:
+                self._apply(Learned(stored.session_id, stored.room, stored.head, stored.state))
 
     def _complain_of_new(self, error: BrokerUnavailable) -> None:
         log.warning(

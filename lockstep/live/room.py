@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from lockstep.errors import SESSION_DELETED
 from lockstep.live.audience import Audiences, Deliver
 from lockstep.live.peers import Kind, Peer
+from lockstep.live.presence import RoomPresence
 from lockstep.live.timeline import Timeline
 from lockstep.wire import protocol_v1
 from lockstep.wire.heads import Head
@@ -21,6 +22,8 @@ class Room:
         "is_scheduled",
         "known",
         "owes_sync",
+        "presence",
+        "presence_epoch",
         "sent",
         "sent_state",
         "timeline",
@@ -40,7 +43,10 @@ class Room:
         # A client came while the store was away, and is owed the state when it is back.
         self.owes_sync = False
         self.is_ended = False
-        self.is_scheduled = False  # by the hub, to be served
+        self.is_scheduled = False  # to be served
+        # Who is present, where the session has presence, and the epoch of which it is known whether it has.
+        self.presence: RoomPresence | None = None
+        self.presence_epoch = ""
         # When the changes were committed that some peers have not been sent yet.
         self.committed_ms: list[int] = []
 

@@ -105,6 +105,7 @@ def schemas() -> dict[str, Schema]:
         "CommitEvent": schema_of_struct(protocol_v2.CommitEvent),
         "Update": _payload(protocol_v2.Update),
         **presence_schemas(),
+        "Left": schema_of_struct(protocol_v2.Left),
         **command_schemas(),
     }
 

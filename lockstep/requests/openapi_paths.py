@@ -61,7 +61,7 @@ def _operation(
 
 
 def paths() -> dict[str, Schema]:
-    return _sessions() | _commands() | _messages_and_history() | _time() | _never_limited()
+    return _sessions() | _commands() | _messages_and_history() | _presence() | _time() | _never_limited()
 
 
 def _sessions() -> dict[str, Schema]:
@@ -187,6 +187,28 @@ def _messages_and_history() -> dict[str, Schema]:
         parameters=["Id", "Since", "Epoch"],
     )
     return {"/v1/sessions/{id}/messages": {"post": tell}, "/v1/sessions/{id}/events": {"get": events}}
+
+
+def _presence() -> dict[str, Schema]:
+    present = _operation(
+        "presence",
+        "Who is connected to the session, where it was created with presence",
+        {
+            "200": answer(
+                "All who are, in the order in which they came", data(ref_to("schemas", "PresenceList"))
+            )
+        },
+        (
+            *STORE_ERRORS,
+            errors.ValidationError,
+            errors.SessionNotFound,
+            errors.Conflict,  # it has no presence
+            errors.SessionBusy,
+        ),
+        scope=Scope.VIEW,
+        parameters=["Id"],
+    )
+    return {"/v1/sessions/{id}/presence": {"get": present}}
 
 
 def _time() -> dict[str, Schema]:

@@ -26,6 +26,7 @@ def schemas() -> dict[str, Schema]:
     creations = {f"Create_{mode.value}": _creation(mode) for mode in Mode}
     return {
         **state_schemas(),
+        **presence_schemas(),
         "Switched": schema_of_struct(SwitchedJson),
         "Event": schema_of_struct(Event),
         "Create": {"oneOf": [ref_to("schemas", name) for name in creations]},

@@ -202,6 +202,7 @@ SERVER_MESSAGES = (
     Snapshot,
     Deleted,
     Relayed,
+    Presence,
     Result,
     Error,
     Unsubscribed,

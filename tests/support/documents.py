@@ -26,7 +26,15 @@ SHAPES: dict[str, Callable[[Any], object]] = {
     "reconnectAfterMs": lambda value: type(value) is int and 1 <= value <= 9999,
     **dict.fromkeys(["timestamp", "receivedAt", "deadline_ms"], _is_epoch_ms),
     **dict.fromkeys(
-        ["at", "created_at", "updated_at", "cycle_started_at", "session_started_at", "session_completed_at"],
+        [
+            "at",
+            "since",
+            "created_at",
+            "updated_at",
+            "cycle_started_at",
+            "session_started_at",
+            "session_completed_at",
+        ],
         lambda value: INSTANT.fullmatch(value),
     ),
 }
