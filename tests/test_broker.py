@@ -575,6 +575,23 @@ async def test_a_message_to_a_session_that_is_not_there_reaches_nobody(broker: B
         assert ears.relayed == [(other_id, b'{"type":"LAST"}')]
 
 
+async def test_a_notice_comes_among_the_updates_of_its_session_and_to_nobody_else(broker: Broker) -> None:
+    session_id, other_id = new_id(), new_id()
+    notice = b'{"type":"NOTICE","sessionId":"' + session_id.encode() + b'"}'
+    async with started(broker, session_id) as ears:
+        for each in (session_id, other_id):
+            await created(broker, each)
+        assert not await broker.publish(new_id(), b'{"type":"LOST"}', is_notice=True)
+        assert await broker.publish(session_id, notice, once_of(), is_notice=True)
+        await broker.delete(session_id)
+        await ears.until(lambda ears: any(b"SESSION_DELETED" in each for each in ears.published))
+        of_it = [each for each in ears.published if session_id.encode() in each]
+        assert [json.loads(each)["type"] for each in of_it] == ["STATE_UPDATE", "NOTICE", "SESSION_DELETED"]
+        assert of_it[1] == notice
+        assert not any(b"LOST" in each for each in ears.published)
+        assert ears.relayed == []
+
+
 # --- requests that are done once -----------------------------------------------------------------
 
 

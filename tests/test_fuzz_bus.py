@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from lockstep.rules.state_json import to_json
+from lockstep.rules.state_json import dumps, to_json
 from lockstep.wire import protocol_v1
 from lockstep.wire.payloads import (
     MAX_PUBLISHED_BYTES,
     MAX_RELAYED_BYTES,
     Deletion,
+    Disconnect,
     Update,
     read_published,
     read_relayed,
@@ -32,6 +33,7 @@ from tests.support.ws_client import CLOSE, PING, TEXT
 STATE = to_json(replace(running(60_000, 60_000), commit="q7Rw_x0A"))
 UPDATE = protocol_v1.state_update(SESSION, T0, STATE)
 DELETED = protocol_v1.session_deleted(SESSION, T0, "0lqtw8xc0abcd")
+DISCONNECT = dumps(Disconnect(session_id=SESSION, subject="Zoë"))
 FOREIGN = [
     b'{"sessionId":"%s","state":%s}' % (SESSION.encode(), STATE),
     json.dumps({"sessionId": SESSION, "state": STATE.decode()}).encode(),
@@ -45,7 +47,7 @@ FOREIGN = [
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
     """A good payload with some bytes changed, cut out or put in."""
-    payload = draw(st.sampled_from([UPDATE, DELETED, *FOREIGN]))
+    payload = draw(st.sampled_from([UPDATE, DELETED, DISCONNECT, *FOREIGN]))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(payload)))
         gone = draw(st.sampled_from([0, 1, 2, 30]))
@@ -98,7 +100,9 @@ def test_what_is_published_as_an_update_is_read_as_one_or_is_junk(payload: bytes
     if read is None:
         return
     assert len(read.session_id) == 36  # of what is no UUID nobody is a client
-    if isinstance(read, Update):
+    if isinstance(read, Disconnect):
+        assert read.subject
+    elif isinstance(read, Update):
         assert len(payload) <= MAX_PUBLISHED_BYTES
         assert is_text_frame(read.message)
     else:

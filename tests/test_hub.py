@@ -18,8 +18,9 @@ from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
 from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
+from lockstep.rules.state_json import dumps
 from lockstep.sessions import Sessions
-from lockstep.wire import heads, protocol_v1
+from lockstep.wire import heads, payloads, protocol_v1
 from lockstep.wire.encodings import JsonText
 from lockstep.wire.frames import TEXT, encode_frame
 from tests.support.peers import FakePeer
@@ -352,6 +353,54 @@ async def test_a_foreign_deletion_of_an_older_epoch_is_dropped() -> None:
         world.hub.on_published(json.dumps({"sessionId": S, "deleted": True, "epoch": OLD}).encode())
         await served()
         assert peer.heard == [("STATE_UPDATE", 3)]
+
+
+# --- sending somebody away -----------------------------------------------------------------------
+
+
+def sent_away(subject: str, session_id: str = S) -> bytes:
+    return dumps(payloads.Disconnect(session_id=session_id, subject=subject))
+
+
+def of(subject: str | None) -> FakePeer:
+    peer = FakePeer()
+    peer.subject = subject
+    return peer
+
+
+async def test_only_the_subjects_peers_of_that_session_are_sent_away_behind_what_came_before() -> None:
+    async with a_world() as world:
+        anna, again, bert, nobody = [
+            await world.join(peer=of(each)) for each in ("anna", "anna", "bert", None)
+        ]
+        elsewhere = await world.join(OTHER, of("anna"))
+        world.hub.on_published(published(1))
+        world.hub.on_relayed(S, b'{"type":"NOTE"}')
+        world.hub.on_published(sent_away("anna"))
+        assert anna.heard == again.heard == [("STATE_UPDATE", 1), "NOTE", "disconnected"]
+        await served()
+        assert anna.heard == again.heard == [("STATE_UPDATE", 1), "NOTE", "disconnected"]
+        assert bert.heard == nobody.heard == [("STATE_UPDATE", 1), "NOTE"]
+        assert elsewhere.heard == []
+        assert world.hub.junk == 0
+
+
+async def test_who_is_about_to_enter_is_sent_away_too() -> None:
+    async with a_world() as world:
+        is_heard = asyncio.Event()
+        world.broker.hearing = is_heard.wait
+        anna, bert = of("anna"), of("bert")
+        joining = [asyncio.create_task(world.hub.join(S, each)) for each in (anna, bert)]
+        await settled()
+        world.hub.on_published(sent_away("anna", OTHER))
+        world.hub.on_published(sent_away("anna"))
+        assert (anna.heard, bert.heard) == (["disconnected"], [])
+        anna.is_over = True
+        is_heard.set()
+        await asyncio.gather(*joining)
+        assert (anna.heard, bert.heard) == (["disconnected"], ["CONNECTED"])
+        world.hub.leave(S, bert)
+        assert (world.hub.rooms, world.hub._joining) == ({}, {})
 
 
 # --- messages of others --------------------------------------------------------------------------

@@ -115,7 +115,7 @@ async def test_of_newcomers_at_once_all_are_seated_each_with_an_id_of_its_own(ur
     assert len({seat["participant_id"] for seat in seats}) == 18
 
 
-@pytest.mark.parametrize("path", ["/switch", "/pause", "/seat", "/annotate", "/messages", ""])
+@pytest.mark.parametrize("path", ["/switch", "/pause", "/seat", "/annotate", "/messages", "/disconnect", ""])
 async def test_the_same_key_with_another_body_is_refused(urls: list[str], path: str) -> None:
     session_id, key = await running(urls[0]), uuid4().hex
     bodies = {
@@ -124,6 +124,7 @@ async def test_the_same_key_with_another_body_is_refused(urls: list[str], path: 
         "/seat": [{"participants": [{"total_time_ms": time_ms}]} for time_ms in (1000, 1001)],
         "/annotate": [{"metadata": {"a": value}} for value in (None, {})],
         "/messages": [{"type": "A"}, {"type": "B"}],
+        "/disconnect": [{"subject": "anna"}, {"subject": "Anna"}],
         "": [CHESS, CHESS | {"metadata": {"a": 1}}],
     }[path]
     full = f"/v1/sessions/{session_id}{path}" if path else "/v1/sessions"
@@ -307,6 +308,7 @@ RESPELLED = {
         b'{"type":"A","x":{"b":1,"a":[2]}}',
         b'{"x": {"a": [2], "b":1}, "type":"\\u0041"}',
     ),
+    "disconnect": ("/disconnect", b'{"subject":"Anna"}', b'{ "subject": "\\u0041nna" }'),
 }
 
 
@@ -339,7 +341,7 @@ async def test_a_creation_that_spells_out_its_defaults_is_the_same(urls: list[st
 # --- a record does not outlive its session -------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["creation", "command", "message"])
+@pytest.mark.parametrize("what", ["creation", "command", "message", "disconnect"])
 async def test_a_record_does_not_outlive_its_epoch(urls: list[str], what: str) -> None:
     session_id, key = str(uuid4()), uuid4().hex
     body = CHESS | {"session_id": session_id}
@@ -348,6 +350,7 @@ async def test_a_record_does_not_outlive_its_epoch(urls: list[str], what: str) -
         "creation": ("/v1/sessions", body),
         "command": (f"/v1/sessions/{session_id}/start", None),
         "message": (f"/v1/sessions/{session_id}/messages", {"type": "NOTE"}),
+        "disconnect": (f"/v1/sessions/{session_id}/disconnect", {"subject": "anna"}),
     }[what]
     if what != "creation":
         assert (await post(urls[0], path, body_of_it, key)).status < 300

@@ -39,7 +39,7 @@ LEAST_BODIES: dict[str, Any] = {
 ROUTES = {
     "/v1/sessions": {"GET", "POST"},
     f"/v1/sessions/{SOME_ID}": {"GET", "DELETE"},
-    **{f"/v1/sessions/{SOME_ID}/{name}": {"POST"} for name in [*COMMANDS, "messages"]},
+    **{f"/v1/sessions/{SOME_ID}/{name}": {"POST"} for name in [*COMMANDS, "messages", "disconnect"]},
     f"/v1/sessions/{SOME_ID}/events": {"GET"},
     "/v1/time": {"GET"},
     "/health": {"GET"},

@@ -9,7 +9,7 @@ from lockstep.wire.encodings import JSON, Encoding
 
 
 class FakePeer:
-    """Keeps what it is sent: states and messages parsed, closes as (code, reason)."""
+    """Keeps what it is sent: messages parsed, closes as (code, reason), "disconnected" as that."""
 
     is_over = False
     encoding: Encoding = JSON
@@ -36,6 +36,8 @@ class FakePeer:
         return [
             each[0]
             if isinstance(each, tuple)
+            else each
+            if isinstance(each, str)
             else (each["type"], each["state"].get("version"))
             if "state" in each
             else each["type"]
