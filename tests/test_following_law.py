@@ -1,6 +1,6 @@
 """Whoever applies changes has at each version what REST shows, however often its line was cut.
 
-In JSON and in MessagePack.
+In JSON and in MessagePack, compressed or not.
 """
 
 import asyncio
@@ -21,9 +21,11 @@ from tests.support.processes import Answer, read_answer
 from tests.support.random_histories import OVER, command, creation, uuid_of
 from tests.support.redis_server import RedisServer
 from tests.support.variants import first_of
+from tests.support.ws_client import DEFLATE
 
 BROKERS = ["memory", "redis all", "redis targeted"]
 AT_ONCE = 6
+EXTENSIONS: list[dict[str, str]] = [{}, DEFLATE]
 FEW, MANY = 12, 100
 
 
@@ -76,7 +78,9 @@ class History:
         self.asker = asker
         self.is_cut = True
         self.cut = [
-            CutFollower(cut_url, self.session_id, self._bytes_of_next_line, headers)
+            CutFollower(
+                cut_url, self.session_id, self._bytes_of_next_line, headers | self.rng.choice(EXTENSIONS)
+            )
             for headers in BY_ENCODING.values()
         ]
         self.positions: list[str] = []
@@ -211,9 +215,9 @@ async def play_all(broker: str, redis: RedisServer, seeds: range) -> int:
         steady_url, cut_url = (apis[(place + n) % len(apis)].url.replace("http", "ws") for n in (0, 1))
         async with AsyncExitStack() as stack:
             rests = [await stack.enter_async_context(Rest(api)) for api in apis]
-            one, other = list(BY_ENCODING.values())[:: 1 if place % 2 else -1]
-            steady = await stack.enter_async_context(Follower(steady_url, one))
-            asker = await stack.enter_async_context(Follower(cut_url, other))
+            kinds = [headers | more for headers in BY_ENCODING.values() for more in EXTENSIONS]
+            steady = await stack.enter_async_context(Follower(steady_url, kinds[place % 4]))
+            asker = await stack.enter_async_context(Follower(cut_url, kinds[(place + 1) % 4]))
             while waiting:
                 history = History(seed := waiting.pop(), rests, steady, asker, cut_url)
                 try:

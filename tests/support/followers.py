@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.client_model import OutOfStep, State, apply_update, position_of
-from tests.support.ws_client import BINARY, TEXT, Closed, WsClient, parsed
+from tests.support.ws_client import BINARY, DEFLATED, TEXT, Closed, WsClient, inflated, parsed
 
 V2 = {"Sec-WebSocket-Protocol": "lockstep.v2.json"}
 V2_MSGPACK = {"Sec-WebSocket-Protocol": "lockstep.v2.msgpack"}
@@ -277,8 +277,8 @@ def cut_frames(data: bytes) -> tuple[list[Any], bytes]:
             length = int.from_bytes(data[2:at], "big")
         if len(data) < max(at, at + length):
             break
-        opcode = data[0] & 0x0F
+        opcode, payload = data[0] & 0x0F, data[at : at + length]
         if opcode in (TEXT, BINARY):
-            messages.append(parsed(opcode, data[at : at + length]))
+            messages.append(parsed(opcode, inflated(payload) if data[0] & DEFLATED else payload))
         data = data[at + length :]
     return messages, data
