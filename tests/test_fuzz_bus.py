@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from lockstep.rules.state_json import dumps, to_json
 from lockstep.wire import protocol_v1
+from lockstep.wire.encodings import MSGPACK
 from lockstep.wire.payloads import (
     MAX_PUBLISHED_BYTES,
     MAX_RELAYED_BYTES,
@@ -23,6 +25,7 @@ from lockstep.wire.payloads import (
     read_relayed,
     update_id,
 )
+from tests.support.followers import cut_frames
 from tests.support.fuzzing import examples, json_values
 from tests.support.processes import ServerProcess
 from tests.support.redis_server import RedisServer
@@ -52,7 +55,9 @@ def mutated(draw: st.DrawFn) -> bytes:
         at = draw(st.integers(0, len(payload)))
         gone = draw(st.sampled_from([0, 1, 2, 30]))
         put = draw(
-            st.sampled_from([b"", b"\xff", b'"', b"}", b"0", b"\x00", b"\n", b"\\ud800", b"[[", b",", b"NaN"])
+            st.sampled_from(
+                [b"", b"\xff", b'"', b"}", b"0", b"\x00", b"\n", b"\\ud800", b"[[", b",", b"NaN", b"1e999"]
+            )
             | st.binary(max_size=3)
         )
         payload = payload[:at] + put + payload[at + gone :]
@@ -88,8 +93,16 @@ def test_what_is_mutated_here_is_what_lockstep_publishes() -> None:
 
 def is_text_frame(message: bytes) -> bool:
     """What a client can read: an object with a type, in UTF-8."""
-    parsed = json.loads(message.decode())
+    return is_message(json.loads(message.decode()))
+
+
+def is_message(parsed: Any) -> bool:
     return isinstance(parsed, dict) and isinstance(parsed["type"], str)
+
+
+def is_message_in_msgpack(message: bytes) -> bool:
+    messages, rest = cut_frames(MSGPACK.encode(message))
+    return rest == b"" and [is_message(each) for each in messages] == [True]
 
 
 @examples(500)
@@ -105,6 +118,7 @@ def test_what_is_published_as_an_update_is_read_as_one_or_is_junk(payload: bytes
     elif isinstance(read, Update):
         assert len(payload) <= MAX_PUBLISHED_BYTES
         assert is_text_frame(read.message)
+        assert is_message_in_msgpack(read.message)
     else:
         assert isinstance(read, Deletion)
         assert read.message is None or is_text_frame(read.message)
@@ -117,6 +131,7 @@ def test_what_is_published_as_a_message_is_relayed_whole_or_is_junk(payload: byt
     if read is not None:
         assert len(read) <= MAX_RELAYED_BYTES
         assert is_text_frame(read)
+        assert is_message_in_msgpack(read)
 
 
 # --- through Redis, to a client ------------------------------------------------------------------

@@ -14,22 +14,18 @@ from lockstep.rules.state import MAX_METADATA_BYTES
 from lockstep.wire import strict_json
 from lockstep.wire.encodings import JSON, MSGPACK
 from lockstep.wire.strict_msgpack import MAX_VALUES, loads
+from tests.support.followers import cut_frames
 from tests.support.fuzzing import examples, json_values
 from tests.support.ws_client import BINARY
-
-FIXTEXT, FIXARRAY, FIXMAP = 0xA0, 0x90, 0x80
 
 
 def sent(text: str) -> Any:
     """What a client reads where another is sent this JSON."""
     frame = MSGPACK.encode(text.encode())
     assert frame[0] == 0x80 | BINARY
-    length, at = frame[1], 2
-    if length >= 126:
-        at = 4 if length == 126 else 10
-        length = int.from_bytes(frame[2:at], "big")
-    assert len(frame) == at + length
-    return msgspec.msgpack.decode(frame[at:])
+    (message,), rest = cut_frames(frame)
+    assert rest == b""
+    return message
 
 
 def packed(value: Any) -> bytes:
@@ -108,6 +104,12 @@ def test_what_is_nested_deeply_is_sent_as_it_is(depth: int, more: str) -> None:
     frame = encode(60)
     assert frame.count(b"\x91") >= depth - 1
     assert frame == MSGPACK.encode(b"[" * depth + more.encode() + b"]" * depth)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"type":"SNAPSHOT","state":{"a":"}', '{"a":1}}', "[" * 100_000])
+def test_what_is_no_json_is_sent_as_text(text: str) -> None:
+    """A state that was damaged in the store is no message to anybody, and nobody else suffers from it."""
+    assert sent(text) == text
 
 
 # --- what is read --------------------------------------------------------------------------------

@@ -73,12 +73,15 @@ _DEEPER = 1000
 def _pack_any(message: bytes) -> bytes:
     """The same of what msgspec would not read or write: numbers of any size, and whatever depth has come in.
 
-    A number beyond a double is infinite, as it is to JavaScript.
+    A number beyond a double is infinite, as it is to JavaScript. What is no JSON, since a state was damaged
+    in the store, is a string: to clients of JSON it is no message either.
     """
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(limit + _DEEPER)
     try:
         return _pack(json.loads(message, parse_int=_whole))
+    except (ValueError, RecursionError):
+        return _pack(message.decode(errors="replace"))
     finally:
         sys.setrecursionlimit(limit)
 
