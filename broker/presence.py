@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import hiredis
 
-from broker.calls import checked, execute
+from broker.calls import execute
 from broker.health import NO_CHANGES
 from broker.keys import Channels, Keys, glob_escaped
 from broker.link import REFUSED, Link
@@ -33,11 +34,14 @@ BYTES_AT_ONCE = 65_536
 # Where Redis was away all other processes renew their signs of life in this time.
 RENEWED_AFTER_S = 3.0
 # A mark that begins so says that the store does not have all that a process says: see lua/settled.lua.
-UNSETTLED = "-"
+UNSETTLED = b"-"
+# What a process is about to say again is waited for so long.
+READ_AGAIN_AFTER_S = 0.1
+READ_AGAIN_TIMES = 10
 
 
 class PutOff(Exception):
-    """Redis takes no changes now."""
+    """Redis does not take it now."""
 
 
 class RedisPresence(Presence):
@@ -140,6 +144,10 @@ class RedisPresence(Presence):
 
     async def _say(self) -> None:
         try:
+            if not self._mark:
+                # There is nothing that the store could have lost.
+                doubts = self._doubts
+                self._mark, self._met_doubts = await self._enter(b"", b"%d" % doubts), doubts
             is_all_said = await self._say_changes()
             if self._has_to_compare:
                 is_all_said &= await self._compare_all()
@@ -211,8 +219,7 @@ class RedisPresence(Presence):
         ]
         channel = self._channels.update(session_id)
         reply = await self._attend(self._link, keys, session_id, self._process, channel, message, *arguments)
-        if isinstance(reply, hiredis.ReplyError):
-            why = str(reply).removeprefix(REFUSED)
+        if why := refusal(reply):
             if why.startswith(NO_CHANGES):
                 raise PutOff(why)
             self._note_put_off(f"session {session_id}: {why}")
@@ -233,7 +240,7 @@ class RedisPresence(Presence):
     async def _compare_all(self) -> bool:
         """Make what the store has of this process what is so. Raises as `_say_changes`."""
         doubts, own = self._doubts, self._keys.presence_of(self._process)
-        mark = await self._enter(b"", f"{UNSETTLED}{doubts}")
+        mark = await self._enter(b"", b"%b%d" % (UNSETTLED, doubts))
         await execute(self._link, "EXPIRE", own, KEPT_S)
         listed = {
             field.decode("utf-8", "replace") async for page in pages(self._link, own) for field, _ in page
@@ -243,14 +250,16 @@ class RedisPresence(Presence):
             await asyncio.gather(*(self._compare(each, each in listed) for each in session_ids))
             is_all_said &= await self._say_changes()
         # Not where the store has lost that mark meanwhile: then the look finds it.
-        if settled := await self._enter(mark, str(doubts)):
+        if settled := await self._enter(mark, b"%d" % doubts):
             self._mark, self._met_doubts = settled, doubts
         return is_all_said
 
-    async def _enter(self, expected: bytes, mark: str) -> bytes:
+    async def _enter(self, expected: bytes, mark: bytes) -> bytes:
         keys = [self._keys.presence_processes]
-        reply: bytes = checked(await self._settled(self._link, keys, self._process, expected, mark))
-        return reply
+        reply = await self._settled(self._link, keys, self._process, expected, mark)
+        if why := refusal(reply):
+            raise PutOff(why)
+        return bytes(reply)
 
     async def _compare(self, session_id: str, is_listed: bool) -> None:
         key, begin = self._keys.presence(session_id), len(self._field(""))
@@ -273,21 +282,38 @@ class RedisPresence(Presence):
         }
 
     async def present(self, session_id: str) -> dict[str, dict[str, Attendance]]:
+        said, partial = await self._read(session_id)
+        for _ in range(READ_AGAIN_TIMES):
+            if not partial:
+                break
+            # They say all again just now, which takes some ms.
+            await asyncio.sleep(READ_AGAIN_AFTER_S)
+            said, partial = await self._read(session_id)
+        for process in partial:
+            del said[process]
+        return said
+
+    async def _read(self, session_id: str) -> tuple[dict[str, dict[str, Attendance]], list[str]]:
+        """What the other processes say, as stored; and those of which not all may be."""
         marks = await self._marks()
-        said: dict[str, dict[str, Attendance]] = {process: {} for process in marks}
+        said: dict[str, dict[str, Attendance]] = {each: {} for each in marks if each != self._process}
         async for page in pages(self._link, self._keys.presence(session_id)):
             for field, value in page:
                 process, _, subject = field.decode("utf-8", "replace").partition(" ")
                 attendance = attendance_of(value)
                 if process in said and attendance is not None:
                     said[process][subject] = attendance
-        marks_then = await self._marks()
-        # Of one whose mark has changed meanwhile something may have been missing.
-        for process, mark in marks.items():
-            is_whole = mark == marks_then.get(process) and not mark.startswith(UNSETTLED.encode())
-            if process == self._process or not is_whole:
-                del said[process]
-        return said
+        # Where a mark has changed meanwhile, something may have been missing.
+        then = await self._marks()
+        partial = [
+            each for each in said if marks[each] != then.get(each) or marks[each].startswith(UNSETTLED)
+        ]
+        return said, partial
+
+
+def refusal(reply: Any) -> str:
+    """Why Redis has not done it; empty where it has."""
+    return str(reply).removeprefix(REFUSED) if isinstance(reply, hiredis.ReplyError) else ""
 
 
 def value_of(attendance: Attendance) -> bytes:

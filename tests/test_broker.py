@@ -15,7 +15,7 @@ from msgspec import structs
 
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
-from lockstep.contract import AlreadyDone, Broker, Charge, EpochTooLow, IdempotencyRecord, Outcome
+from lockstep.contract import AlreadyDone, Attendance, Broker, Charge, EpochTooLow, IdempotencyRecord, Outcome
 from lockstep.identifiers import new_epoch
 from lockstep.metrics import Metrics
 from lockstep.rules import state_json
@@ -986,3 +986,27 @@ async def test_a_lapsed_session_gives_way_to_a_new_one_of_its_id(broker: Broker)
         assert types == ["STATE_UPDATE", "SESSION_DELETED", "STATE_UPDATE"]
         assert published[1]["epoch"] == old.epoch
         assert published[2]["state"]["epoch"] == new.epoch
+
+
+# --- presence ------------------------------------------------------------------------------------
+# What several processes say to each other is in test_presence_broker.py.
+
+
+async def test_what_a_process_says_of_its_own_clients_is_not_told_to_itself(broker: Broker) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        await created(broker, session_id)
+        for subject in ("", "ann", "two words", "Zoë", "\x00", '"', "x" * 1024):
+            broker.attend(session_id, subject, Attendance(2, broker.now_ms()))
+        broker.attend(session_id, "ann", None)
+        broker.attend(session_id, "nobody", None)
+        assert await broker.present(session_id) == {}
+        await asyncio.sleep(0.1)
+        assert await broker.present(session_id) == {}
+        broker.forget_session(session_id)
+        broker.forget_session(new_id())
+        assert await broker.delete(session_id)
+        await ears.until_published(2)
+        await asyncio.sleep(0.1)
+        assert await broker.present(session_id) == {}
+        assert ears.presence == []

@@ -11,7 +11,7 @@ import pytest
 from broker.doctor import examine
 from broker.redis import RedisBroker
 from lockstep.config import Settings
-from lockstep.contract import Charge
+from lockstep.contract import Attendance, Charge
 from lockstep.metrics import Metrics
 from tests.support.brokers import started
 from tests.support.commits import created, new_id
@@ -86,6 +86,18 @@ async def test_the_rights_of_the_docs_suffice(redis: RedisServer, routing: str) 
         await broker._look()
         broker.leave("room", 9)
         await broker._counters.keep()
+        broker.attend(session_id, "ann", Attendance(1, 1))
+        broker.attend(session_id, "ben", Attendance(1, 1))
+        await broker._presence._say()
+        with redis.client as client:
+            client.hset("presence-of:dead", session_id, "")
+            client.hset("presence-processes", "dead", "1")
+            client.hset(f"presence:{session_id}", "dead ann", "1 1")
+        await broker._presence._sweep._sweep("dead")
+        broker.attend(session_id, "ann", None)
+        await broker._presence.keep()
+        await broker._presence._say()
+        assert await broker.present(session_id) == {}
         await broker._look()
         if routing == "targeted":
             broker._subscriber._leave(session_id)

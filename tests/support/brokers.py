@@ -60,6 +60,32 @@ class Ears:
         self.gaps += 1
         self._heard()
 
+    def present(self, session_id: str) -> dict[str, dict[str, Attendance]]:
+        """Who is there at other processes, as far as it was told."""
+        present: dict[str, dict[str, Attendance]] = {}
+        for its_id, process, attendances in self.presence:
+            if its_id == session_id and attendances is None:
+                present.pop(process, None)
+            elif its_id == session_id and attendances is not None:
+                for subject, attendance in attendances.items():
+                    if attendance is None:
+                        present.get(process, {}).pop(subject, None)
+                    else:
+                        present.setdefault(process, {})[subject] = attendance
+        return {process: subjects for process, subjects in present.items() if subjects}
+
+    async def until_present(self, session_id: str, *expected: dict[str, Attendance]) -> None:
+        """What it was told is `expected`, of each process that has somebody there, in any order."""
+
+        def is_so(ears: Ears) -> bool:
+            told = list(ears.present(session_id).values())
+            return len(told) == len(expected) and all(each in told for each in expected)
+
+        try:
+            await self.until(is_so)
+        except TimeoutError:
+            raise AssertionError(f"told {self.present(session_id)}, not {expected}") from None
+
     def _heard(self) -> None:
         self.tasks.append(asyncio.current_task())
         self._moved.set()
