@@ -202,13 +202,22 @@ class MemoryBroker(Broker):
             self._remove(session_id, stored)
         return is_it and epoch != ""
 
-    async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
+    async def publish(
+        self,
+        session_id: str,
+        message: bytes,
+        record: IdempotencyRecord | None = None,
+        *,
+        is_notice: bool = False,
+    ) -> bool:
         self._check_record(record)
         stored = self._alive(session_id)
         if stored is None:
             return False
         self._keep_record(record, heads.epoch_of(session_id, stored.state))
-        if self._listener is not None:
+        if is_notice:
+            self._publish_soon(message)
+        elif self._listener is not None:
             asyncio.get_running_loop().call_soon(self._listener.on_relayed, session_id, message)
         return True
 

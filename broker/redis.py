@@ -127,9 +127,16 @@ class RedisBroker(RedisStore, Broker):
     def unhear(self, session_id: str) -> None:
         self._subscriber.unhear(session_id)
 
-    async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
+    async def publish(
+        self,
+        session_id: str,
+        message: bytes,
+        record: IdempotencyRecord | None = None,
+        *,
+        is_notice: bool = False,
+    ) -> bool:
         keys = [self._keys.state(session_id), *self._keys.records(record)]
-        channel = self._channels.message(session_id)
+        channel = self._channels.update(session_id) if is_notice else self._channels.message(session_id)
         reply = await at_most_once(
             self._publish(self._link, keys, session_id, channel, message, *content_and_time(record))
         )

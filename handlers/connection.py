@@ -15,13 +15,7 @@ from typing import Any
 from handlers.connection_service import Service, Spoken
 from handlers.connection_states import Reading, State
 from handlers.outgoing_queue import OutgoingQueue
-from lockstep.errors import (
-    ABNORMAL_CLOSURE,
-    INTERNAL_ERROR,
-    TOO_MANY_MESSAGES,
-    TOO_SLOW,
-    Close,
-)
+from lockstep.errors import ABNORMAL_CLOSURE, DISCONNECTED, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
 from lockstep.live.peers import Batch, Kind
 from lockstep.wire.encodings import Encoding
 from lockstep.wire.frames import (
@@ -288,6 +282,9 @@ class Connection:
     def close(self, how: Close) -> None:
         if self._state.can_send:
             self._begin_to_end(State.CLOSING, how.code, how.reason)
+
+    def disconnect(self) -> None:
+        self.close(DISCONNECTED)
 
     def close_in(self, delay_s: float, how: Close) -> None:
         """Close after this delay, if the connection lasts so long."""

@@ -16,6 +16,7 @@ from lockstep.commands import COMMANDS
 from lockstep.contract import Clock
 from lockstep.errors import (
     CLOSE_BY_LIMIT,
+    DISCONNECTED,
     Forbidden,
     LockstepError,
     NotSubscribed,
@@ -27,6 +28,8 @@ from lockstep.errors import (
 )
 from lockstep.limits import Admission, ConnectionLimits, RateLimits
 from lockstep.live.followers import Followers
+from lockstep.live.peers import Kind
+from lockstep.metrics import Metrics
 from lockstep.perform import Change, Performer
 from lockstep.rules.state_json import dumps
 from lockstep.wire.protocol_v2 import (
@@ -54,15 +57,16 @@ class Requests:
         limits: ConnectionLimits,
         rates: RateLimits | None,
         max_subscriptions: int,
+        metrics: Metrics,
     ) -> None:
         self._followers = followers
-        self._skipped = followers.skipped  # one object for all subscriptions
         self._performer = performer
         self._clock = clock
         self._tokens = tokens
         self._limits = limits
         self._rates = rates
         self._max_subscriptions = max_subscriptions
+        self._metrics = metrics
 
     async def answer(self, connection: Connection, request: SessionRequest) -> Struct | None:
         """Raises LockstepError, which is the answer then."""
@@ -95,7 +99,8 @@ class Requests:
                 self.drop(following, subscription)
                 raise
         if subscription.is_ended:
-            # Another token has come meanwhile, and perhaps one more, which would allow it again.
+            # Another token has come meanwhile, and perhaps one more, which would allow it again; or its
+            # subject was sent away.
             following.access.require(Scope.VIEW, session_id)
             raise NotSubscribed(session_id)
 
@@ -118,7 +123,7 @@ class Requests:
             self._limits.leave(session_id, connection.caller, None)
             return None
         session_id = sys.intern(session_id)  # all who follow it share the text
-        subscription = Subscription(connection, session_id, self._skipped)
+        subscription = Subscription(connection, session_id, self)
         following.subscriptions[session_id] = subscription
         return subscription
 
@@ -146,6 +151,20 @@ class Requests:
         subscription.outgoing.forget(subscription)
         self._followers.unsubscribe(subscription.session_id, subscription)
         self._limits.leave(subscription.session_id, subscription.connection.caller, None)
+
+    def skipped(self, subscription: Subscription, kind: Kind) -> bytes:
+        return self._followers.skipped(subscription.session_id, subscription, kind)
+
+    def disconnect(self, subscription: Subscription) -> None:
+        if subscription.is_over:
+            return
+        connection = subscription.connection
+        self.drop(connection.following, subscription)
+        told = Unsubscribed(
+            session_id=subscription.session_id, code="DISCONNECTED", message=DISCONNECTED.reason
+        )
+        self._metrics.count_sent("UNSUBSCRIBED")
+        connection.send(connection.encoding.encode(dumps(told)))
 
     # --- commands ----------------------------------------------------------------------------------
 

@@ -24,6 +24,10 @@ async def post_message(request: Request, services: Services) -> Reply:
     return _reply_to(await services.performer.message(request.session_id, _change(request, services)))
 
 
+async def disconnect(request: Request, services: Services) -> Reply:
+    return _reply_to(await services.performer.disconnect(request.session_id, _change(request, services)))
+
+
 async def delete_session(request: Request, services: Services) -> Reply:
     return _reply_to(await services.performer.delete(request.session_id, _change(request, services)))
 

@@ -1,7 +1,7 @@
 """What a client of protocol v2 follows: a subscription for each session, which is a peer of its room."""
 
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from handlers.connection import Connection
 from handlers.outgoing_queue import OutgoingQueue
@@ -12,20 +12,27 @@ from lockstep.wire.encodings import Encoding
 from lockstep.wire.protocol_v2 import SessionRequest
 
 
+class Service(Protocol):
+    """What all subscriptions share."""
+
+    def skipped(self, subscription: "Subscription", kind: Kind) -> bytes:
+        """The frame that stands for those of this kind which were not sent."""
+
+    def disconnect(self, subscription: "Subscription") -> None:
+        """Tell its client that it is sent away, and end it. Called again it does nothing."""
+
+
 class Subscription:
     """Sends through its connection, which may have others. A client may have a hundred: they are small."""
 
-    __slots__ = ("_skipped", "connection", "is_ended", "outgoing", "session_id")
+    __slots__ = ("_service", "connection", "is_ended", "outgoing", "session_id")
 
-    def __init__(
-        self, connection: Connection, session_id: str, skipped: Callable[[str, "Subscription", Kind], bytes]
-    ) -> None:
-        """`skipped` makes the frame that stands for those of this kind which were not sent."""
+    def __init__(self, connection: Connection, session_id: str, service: "Service") -> None:
         self.connection = connection
         self.outgoing: OutgoingQueue = connection.outgoing
         self.session_id = session_id
         self.is_ended = False
-        self._skipped = skipped
+        self._service = service
 
     @property
     def encoding(self) -> Encoding:
@@ -53,10 +60,13 @@ class Subscription:
             self.outgoing.took(batch, sent, self)
 
     def skipped(self, kind: Kind) -> bytes:
-        return self._skipped(self.session_id, self, kind)
+        return self._service.skipped(self, kind)
 
     def close(self, how: Close) -> None:
         self.connection.close(how)
+
+    def disconnect(self) -> None:
+        self._service.disconnect(self)
 
 
 class Following:

@@ -270,9 +270,17 @@ class Bus(Protocol):
         """The session has no client here any more."""
 
     @abc.abstractmethod
-    async def publish(self, session_id: str, message: bytes, record: IdempotencyRecord | None = None) -> bool:
+    async def publish(
+        self,
+        session_id: str,
+        message: bytes,
+        record: IdempotencyRecord | None = None,
+        *,
+        is_notice: bool = False,
+    ) -> bool:
         """Send a message to every client of the session, on whichever process; False if there is no session.
 
+        A notice is for these processes themselves: it comes among the session's updates (`on_published`).
         The `record` is kept with the session's epoch (``with_epoch``), in the same atomic step. Raises
         AlreadyDone where one of the same key is kept already, and BrokerUnavailable as ``Store`` does.
         """

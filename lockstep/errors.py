@@ -121,8 +121,25 @@ class TooManySubscriptions(LockstepError):
 
 
 class SessionFull(LockstepError):
+    """The session has as many clients as it may, or as many of this caller."""
+
     code = "SESSION_FULL"
-    status = 409
+    status = 429
+    retry_after_s = 5.0
+
+
+class AddressFull(LockstepError):
+    code = "ADDRESS_FULL"
+    status = 429
+    retry_after_s = 5.0
+
+
+class ServerFull(LockstepError):
+    """This process lets nobody in, or not so many at once; another may."""
+
+    code = "SERVER_FULL"
+    status = 503
+    retry_after_s = 1.0
 
 
 class UnsupportedProtocol(LockstepError):
@@ -298,6 +315,7 @@ CALLER_FULL = Close(4007, "Too many connections of yours to this session", may_c
 TOKEN_REFUSED = Close(4501, "This token is not valid", may_come_back=True)
 TOKEN_EXPIRED = TOKEN_REFUSED.because("This token has expired")
 TOKEN_FORBIDDEN = Close(4503, "This token is for another session", may_come_back=False)
+DISCONNECTED = Close(4504, "Disconnected", may_come_back=False)
 # By the name of the connection limit that refuses a client.
 CLOSE_BY_LIMIT = {
     "session": SESSION_FULL,
@@ -305,4 +323,12 @@ CLOSE_BY_LIMIT = {
     "caller": CALLER_FULL,
     "address": ADDRESS_FULL,
     "connection_rate": TOO_MANY_NEW,
+}
+# The same, where a request is refused for it.
+ERROR_BY_LIMIT: Mapping[str, type[LockstepError]] = {
+    "session": SessionFull,
+    "process": ServerFull,
+    "caller": SessionFull,
+    "address": AddressFull,
+    "connection_rate": ServerFull,
 }

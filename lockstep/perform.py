@@ -20,7 +20,7 @@ from lockstep.rules.state import Session
 from lockstep.rules.state_json import dumps
 from lockstep.rules.steps import Guard, Rule, Step
 from lockstep.sessions import Sessions
-from lockstep.wire import heads
+from lockstep.wire import heads, payloads
 from lockstep.wire.answers import STATE, Answer
 from lockstep.wire.strict_json import loads
 
@@ -158,11 +158,33 @@ class Performer:
         session_id = session_id_in_path(session_id, violations)
         bodies.check_message(body, violations)
         violations.raise_if_any()
+        idempotent = change.identified_by(f"/v1/sessions/{session_id}/messages", lambda: body)
+        return await self._publish(session_id, change, idempotent, change.body)
+
+    async def disconnect(self, session_id: str, change: Change) -> Applied:
+        """End the connections to the session of the subject that the body names, on every process."""
+        body = change.read_json()
+        violations = Violations()
+        session_id = session_id_in_path(session_id, violations)
+        said = bodies.DISCONNECT.read(body, "", violations)
+        violations.raise_if_any()
+        idempotent = change.identified_by(f"/v1/sessions/{session_id}/disconnect", lambda: said)
+        notice = payloads.Disconnect(session_id=session_id, subject=said["subject"])
+        return await self._publish(session_id, change, idempotent, dumps(notice), is_notice=True)
+
+    async def _publish(
+        self,
+        session_id: str,
+        change: Change,
+        idempotent: Idempotent | None,
+        message: bytes,
+        *,
+        is_notice: bool = False,
+    ) -> Applied:
         answer = dumps({"session_id": session_id})
-        path = f"/v1/sessions/{session_id}/messages"
-        context = await self._admitted(change, change.identified_by(path, lambda: body))
+        context = await self._admitted(change, idempotent)
         try:
-            await self._sessions.publish(session_id, change.body, context, answer)
+            await self._sessions.publish(session_id, message, context, answer, is_notice=is_notice)
         except Replay as replay:
             return await self._again(replay, STATE)
         return Applied(202, session_id, answer)

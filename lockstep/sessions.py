@@ -302,9 +302,18 @@ class Sessions:
         return heads.beginning(session)
 
     async def publish(
-        self, session_id: str, message: bytes, context: Context = NOBODY, answer: bytes = b""
+        self,
+        session_id: str,
+        message: bytes,
+        context: Context = NOBODY,
+        answer: bytes = b"",
+        *,
+        is_notice: bool = False,
     ) -> None:
-        """Send a message to every client of an existing session. Raises Replay where it was sent before."""
+        """Send a message to every client of an existing session, or a notice to every process.
+
+        Raises Replay where it was sent before.
+        """
         idempotent = context.idempotent
         done = None
         if idempotent is not None:
@@ -312,7 +321,7 @@ class Sessions:
             idempotent.require_in_time()
             done = idempotent.done(202, session_id, new_commit(), answer)
         async with self._stored.looked_up(session_id, idempotent):
-            if not await self._broker.publish(session_id, message, done):
+            if not await self._broker.publish(session_id, message, done, is_notice=is_notice):
                 raise SessionNotFound(session_id)
 
 

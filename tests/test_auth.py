@@ -99,6 +99,7 @@ DOORS = [
     Door("POST", "/v1/sessions/ID/unseat", "control", {"participant_id": BERT}),
     Door("POST", "/v1/sessions/ID/annotate", "control", {"metadata": {"round": 2}}),
     Door("POST", "/v1/sessions/ID/messages", "control", {"type": "NOTE"}, 202),
+    Door("POST", "/v1/sessions/ID/disconnect", "admin", {"subject": "nobody"}, 202),
     Door("DELETE", "/v1/sessions/ID", "admin", success=204),
     Door("POST", "/v1/sessions", "admin", NEW | {"session_id": "ID"}, 409, "of its own"),
     Door("POST", "/v1/sessions", "admin", NEW, 201),
@@ -272,6 +273,7 @@ REFUSED = [
     ("view", 403, "POST", "/v1/sessions/ID/switch"),
     ("play", 403, "POST", "/v1/sessions/ID/messages"),
     ("control", 403, "POST", "/v1/sessions"),
+    ("control", 403, "POST", "/v1/sessions/ID/disconnect"),
 ]
 
 

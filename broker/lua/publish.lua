@@ -1,4 +1,4 @@
--- Send a message to the clients of a session, if there is one, and once.
+-- Send a message to the clients of a session, or a notice to the processes that have them, if there is one, and once.
 --
 -- KEYS  session, [what is kept of the request, [the same, by the name that version 0.1 looks for]]
 -- ARGV  1 id, 2 channel, 3 message, 4 record of the request or '', 5 kept for so many ms

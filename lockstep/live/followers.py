@@ -42,7 +42,7 @@ class Followers:
         Also a session that does not exist yet. A peer that follows it already is sent the state. Raises
         BrokerUnavailable, StateCorrupt; then it does not follow. A peer that is over by then does not either.
         """
-        async with self._hub.hearing(session_id) as is_heard:
+        async with self._hub.hearing(session_id, peer) as is_heard:
             if not is_heard:
                 raise BrokerUnavailable
             timeline = await self._current(session_id)

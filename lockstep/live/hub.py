@@ -22,7 +22,7 @@ from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, payloads, protocol_v1
 from lockstep.wire.heads import Head
-from lockstep.wire.payloads import Deletion, Update
+from lockstep.wire.payloads import Deletion, Disconnect, Update
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class Hub:
         self._metrics = metrics
         self.rooms: dict[str, Room] = {}
         self.rings = Rings()
-        # How many of each session wait until its channel is heard: the channel is not left meanwhile.
-        self._joining: dict[str, int] = {}
+        # Who is about to enter the room of each session, whose channel is not left meanwhile.
+        self._joining: dict[str, set[Peer]] = {}
         self._serving = Serving(deliver, broker, metrics)
         self.presence = PresenceTracker(broker, self.rooms, self.schedule, sessions.read, metrics)
         self._reads = SharedReads(sessions.read)
@@ -81,7 +81,7 @@ class Hub:
 
         A peer that is over by then is not registered.
         """
-        async with self.hearing(session_id) as is_heard:
+        async with self.hearing(session_id, peer) as is_heard:
             if not peer.is_over:
                 room = self.room_of(session_id)
                 room.audiences.enter(peer)
@@ -93,17 +93,18 @@ class Hub:
                 peer.send(peer.encoding.encode(connected))
 
     @asynccontextmanager
-    async def hearing(self, session_id: str) -> AsyncIterator[bool]:
-        """Around an entrance: the session's channel is heard; False while the store is away.
+    async def hearing(self, session_id: str, peer: Peer) -> AsyncIterator[bool]:
+        """Around the peer's entrance: the session's channel is heard; False while the store is away.
 
         Meanwhile the channel is not left, and the session's room stays.
         """
-        self._joining[session_id] = self._joining.get(session_id, 0) + 1
+        joining = self._joining.setdefault(session_id, set())
+        joining.add(peer)
         try:
             yield await self._broker.hear(session_id)
         finally:
-            self._joining[session_id] -= 1
-            if not self._joining[session_id]:
+            joining.discard(peer)
+            if not joining:
                 del self._joining[session_id]
                 if session_id in self.rooms:
                     self.drop_if_empty(session_id)
@@ -190,9 +191,11 @@ class Hub:
             self._discard("session-updates", payload)
             return
         room = self.rooms.get(published.session_id)
-        if room is None:
+        if isinstance(published, Disconnect):
+            self._disconnect(room, published)
+        elif room is None:
             return
-        if isinstance(published, Update):
+        elif isinstance(published, Update):
             self._deliver(room, published)
         else:
             self._delete(room, published)
@@ -275,6 +278,13 @@ class Hub:
             self._drop_room(session_id)
         self.schedule(room)
         room.end(deletion, self._broker.now_ms())
+
+    def _disconnect(self, room: Room | None, of: Disconnect) -> None:
+        """Send the subject's clients away, also those who are about to enter."""
+        if room is not None:
+            room.disconnect(of.subject)
+        for peer in [each for each in self._joining.get(of.session_id, ()) if each.subject == of.subject]:
+            peer.disconnect()
 
     def _discard(self, channel: str, payload: bytes) -> None:
         self.junk += 1

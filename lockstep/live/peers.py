@@ -60,3 +60,6 @@ class Peer(Protocol):
 
     def close(self, how: Close) -> None:
         """Close the connection behind what has been sent. It may be called again, and then does nothing."""
+
+    def disconnect(self) -> None:
+        """The subject is sent away: tell it, and end this subscription. Called again it does nothing."""

@@ -103,6 +103,14 @@ class Room:
         self.sent = self.known = head
         self.sent_state = state
 
+    def disconnect(self, subject: str) -> None:
+        """Send the subject's clients away, behind what has come until now."""
+        followers = () if self.timeline is None else (self.timeline.audiences,)
+        for audiences in (self.audiences, *followers):
+            for peer in [each for each in audiences if each.subject == subject]:
+                audiences.catch_up(peer)
+                peer.disconnect()
+
     # --- serving ---------------------------------------------------------------------------------
 
     def serve(self, deliver: Deliver, time_is_up: Callable[[], bool]) -> bool:

@@ -51,6 +51,9 @@ CREATE = Record(
     },
     required=["sync_mode"],
 )
+MAX_SUBJECT_LENGTH = 16_384
+"""No token that a request can carry has a longer one."""
+DISCONNECT = Record({"subject": Text(MAX_SUBJECT_LENGTH)}, required=["subject"])
 
 
 def spec(body: Any) -> Spec:

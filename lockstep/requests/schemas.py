@@ -1,7 +1,7 @@
 """The schemas of /openapi.json: what is asked and answered, with the limits of what reads and writes it."""
 
 from lockstep.commands import COMMANDS
-from lockstep.requests.bodies import ALLOWED_ON_TIMEOUT, CREATE, NEEDED, PARTICIPANT
+from lockstep.requests.bodies import ALLOWED_ON_TIMEOUT, CREATE, DISCONNECT, NEEDED, PARTICIPANT
 from lockstep.requests.json_schema import (
     STRING,
     Schema,
@@ -33,6 +33,7 @@ def schemas() -> dict[str, Schema]:
         **creations,
         **command_schemas(),
         "Message": application_message(),
+        "Disconnect": schema_of(DISCONNECT),
         "Violation": object_of({"field": STRING, "message": STRING, "code": STRING}),
     }
 

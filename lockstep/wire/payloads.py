@@ -1,9 +1,10 @@
 """What processes say to each other over the channels of the bus, and what others may say there."""
 
 import re
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from lockstep.errors import MalformedJson
 from lockstep.rules.state_json import dumps
@@ -62,6 +63,13 @@ class Deletion(Struct, frozen=True):
     epoch: str | None
 
 
+class Disconnect(Struct, frozen=True, tag_field="type", tag="DISCONNECT", rename="camel"):
+    """Somebody who may do so ends the connections of this subject to the session."""
+
+    session_id: Annotated[str, Meta(pattern=f"^{UUID.pattern}$")]
+    subject: Annotated[str, Meta(min_length=1)]
+
+
 def published(session_id: str, timestamp_ms: int, state: bytes, update: bytes) -> bytes:
     """What a commit publishes, as lua/commit.lua does: its STATE_UPDATE, and the UPDATE behind the state.
 
@@ -81,7 +89,7 @@ def update_id(payload: bytes) -> str | None:
     return None
 
 
-def read_published(payload: bytes, now_ms: int) -> Update | Deletion | None:
+def read_published(payload: bytes, now_ms: int) -> Update | Deletion | Disconnect | None:
     """What a payload of `session-updates` means; None for junk."""
     if len(payload) > MAX_PUBLISHED_BYTES:
         return None
@@ -91,7 +99,21 @@ def read_published(payload: bytes, now_ms: int) -> Update | Deletion | None:
     deleted = _DELETED.match(payload)
     if deleted is not None:
         return Deletion(_deleted_id(payload), payload, deleted[1].decode())
+    if _NOTICE_BEGINS.match(payload):
+        return _read_notice(payload)
     return _read_foreign(payload, now_ms)
+
+
+# What processes of ours say to each other beside updates.
+_NOTICE_BEGINS = re.compile(rb'\{"type":"DISCONNECT",')
+_NOTICE = msgspec.json.Decoder(Disconnect)
+
+
+def _read_notice(payload: bytes) -> Disconnect | None:
+    try:
+        return _NOTICE.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 _TAIL = re.compile(rb',"updateBytes":"(\d{8})"\}')

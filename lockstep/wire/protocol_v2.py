@@ -168,7 +168,7 @@ class Error(_Message, tag="ERROR", kw_only=True):
 
 
 class Unsubscribed(_Message, tag="UNSUBSCRIBED", kw_only=True):
-    """Asked for, or, with a code, the token does not allow it any more."""
+    """Asked for; or, with a code, the token does not allow it any more, or the subject was sent away."""
 
     id: RequestId | UnsetType = UNSET
     session_id: UuidText

@@ -30,6 +30,9 @@ class FakePeer:
     def close(self, how: Close) -> None:
         self.got.append((how.code, how.reason))
 
+    def disconnect(self) -> None:
+        self.got.append("disconnected")
+
     @property
     def heard(self) -> list[Any]:
         """In short: ("STATE_UPDATE", version), other messages by their type, closes by their code."""
