@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from typing import Any, Protocol, TypeVar
 
 try:
     from tornado.netutil import bind_sockets
@@ -19,9 +20,8 @@ except ModuleNotFoundError as missing:
 from broker import open_broker
 from cli import run_command
 from handlers import build_transport
-from handlers.client_protocol import ClientProtocol
 from handlers.clients import Clients
-from handlers.connection import Connection
+from handlers.event_streams import EventStreams
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.listening import LISTEN_BACKLOG, ClientServer
@@ -34,7 +34,7 @@ from handlers.token_keys import TokenKeys
 from handlers.tokens import Tokens
 from lockstep import logs
 from lockstep.config import Settings, read_settings
-from lockstep.errors import GOING_AWAY
+from lockstep.errors import GOING_AWAY, Close
 from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.followers import Followers
@@ -66,6 +66,20 @@ BACK_WITHIN_S = 9.999
 LINGER_S = 0.3
 
 
+_Client = TypeVar("_Client")
+
+
+class Register(Protocol[_Client]):
+    """Clients of one kind."""
+
+    @property
+    def connections(self) -> Collection[_Client]:
+        """Those that have been let in."""
+
+    def send_away(self, connection: _Client, how: Close, come_back_after_ms: int) -> None:
+        """The process stops: end the connection."""
+
+
 class Server:
     """One process of Lockstep."""
 
@@ -91,11 +105,14 @@ class Server:
             settings.connection_rate,
             metrics,
         )
+        followers = Followers(self.hub, self.broker, self.sessions, metrics)
+        self.streams = EventStreams(followers, limits, metrics)
         services = Services(
             sessions=self.sessions,
             session_list=SessionList(self.broker),
             presence=self.hub.presence,
             performer=Performer(self.sessions),
+            streams=self.streams,
             shown_ms=self.broker.shown_ms,
             tokens=Tokens(keys, settings.jwt_audience, settings.jwt_issuer, settings.anonymous),
             origins=Origins(settings.allowed_origins),
@@ -108,13 +125,14 @@ class Server:
         )
         v1 = ProtocolV1(self.hub, self.broker, limits, metrics)
         requests = Requests(
-            Followers(self.hub, self.broker, self.sessions, metrics),
+            followers,
             services.performer,
             self.broker,
             services.tokens,
             limits,
             services.rates,
             settings.max_subscriptions,
+            metrics,
         )
         v2, v2_msgpack = (
             ProtocolV2(
@@ -134,6 +152,7 @@ class Server:
             metrics,
         )
         metrics.watch(metrics.connections, lambda: len(self._connections()))
+        metrics.watch(metrics.streams, lambda: len(self.streams.connections))
         self.transport = build_transport(services, self.clients, settings.keep_alive_s)
         self.http = ClientServer(self.transport)
 
@@ -143,6 +162,7 @@ class Server:
     async def start(self, sockets: list[socket.socket]) -> None:
         """Listen, and return when the broker is there. Raises ValueError if it cannot be used."""
         self.heartbeat.start()
+        self.streams.heartbeat.start()
         connecting = asyncio.create_task(self.broker.start(self.hub))
         try:
             # Early requests wait in the kernel for these milliseconds. Without a broker the process listens
@@ -167,6 +187,7 @@ class Server:
         except TimeoutError:
             log.warning("stopping took longer than drain_s=%g: who is left is cut off", self.settings.drain_s)
         self.heartbeat.close()
+        self.streams.heartbeat.close()
         await self._tasks.close()
         await self.deadlines.close()
         await self.hub.close()
@@ -191,14 +212,14 @@ class Server:
             else:
                 # Repeatedly: new clients may still have come by a connection that was open before.
                 leaving = self._connections()
-            for place, (protocol, connection) in enumerate(leaving, first):
+            for place, (register, connection) in enumerate(leaving, first):
                 after_ms = come_back_after_ms(place, len(clients), spread_s)
-                protocol.send_away(connection, GOING_AWAY, after_ms)
+                register.send_away(connection, GOING_AWAY, after_ms)
             await asyncio.sleep(0.01)
 
-    def _connections(self) -> list[tuple[ClientProtocol, Connection]]:
-        protocols = self.clients.protocols.values()
-        return [(protocol, connection) for protocol in protocols for connection in protocol.connections]
+    def _connections(self) -> list[tuple["Register[Any]", Any]]:
+        registers: tuple[Register[Any], ...] = (*self.clients.protocols.values(), self.streams)
+        return [(register, connection) for register in registers for connection in register.connections]
 
 
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:

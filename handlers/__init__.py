@@ -5,7 +5,7 @@ from functools import partial
 
 from tornado.web import Application
 
-from handlers import ops, page, sessions
+from handlers import ops, page, sessions, stream
 from handlers.clients import Clients
 from handlers.handshake import SocketHandler
 from handlers.json_errors import log_request
@@ -58,8 +58,10 @@ ROUTES = [
         _for_session(Scope.CONTROL),
         max_body_bytes=MAX_RELAYED_BYTES,
     ),
+    Route("POST", "/v1/sessions/{id}/disconnect", sessions.disconnect, _for_session(Scope.ADMIN)),
     Route("GET", "/v1/sessions/{id}/events", sessions.read_events, _for_session(Scope.VIEW)),
     Route("GET", "/v1/sessions/{id}/presence", sessions.read_presence, _for_session(Scope.VIEW)),
+    Route("GET", "/v1/sessions/{id}/stream", stream.follow_session, _for_session(Scope.VIEW)),
     Route("GET", "/v1/time", ops.time),
     Route("GET", "/health", ops.health, limiting=Limiting.NOT),
     Route("GET", "/ready", ops.ready, limiting=Limiting.NOT),

@@ -7,17 +7,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from http.client import responses
 from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, ResponseStartLine
 
-from handlers.reply import Reply, error_reply, http_date, log_reply
+from handlers.reply import Reply, Successor, error_reply, head_of, http_date, log_reply, reason_of
 from handlers.request import MAX_BODY_BYTES, Request, too_large
 from handlers.router import METHODS, Limiting, Route
 from handlers.services import Services
-from handlers.tornado_private import ReplyHeaders
+from handlers.tornado_private import ReplyHeaders, release_socket
 from lockstep.errors import LockstepError, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -125,7 +124,11 @@ class Exchange(HTTPMessageDelegate):
             reply = error_reply(error.with_traceback(None))
         except Exception:
             reply = error_reply(self._bug())
-        self._send(reply)
+        headers = self._headers_of(reply)
+        if reply.successor is None:
+            self._send(reply, headers)
+        else:
+            await self._hand_over(reply.successor, reply.status, headers)
 
     async def _ask_handler(self) -> Reply:
         route, request, services, refusal = self._route, self._request, self._services, self._refusal
@@ -148,12 +151,12 @@ class Exchange(HTTPMessageDelegate):
         log.exception("a request failed", extra={"request_id": self._request.request_id})
         return LockstepError("Internal server error")
 
-    def _send(self, reply: Reply) -> None:
-        request, status, body = self._request, reply.status, reply.body
+    def _headers_of(self, reply: Reply) -> ReplyHeaders:
+        request = self._request
         if reply.rate_limit is not None:
             request.note_rate_limit(reply.rate_limit)
         headers = ReplyHeaders()
-        if self._is_cut_off:
+        if self._is_cut_off or reply.successor is not None:
             headers["Connection"] = "close"
         if request.rate_limit is not None:
             headers.update(request.rate_limit.headers())
@@ -161,18 +164,40 @@ class Exchange(HTTPMessageDelegate):
             headers.update(reply.headers)
         headers["Date"] = http_date()
         headers["X-Request-ID"] = request.request_id
-        if status not in (204, 304):
+        if reply.status not in (204, 304):
             headers["Content-Type"] = reply.content_type
-            headers["Content-Length"] = str(len(body))
+            if reply.has_length:
+                headers["Content-Length"] = str(len(reply.body))
         headers.update(self._services.origins.headers(request.headers.get("Origin")))
+        return headers
+
+    def _send(self, reply: Reply, headers: ReplyHeaders) -> None:
         sent = self._connection.write_headers(
-            ResponseStartLine("", status, responses.get(status, "Unknown")),
+            ResponseStartLine("", reply.status, reason_of(reply.status)),
             cast(HTTPHeaders, headers),
-            b"" if request.method == "HEAD" else body,
+            b"" if self._request.method == "HEAD" else reply.body,
         )
         # However large and slow the reply is, the request is in flight until the kernel has taken it.
         sent.add_done_callback(self._on_sent)
         self._connection.finish()
+        self._note(reply.status)
+
+    async def _hand_over(self, successor: Successor, status: int, headers: ReplyHeaders) -> None:
+        """Let Tornado go of the connection. What its client has sent behind the request is not looked at."""
+        stream = self._connection.detach()
+        self._in_flight.discard(self)
+        self._note(status)
+        if (
+            stream.closed() or stream.writing()
+        ):  # of what was before, something is unsent: it is about to break
+            stream.close()
+            successor.give_up()
+        else:
+            await successor.begin(release_socket(stream), head_of(status, headers))
+
+    def _note(self, status: int) -> None:
+        """Count the reply, and log it."""
+        request = self._request
         duration_s = time.monotonic() - self._began_s
         method = request.method if request.method in METHODS else "other"
         self._services.metrics.observe_request(method, self._route.label, status, duration_s)

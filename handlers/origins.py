@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 # Our own, and those that tracing in browsers adds to each request (W3C Trace Context, Sentry).
 ALLOWED_HEADERS = (
-    "Content-Type, Authorization, If-Match, If-None-Match, Idempotency-Key, Idempotency-TTL, X-Request-ID, "
-    "traceparent, tracestate, baggage, sentry-trace"
+    "Content-Type, Authorization, If-Match, If-None-Match, Idempotency-Key, Idempotency-TTL, Last-Event-ID, "
+    "X-Request-ID, traceparent, tracestate, baggage, sentry-trace"
 )
 EXPOSED_HEADERS = (
     "ETag, Location, Idempotent-Replayed, Retry-After, "

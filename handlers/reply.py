@@ -2,12 +2,14 @@
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Any
+from http.client import responses
+from typing import Any, Protocol
 
 from lockstep.errors import LockstepError
 from lockstep.limits import RateLimitStatus
@@ -18,15 +20,30 @@ log = logging.getLogger(__name__)
 JSON = "application/json"
 
 
+class Successor(Protocol):
+    """What has a connection from a reply's head on, in place of Tornado. One of these is called, once."""
+
+    async def begin(self, sock: socket.socket, head: bytes) -> None:
+        """Send the head, and what is to follow it until the connection ends."""
+
+    def give_up(self) -> None:
+        """The client has gone before."""
+
+
 @dataclass(slots=True)
 class Reply:
-    """What a handler returns. `rate_limit` is what a limit of its own has left to the caller."""
+    """What a handler returns. `rate_limit` is what a limit of its own has left to the caller.
+
+    `successor` sends the body, where that has no length, and ends the connection with it.
+    """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] | None = None
     content_type: str = JSON
     rate_limit: RateLimitStatus | None = None
+    has_length: bool = True
+    successor: Successor | None = None
 
 
 def data(encoded: bytes) -> bytes:
@@ -44,6 +61,16 @@ def error_reply(error: LockstepError) -> Reply:
         answer["retry_after_seconds"] = retry_after_s
         headers["Retry-After"] = str(retry_after_s)
     return Reply(error.status, dumps({"error": answer}), headers | dict(error.headers))
+
+
+def reason_of(status: int) -> str:
+    return responses.get(status, "Unknown")
+
+
+def head_of(status: int, headers: Mapping[str, str]) -> bytes:
+    """A response's first line and its headers, of which no value has a line break."""
+    lines = [f"HTTP/1.1 {status} {reason_of(status)}", *(f"{name}: {headers[name]}" for name in headers)]
+    return "\r\n".join([*lines, "", ""]).encode("latin1")
 
 
 def http_date() -> str:

@@ -75,9 +75,12 @@ class Request:
     @property
     def client(self) -> str:
         """Whose requests are counted together with this one."""
-        return self.access.client or self._addresses.client_of(
-            self._peer, self.headers.get("X-Forwarded-For")
-        )
+        return self.access.client or self.address
+
+    @property
+    def address(self) -> str:
+        """Where it comes from, also through proxies of ours."""
+        return self._addresses.client_of(self._peer, self.headers.get("X-Forwarded-For"))
 
     def received_at_s(self) -> float | None:
         """When a proxy of ours received the request, in epoch seconds, where it says so."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from handlers.event_streams import EventStreams
 from handlers.origins import Hosts, Origins
 from handlers.tokens import Tokens
 from lockstep.addresses import Addresses
@@ -22,6 +23,7 @@ class Services:
     session_list: SessionList
     presence: PresenceTracker
     performer: Performer
+    streams: EventStreams
     shown_ms: Callable[[], int]
     """The clock that clients are shown."""
     tokens: Tokens

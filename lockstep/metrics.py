@@ -57,7 +57,8 @@ class Metrics:
         def histogram(name: str, help_: str, labels: tuple[str, ...] = ()) -> Histogram:
             return Histogram(name, help_, labels, buckets=_QUICK_S, registry=registry)
 
-        self.connections = gauge("lockstep_connections", "WebSocket clients in their rooms.")
+        self.connections = gauge("lockstep_connections", "Clients: WebSockets and event streams.")
+        self.streams = gauge("lockstep_streams", "How many of the connections are event streams.")
         self.rooms = gauge("lockstep_rooms", "Sessions with clients at this process.")
         self.presence_subjects = gauge(
             "lockstep_presence_subjects",
@@ -68,10 +69,10 @@ class Metrics:
         self.probe_age = gauge(
             "lockstep_probe_age_seconds", "Since a publication of its own came back to this process."
         )
-        self.opened = counter("lockstep_connections_opened_total", "WebSockets whose handshake was done.")
-        self._closed = counter("lockstep_connections_closed_total", "WebSockets that ended.", ("code",))
+        self.opened = counter("lockstep_connections_opened_total", "Connections that began.")
+        self._closed = counter("lockstep_connections_closed_total", "Connections that ended.", ("code",))
         self._messages = counter(
-            "lockstep_messages_total", "Messages of and to WebSocket clients.", ("direction", "type")
+            "lockstep_messages_total", "Messages of and to clients.", ("direction", "type")
         )
         self.conflated = counter(
             "lockstep_conflated_states_total",

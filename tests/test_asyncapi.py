@@ -80,6 +80,34 @@ def test_every_message_is_in_its_channel() -> None:
         )
 
 
+def test_a_stream_has_the_messages_that_are_told_unasked() -> None:
+    unasked = {"SNAPSHOT", "UPDATE", "MESSAGE", "DELETED", "PRESENCE", "UNSUBSCRIBED"}
+    assert set(DOCUMENT["channels"]["stream"]["messages"]) == unasked
+    for tag in unasked - {"SNAPSHOT"}:
+        described = DOCUMENT["components"]["messages"][f"stream.{tag}"]
+        assert described["name"] == tag.lower()
+        assert "id" not in described["payload"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("position", "reason", "state", "is_good"),
+    [
+        (None, "requested", None, True),
+        ("p", "requested", json.loads(STATE), True),
+        (None, "foreign", {"any": "thing"}, True),
+        (None, "created", None, False),
+        ("p", "requested", None, False),
+        (None, "requested", json.loads(STATE), False),
+    ],
+)
+def test_a_snapshot_of_a_stream_may_say_that_there_is_no_session(
+    position: str | None, reason: str, state: Any, is_good: bool
+) -> None:
+    told = {"type": "SNAPSHOT", "sessionId": SOME_ID, "timestamp": T0}
+    told |= {"position": position, "reason": reason, "state": state}
+    assert (faults("stream", told) == []) is is_good
+
+
 def test_a_message_in_msgpack_is_that_of_json_in_another_content_type() -> None:
     messages = DOCUMENT["components"]["messages"]
     for tag in DOCUMENT["channels"]["v2"]["messages"]:
@@ -94,6 +122,7 @@ def test_a_channel_is_that_of_its_subprotocol() -> None:
     offered = {
         name: channel["bindings"]["ws"]["headers"]["properties"]["Sec-WebSocket-Protocol"]["examples"][0]
         for name, channel in DOCUMENT["channels"].items()
+        if name != "stream"
     }
     assert offered == {
         "v1": protocol_v1.SUBPROTOCOL,

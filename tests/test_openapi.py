@@ -69,7 +69,6 @@ def test_every_error_that_has_a_code_is_in_the_document() -> None:
 
     elsewhere = {errors.RouteNotFound.code, errors.MethodNotAllowed.code}
     elsewhere |= {errors.NotSubscribed.code, errors.TooManySubscriptions.code}
-    elsewhere |= {errors.SessionFull.code}
     codes = {kind.code for kind in kinds(LockstepError)} - elsewhere
     text = json.dumps(DOCUMENT)
     # Who came in between may be a stranger to the document: not a code of its own table, though.

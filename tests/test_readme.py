@@ -69,12 +69,19 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+def of_the_minute(server: ServerProcess) -> list[str]:
+    """The shell's lines, for this server."""
+    lines = shell_lines("One minute")
+    assert all("localhost:8080" in line for line in lines)
+    return [line.replace("localhost:8080", server.url.removeprefix("http://")) for line in lines]
+
+
 def run_the_minute(server: ServerProcess) -> list[dict[str, object]]:
     """What the curl lines are answered."""
     answers = []
-    for line in shell_lines("One minute"):
-        assert "localhost:8080" in line
-        command = line.replace("localhost:8080", server.url.removeprefix("http://"))
+    for command in of_the_minute(server):
+        if command.startswith("curl -N"):
+            continue  # it does not end
         done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=20, check=False)
         assert done.returncode == 0, done.stderr
         answers.append(ujson.loads(done.stdout)["data"])
@@ -87,6 +94,25 @@ def test_the_first_minute_creates_a_session_starts_it_and_switches() -> None:
         answers = run_the_minute(server)
         assert [each["version"] for each in answers] == [1, 2, 3]
         assert [each["status"] for each in answers] == ["pending", "running", "running"]
+    finally:
+        server.stop()
+
+
+def test_the_stream_of_the_first_minute_shows_the_session() -> None:
+    server = ServerProcess()
+    try:
+        run_the_minute(server)
+        (line,) = [each for each in of_the_minute(server) if each.startswith("curl -N")]
+        curl = subprocess.Popen(line.split(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert curl.stdout is not None
+        try:
+            lines = [curl.stdout.readline() for _ in range(5)]
+        finally:
+            curl.kill()
+            curl.wait()
+            curl.stdout.close()
+        shown = ujson.loads(lines[-1].removeprefix("data: "))
+        assert (shown["type"], shown["state"]["version"]) == ("SNAPSHOT", 3)
     finally:
         server.stop()
 

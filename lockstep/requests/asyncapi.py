@@ -1,11 +1,14 @@
-"""The WebSocket's contract for machines: an AsyncAPI 3.0 document, made of what writes and reads messages."""
+"""The contract of WebSockets and event streams for machines: an AsyncAPI 3.0 document.
+
+It is made of what writes and reads messages.
+"""
 
 from typing import Any
 
 from msgspec import Struct
 
 from lockstep import __version__
-from lockstep.requests.asyncapi_messages import message, schemas, tag_of
+from lockstep.requests.asyncapi_messages import STREAMED, message, schemas, streamed, tag_of
 from lockstep.requests.json_schema import STRING, UUID_PATTERN, Schema, ref_to
 from lockstep.requests.schemas import application_message
 from lockstep.wire import protocol_v1, protocol_v2
@@ -42,9 +45,10 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Lockstep",
             "version": __version__,
-            "description": "How clients follow shared session clocks over a WebSocket, and change them. For"
-            " people it is described in docs/protocol-v2.md and docs/protocol.md; what REST takes is in"
-            " /openapi.json. Ignore fields and types of messages that you do not know: more may come.",
+            "description": "How clients follow shared session clocks over a WebSocket, and change them, or"
+            " follow them by an event stream. For people it is described in docs/protocol-v2.md and"
+            " docs/protocol.md; what REST takes is in /openapi.json. Ignore fields and types of messages"
+            " that you do not know: more may come.",
             "license": {"name": "MIT"},
         },
         "defaultContentType": "application/json",
@@ -60,11 +64,13 @@ def document() -> dict[str, Any]:
                 "Protocol v2 in MessagePack: the same objects, one in each binary frame",
                 protocol_v2.MSGPACK_SUBPROTOCOL,
             ),
+            "stream": _channel_stream(),
         },
         "operations": {
             **_operations("v1", ANSWERS_V1, protocol_v1.SERVER_MESSAGES, _APPLICATION),
             **_operations("v2", ANSWERS_V2, protocol_v2.SERVER_MESSAGES),
             **_operations("v2msgpack", ANSWERS_V2, protocol_v2.SERVER_MESSAGES),
+            **_follow_stream(),
         },
         "components": {
             "messages": {
@@ -75,6 +81,7 @@ def document() -> dict[str, Any]:
                 },
                 **(v2 := _messages("v2", (*protocol_v2.SERVER_MESSAGES, *ANSWERS_V2))),
                 **_in_msgpack(v2),
+                **{f"stream.{tag_of(each)}": streamed(each) for each in STREAMED},
             },
             "schemas": schemas(),
         },
@@ -117,6 +124,17 @@ def _channel_v2(name: str, summary: str, subprotocol: str) -> Schema:
     )
 
 
+def _channel_stream() -> Schema:
+    return {
+        "address": "/v1/sessions/{sessionId}/stream",
+        "summary": "The event stream: one session, the changes of protocol v2 as server-sent events",
+        "description": "Each message is an event, named by the type of the message in lower case. The id of"
+        " snapshot and update is the position, which Last-Event-ID brings back.",
+        "parameters": {"sessionId": {"description": "The session"}},
+        "messages": {tag: ref_to("messages", f"stream.{tag}") for tag in _tags(STREAMED)},
+    }
+
+
 def _channel(name: str, summary: str, tags: list[str], subprotocol: str, query: Schema) -> Schema:
     offered = STRING | {"examples": [subprotocol, f"{subprotocol}, bearer.TOKEN"]}
     headers = {"type": "object", "properties": {"Sec-WebSocket-Protocol": offered}}
@@ -156,6 +174,24 @@ def _operations(
     unasked = _tags(tuple(each for each in server_messages if each not in ONLY_ANSWERS))
     told = {"action": "send", "channel": at, "messages": among([*unasked, *more])}
     return asked | {f"{channel}.tell": told}
+
+
+def _follow_stream() -> dict[str, Schema]:
+    """One request, and all that the server says on it."""
+    query = {
+        "type": "object",
+        "properties": {
+            "lastEventId": STRING | {"description": "As the header Last-Event-ID"},
+            "token": _TOKEN,
+        },
+    }
+    told = {
+        "action": "send",
+        "channel": {"$ref": "#/channels/stream"},
+        "messages": [{"$ref": f"#/channels/stream/messages/{tag}"} for tag in _tags(STREAMED)],
+        "bindings": {"http": {"method": "GET", "query": query, "bindingVersion": "0.3.0"}},
+    }
+    return {"stream.tell": told}
 
 
 def _tags(said: Messages) -> list[str]:

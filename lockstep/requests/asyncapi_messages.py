@@ -1,4 +1,4 @@
-"""The messages of the WebSocket, for /asyncapi.json: the schemas of the classes that they are made of."""
+"""The messages of WebSockets and event streams, for /asyncapi.json: the schemas of what they are made of."""
 
 from inspect import getdoc
 from typing import Any
@@ -55,6 +55,15 @@ _CARRIED: dict[type[Struct], dict[str, Schema]] = {
     protocol_v2.Snapshot: {"state": _ANY_STATE},
     protocol_v2.Error: {"code": STRING | {"enum": ERRORS_V2}},
 }
+STREAMED: tuple[type[Struct], ...] = (
+    protocol_v2.Snapshot,
+    protocol_v2.Update,
+    protocol_v2.Relayed,
+    protocol_v2.Deleted,
+    protocol_v2.Presence,
+    protocol_v2.Unsubscribed,
+)
+"""What is told by an event stream."""
 # What the fields together must be.
 _TOGETHER: dict[type[Struct], Schema] = {
     protocol_v2.Subscribed: {"oneOf": [{"required": ["updates"]}, {"required": ["position", "state"]}]},
@@ -93,6 +102,22 @@ def message(struct: type[Struct]) -> Schema:
         described["summary"] = " ".join(doc.split())
     if "id" in struct.__struct_fields__:
         described["correlationId"] = {"location": "$message.payload#/id"}
+    return described
+
+
+def streamed(struct: type[Struct]) -> Schema:
+    """The same as an event: no answer to anything, and a snapshot may say that there is no session."""
+    described = message(struct)
+    described.pop("correlationId", None)
+    described["name"] = tag_of(struct).lower()
+    payload = described["payload"]
+    payload["properties"].pop("id", None)
+    if struct is protocol_v2.Snapshot:
+        nothing = {"position": {"type": "null"}, "reason": {"const": "requested"}, "state": {"type": "null"}}
+        there_is_none = payload | {"properties": payload["properties"] | nothing}
+        for each in ("if", "then", "else"):
+            del there_is_none[each]
+        described["payload"] = {"anyOf": [payload, there_is_none]}
     return described
 
 

@@ -84,7 +84,7 @@ def refusals(error_types: Iterable[type[LockstepError]], *, is_limited: bool) ->
         if kind.retry_after_s is not None:
             retry.add(str(kind.status))
     if is_limited:
-        found["429"] = {"RATE_LIMIT_EXCEEDED"}
+        found.setdefault("429", set()).add("RATE_LIMIT_EXCEEDED")
         retry.add("429")
     answers = {}
     for status, codes in sorted(found.items()):

@@ -1,7 +1,7 @@
 """The parameters of the routes, for /openapi.json, with the limits of what reads them."""
 
 from lockstep.requests import kinds, parameters
-from lockstep.requests.json_schema import UUID_PATTERN, Schema, anchored, schema_of
+from lockstep.requests.json_schema import STRING, UUID_PATTERN, Schema, anchored, schema_of
 from lockstep.rules.state import Status
 
 
@@ -38,6 +38,18 @@ def parameters_by_name() -> dict[str, Schema]:
             "epoch",
             {"type": "string", "pattern": anchored(parameters.EPOCH.pattern)},
             "Which creation of the session is meant",
+        ),
+        "LastEventIdHeader": parameter(
+            "header",
+            "Last-Event-ID",
+            STRING,
+            "The id of the last event; what was missed since then comes first",
+        ),
+        "LastEventId": parameter(
+            "query", "lastEventId", STRING, "The same, for who cannot send headers; the header counts"
+        ),
+        "Token": parameter(
+            "query", "token", STRING, "Where the server has keys, for who cannot send headers"
         ),
         "IfMatch": parameter(
             "header",

@@ -26,6 +26,7 @@ from lockstep.requests.openapi_answers import (
     refusals,
 )
 from lockstep.requests.openapi_parameters import parameter
+from lockstep.wire import events
 from lockstep.wire.answers import SWITCHED
 
 DONE_ONCE = ("IdempotencyKey", "IdempotencyTtl")
@@ -61,7 +62,15 @@ def _operation(
 
 
 def paths() -> dict[str, Schema]:
-    return _sessions() | _commands() | _messages_and_history() | _presence() | _time() | _never_limited()
+    return (
+        _sessions()
+        | _commands()
+        | _messages_and_history()
+        | _presence()
+        | _stream()
+        | _time()
+        | _never_limited()
+    )
 
 
 def _sessions() -> dict[str, Schema]:
@@ -153,22 +162,34 @@ def _commands() -> dict[str, Schema]:
 
 def _messages_and_history() -> dict[str, Schema]:
     accepted = data(object_of({"session_id": ANSWERED_UUID}))
+    under_way = {"202": answer("It is under way", accepted, ["Idempotent-Replayed"])}
+    publication_errors = (
+        *STORE_ERRORS,
+        *IDEMPOTENCY_ERRORS,
+        errors.ValidationError,
+        errors.MalformedJson,
+        errors.SessionNotFound,
+        errors.Conflict,  # done before, and since then the session was created again
+        errors.UnsupportedMediaType,
+    )
     tell = _operation(
         "tell",
         "Send a message to every client of the session",
-        {"202": answer("It is under way", accepted, ["Idempotent-Replayed"])},
-        (
-            *STORE_ERRORS,
-            *IDEMPOTENCY_ERRORS,
-            errors.ValidationError,
-            errors.MalformedJson,
-            errors.SessionNotFound,
-            errors.Conflict,  # done before, and since then the session was created again
-            errors.UnsupportedMediaType,
-        ),
+        under_way,
+        publication_errors,
         scope=Scope.CONTROL,
         parameters=["Id", *DONE_ONCE],
         body="Message",
+        needs_body=True,
+    )
+    disconnect = _operation(
+        "disconnect",
+        "End a subject's connections to the session",
+        under_way,
+        publication_errors,
+        scope=Scope.ADMIN,
+        parameters=["Id", *DONE_ONCE],
+        body="Disconnect",
         needs_body=True,
     )
     page = {"epoch": STRING, "next_since": {"type": ["integer", "null"]}, "events": list_of("Event")}
@@ -186,7 +207,34 @@ def _messages_and_history() -> dict[str, Schema]:
         scope=Scope.VIEW,
         parameters=["Id", "Since", "Epoch"],
     )
-    return {"/v1/sessions/{id}/messages": {"post": tell}, "/v1/sessions/{id}/events": {"get": events}}
+    return {
+        "/v1/sessions/{id}/messages": {"post": tell},
+        "/v1/sessions/{id}/disconnect": {"post": disconnect},
+        "/v1/sessions/{id}/events": {"get": events},
+    }
+
+
+def _stream() -> dict[str, Schema]:
+    limits = ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"]
+    stream = answer("Events until either side ends it; what they say is in /asyncapi.json", headers=limits)
+    follow = _operation(
+        "stream",
+        "Follow the session by an event stream",
+        {"200": stream | {"content": {events.CONTENT_TYPE.partition(";")[0]: {"schema": STRING}}}},
+        (
+            *ERRORS_OF_ANY_ROUTE,
+            errors.ValidationError,
+            errors.MalformedJson,
+            errors.Unauthorized,
+            errors.Forbidden,
+            errors.SessionFull,
+            errors.AddressFull,
+            errors.ServerFull,
+        ),
+        scope=Scope.VIEW,
+        parameters=["Id", "LastEventIdHeader", "LastEventId", "Token"],
+    )
+    return {"/v1/sessions/{id}/stream": {"get": follow}}
 
 
 def _presence() -> dict[str, Schema]:
@@ -251,7 +299,7 @@ def _never_limited() -> dict[str, Schema]:
     follow["get"]["parameters"] = [
         parameter("query", "sessionId", session_id, "The session; protocol v2 needs none here"),
         parameter("query", "position", STRING, "In protocol v2: where the client has got to in the session"),
-        parameter("query", "token", STRING, "Where the server has keys, for who cannot send headers"),
+        ref_to("parameters", "Token"),
     ]
     return {
         "/health": get("health", "Is it alive", {"200": answer("Yes", object_of(status("ok")))}),

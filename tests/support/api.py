@@ -41,6 +41,7 @@ ROUTES = {
     f"/v1/sessions/{SOME_ID}": {"GET", "DELETE"},
     **{f"/v1/sessions/{SOME_ID}/{name}": {"POST"} for name in [*COMMANDS, "messages", "disconnect"]},
     f"/v1/sessions/{SOME_ID}/events": {"GET"},
+    f"/v1/sessions/{SOME_ID}/stream": {"GET"},
     "/v1/time": {"GET"},
     "/health": {"GET"},
     "/ready": {"GET"},
