@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.client_model import OutOfStep, State, apply_update, position_of
+from tests.support.presence_view import PresenceView
 from tests.support.ws_client import BINARY, DEFLATED, TEXT, Closed, WsClient, inflated, parsed
 
 V2 = {"Sec-WebSocket-Protocol": "lockstep.v2.json"}
@@ -33,6 +34,8 @@ class View:
     told: list[str] = field(default_factory=list)
     """Which messages changed it: their types, SNAPSHOTs by their reasons."""
     keeps_states: bool = True
+    presence: PresenceView | None = None
+    """Who is connected to it, where it is told that."""
 
     def take(self, message: Any) -> bool:
         """False where the message says nothing of what the session is."""
@@ -45,6 +48,11 @@ class View:
             else:
                 self._show(message["state"], message["position"])
             self.is_subscribed = True
+            self._subscribe(message.get("presence"))
+        elif kind == "PRESENCE":
+            self.presence = self.presence or PresenceView()
+            self.presence.take(message)
+            return True
         elif kind == "UPDATE":
             self._update(message)
         elif kind == "SNAPSHOT":
@@ -52,7 +60,7 @@ class View:
             assert (message["position"] is None) == (message["reason"] == "foreign"), message["reason"]
             self._show(message["state"], message["position"])
         elif kind == "DELETED":
-            self.state = self.position = None
+            self.state = self.position = self.presence = None
         else:
             return False
         if kind == "SUBSCRIBED":
@@ -65,6 +73,15 @@ class View:
             assert position == position_of(state)
         self.state, self.position = state, position
         self._remember()
+
+    def _subscribe(self, presence: Any) -> None:
+        if self.position is not None and self.state is not None:
+            assert (presence is not None) == self.state.get("presence", False)
+        if presence is None:
+            self.presence = None
+        else:
+            self.presence = self.presence or PresenceView()
+            self.presence.subscribe(presence)
 
     def _update(self, update: Any) -> None:
         if self.position is None or self.state is None:
