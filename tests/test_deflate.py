@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -319,6 +320,27 @@ async def test_a_message_of_the_application_is_compressed_too(server_process: Se
         assert (client.deflated, follower.client.deflated) == (1, 2)
 
 
+async def test_a_slow_client_gets_whole_compressed_states_in_order_and_the_latest_last() -> None:
+    async with serving(ping_interval_s=300, ping_timeout_s=200) as api:
+        session_id = (await api.running(seats=200))["session_id"]
+        url = f"{api.url.replace('http', 'ws')}/ws?sessionId={session_id}"
+        async with await WsClient.connect(url, headers=DEFLATE, rcvbuf=4096, limit=4096) as client:
+            assert (await client.recv())["type"] == "CONNECTED"
+            (connection,) = api.server.clients.protocols["lockstep.v1.json"].connections
+            connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            for number in range(40):
+                state = await api.done(session_id, "annotate", {"metadata": {"number": number}})
+            assert not connection.outgoing.is_empty
+            seen: list[int] = []
+            while not seen or seen[-1] < state["version"]:
+                message = await client.recv()
+                assert len(message["state"]["participants"]) == 200
+                seen.append(message["state"]["version"])
+            assert seen == sorted(set(seen))
+            assert client.deflated == len(seen) < 40
+            await client.fence()
+
+
 async def test_pongs_and_closes_are_never_compressed(server_process: ServerProcess) -> None:
     async with watching(server_process, SOME_ID, headers=DEFLATE) as [client]:
         await client.send_raw(encode(PING, b"x" * 125) + encode(CLOSE, b"\x03\xe8" + b"x" * 123))
@@ -504,6 +526,22 @@ def test_data_that_is_spoilt_is_refused_or_gives_some_message_within_the_limit(
         payload[place % len(payload)] = byte
     with suppress(BrokenData):
         assert len(inflate(bytes(payload[:size]), LIMIT)) <= LIMIT + 1
+
+
+async def test_bombs_of_many_clients_leave_nothing_behind(server_process: ServerProcess) -> None:
+    bomb = compressed(bytes(15_000_000), 9)
+    assert len(bomb) < LIMIT
+    session_id = (await create(server_process))["session_id"]
+    async with watching(server_process, session_id) as [bystander]:
+        before = server_process.rss_bytes()
+        async with watching(server_process, *[SOME_ID] * 200, headers=DEFLATE) as clients:
+            for client in clients:
+                await client.send_raw(encode(TEXT, bomb, rsv=DEFLATED))
+            for client in clients:
+                assert await client.recv() == Closed(1009, f"Message over {LIMIT} bytes")
+            # Whatever one of them were inflated to would be 15 MB.
+            assert server_process.rss_bytes() - before < 10_000_000
+        await bystander.fence()
 
 
 # --- what it costs -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """RFC 6455 framing without a socket: whatever the bytes, and however they are cut."""
 
 import os
+import zlib
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,7 @@ from lockstep.wire.frames import (
     encode_close,
     encode_frame,
 )
-from tests.support.ws_client import encode
+from tests.support.ws_client import DEFLATED, compressed, encode
 
 LIMIT = 1000
 LONGEST_HEADER = 14
@@ -36,10 +37,10 @@ def held_bytes(reader: FrameReader) -> int:
 
 
 def read_all(
-    data: bytes, cuts: list[int] | None = None, limit: int = LIMIT
+    data: bytes, cuts: list[int] | None = None, limit: int = LIMIT, *, inflates: bool = False
 ) -> tuple[list[Message], int | None]:
     """The messages in `data`, cut at these places, and the close code if it breaks the protocol."""
-    reader = FrameReader(limit)
+    reader = FrameReader(limit, inflates=inflates)
     messages: list[Message] = []
     places = sorted(min(cut, len(data)) for cut in cuts or [])
     try:
@@ -57,8 +58,11 @@ def read_all(
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> tuple[bytes, list[Message]]:
-    """A valid stream of a client, and what it says: fragments, with control frames in between."""
+def streams(draw: st.DrawFn, deflates: bool = False) -> tuple[bytes, list[Message]]:
+    """A valid stream of a client, and what it says: fragments, with control frames in between.
+
+    With `deflates` some of its messages are compressed.
+    """
     data = b""
     messages: list[Message] = []
 
@@ -76,12 +80,18 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[Message]]:
         else:
             # Lengths around where the header grows, too.
             payload = os.urandom(draw(st.sampled_from([0, 1, 125, 126, 127, 999, LIMIT])))
-        cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=4)))
-        pieces = [payload[a:b] for a, b in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
+        sent, rsv = payload, 0
+        if deflates and len(payload) < 999 and draw(st.booleans()):
+            level = draw(st.sampled_from([0, 1, 9]))
+            sent, rsv = compressed(payload, level, draw(st.sampled_from([9, 15]))), DEFLATED
+        cuts = sorted(draw(st.lists(st.integers(0, len(sent)), max_size=4)))
+        pieces = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
         for place, piece in enumerate(pieces):
-            is_last = place == len(pieces) - 1
+            is_last, is_first = place == len(pieces) - 1, place == 0
             data += maybe_control()
-            data += encode(opcode if place == 0 else CONTINUATION, piece, fin=is_last)
+            data += encode(
+                opcode if is_first else CONTINUATION, piece, fin=is_last, rsv=rsv if is_first else 0
+            )
         messages.append((opcode, payload))
     return data + maybe_control(), messages
 
@@ -104,13 +114,33 @@ def test_a_valid_stream_may_come_byte_by_byte(stream: tuple[bytes, list[Message]
 
 
 @relaxed
-@given(st.binary(max_size=3000), st.lists(st.integers(0, 3000), max_size=10))
+@given(streams(deflates=True), st.lists(st.integers(0, 3000), max_size=20))
+def test_compressed_messages_are_read_like_others_however_they_are_cut(
+    stream: tuple[bytes, list[Message]], cuts: list[int]
+) -> None:
+    data, messages = stream
+    assert read_all(data, inflates=True) == (messages, None)
+    assert read_all(data, cuts, inflates=True) == (messages, None)
+    assert read_all(data, list(range(len(data))), inflates=True) == (messages, None)
+
+
+def test_a_compressed_message_may_be_cut_at_any_two_places() -> None:
+    message = "grüße ".encode() * 10
+    payload = compressed(message)
+    data = encode(TEXT, payload[:7], rsv=DEFLATED, fin=False) + encode(CONTINUATION, payload[7:])
+    for first in range(len(data)):
+        for second in range(first, len(data)):
+            assert read_all(data, [first, second], inflates=True) == ([(TEXT, message)], None)
+
+
+@relaxed
+@given(st.binary(max_size=3000), st.lists(st.integers(0, 3000), max_size=10), st.booleans())
 def test_any_bytes_give_the_same_messages_and_the_same_error_however_they_are_cut(
-    data: bytes, cuts: list[int]
+    data: bytes, cuts: list[int], inflates: bool
 ) -> None:
     """Raises nothing but FrameError, and never keeps more than the limit and a header."""
-    whole = read_all(data)
-    assert read_all(data, cuts) == whole
+    whole = read_all(data, inflates=inflates)
+    assert read_all(data, cuts, inflates=inflates) == whole
     assert whole[1] in (None, 1002, 1007, 1009)
 
 
@@ -120,23 +150,30 @@ def test_any_bytes_give_the_same_messages_and_the_same_error_however_they_are_cu
         st.builds(
             encode,
             st.sampled_from([CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG, 3, 0xB]),
-            st.one_of(st.binary(max_size=40), texts.map(str.encode), st.just(bytes(LIMIT // 2))),
+            st.one_of(
+                st.binary(max_size=40),
+                texts.map(str.encode),
+                texts.map(lambda text: compressed(text.encode())),
+                st.sampled_from([bytes(LIMIT // 2), compressed(bytes(2 * LIMIT)), compressed(b"\xff")]),
+            ),
             fin=st.booleans(),
-            rsv=st.sampled_from([0, 0, 0, 0, 0x40]),
+            rsv=st.sampled_from([0, 0, 0, 0, 0x40, 0x40]),
             masked=st.sampled_from([True, True, True, False]),
         ),
         max_size=8,
     ),
     st.lists(st.integers(0, 3000), max_size=10),
+    st.booleans(),
 )
 def test_any_frames_give_the_same_messages_and_the_same_error_however_they_are_cut(
-    frames: list[bytes], cuts: list[int]
+    frames: list[bytes], cuts: list[int], inflates: bool
 ) -> None:
     """As above, with bytes that get further than random ones do."""
     data = b"".join(frames)
-    whole = read_all(data)
-    assert read_all(data, cuts) == whole
+    whole = read_all(data, inflates=inflates)
+    assert read_all(data, cuts, inflates=inflates) == whole
     for opcode, payload in whole[0]:
+        assert len(payload) <= LIMIT
         assert opcode in (TEXT, BINARY, CLOSE, PING, PONG)
         if opcode == TEXT:
             payload.decode()  # what is no UTF-8 does not get here
@@ -295,3 +332,73 @@ def test_a_reserved_bit_is_a_breach_in_any_frame(opcode: int, rsv: int) -> None:
 def test_what_came_before_a_breach_has_been_given() -> None:
     data = encode(TEXT, b"1") + encode(PING, b"2") + encode(TEXT, b"3", rsv=0x40) + encode(TEXT, b"4")
     assert read_all(data) == ([(TEXT, b"1"), (PING, b"2")], 1002)
+
+
+# --- compressed messages -------------------------------------------------------------------------
+
+
+def read_compressed(data: bytes) -> tuple[list[Message], int | None]:
+    return read_all(data, inflates=True)
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("rsv", [0x20, 0x10, 0x60, 0x50, 0x70])
+def test_other_reserved_bits_stay_a_breach(opcode: int, rsv: int) -> None:
+    assert read_compressed(encode(opcode, compressed(b""), rsv=rsv)) == ([], 1002)
+
+
+@pytest.mark.parametrize("opcode", [CLOSE, PING, PONG, 3, 0xB])
+def test_the_bit_of_compression_is_a_breach_but_in_the_first_frame_of_a_message(opcode: int) -> None:
+    payload = compressed(b"x" * 50)
+    assert read_compressed(encode(opcode, payload, rsv=DEFLATED)) == ([], 1002)
+    for rsv in (0, DEFLATED):
+        began = encode(BINARY, payload[:2], fin=False, rsv=rsv)
+        assert read_compressed(began + encode(CONTINUATION, payload[2:], rsv=DEFLATED)) == ([], 1002)
+
+
+def test_the_limit_holds_before_and_after_a_message_is_inflated() -> None:
+    for size, result in ((LIMIT, ([(BINARY, bytes(LIMIT))], None)), (LIMIT + 1, ([], 1009))):
+        assert read_compressed(encode(BINARY, compressed(bytes(size)), rsv=DEFLATED)) == result
+    noise = os.urandom(LIMIT)
+    assert len(compressed(noise)) > LIMIT
+    assert read_compressed(encode(BINARY, compressed(noise), rsv=DEFLATED)) == ([], 1009)
+    payload = compressed(noise, level=0)
+    fragments = encode(BINARY, payload[:600], fin=False, rsv=DEFLATED) + encode(CONTINUATION, payload[600:])
+    assert read_compressed(fragments) == ([], 1009)
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"fine \xed\xa0\x80", "grüße".encode()[:-1] + b"\xc3"])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_what_is_inflated_must_be_utf8_where_it_is_text(text: bytes, size: int) -> None:
+    payload = compressed(text)
+    for data in (
+        encode(TEXT, payload, rsv=DEFLATED),
+        encode(TEXT, payload[:2], rsv=DEFLATED, fin=False) + encode(CONTINUATION, payload[2:]),
+    ):
+        assert read_all(data, list(range(0, len(data), size)), inflates=True) == ([], 1007)
+    assert read_compressed(encode(BINARY, payload, rsv=DEFLATED)) == ([(BINARY, text)], None)
+
+
+def test_a_compressed_payload_itself_need_not_be_utf8() -> None:
+    payload = compressed("grüße".encode())
+    with pytest.raises(UnicodeDecodeError):
+        payload.decode()
+    for cuts in ([], list(range(20))):
+        assert read_all(encode(TEXT, payload, rsv=DEFLATED), cuts, inflates=True)[1] is None
+
+
+def test_a_message_is_inflated_without_what_came_before_it() -> None:
+    compressor = zlib.compressobj(wbits=-15)
+    first, second = (
+        (compressor.compress(b"hello " * 20) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4] for _ in range(2)
+    )
+    data = encode(TEXT, first, rsv=DEFLATED) + encode(TEXT, second, rsv=DEFLATED)
+    assert read_compressed(data) == ([(TEXT, b"hello " * 20)], 1007)
+
+
+def test_plain_messages_may_come_between_compressed_ones() -> None:
+    plain = encode(TEXT, b"x", fin=False) + encode(CONTINUATION, b"y")
+    deflated = encode(TEXT, compressed(b"z"), rsv=DEFLATED)
+    half = encode(TEXT, compressed(b"z")[:1], rsv=DEFLATED, fin=False)
+    messages, code = read_compressed(deflated + plain + deflated + half)
+    assert (messages, code) == ([(TEXT, b"z"), (TEXT, b"xy"), (TEXT, b"z")], None)

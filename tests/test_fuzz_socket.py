@@ -12,7 +12,7 @@ from tests.support.api import SOME_ID
 from tests.support.fuzzing import answers_to, examples, frames_of, json_values
 from tests.support.processes import ServerProcess
 from tests.support.sockets import create, watch_url, watching
-from tests.support.ws_client import Closed, WsClient
+from tests.support.ws_client import DEFLATE, Closed, WsClient
 
 ANSWERS = {"CONNECTED", "STATE_SYNC", "PONG", "ERROR"}
 
@@ -34,8 +34,10 @@ def server() -> Iterator[ServerProcess]:
     assert process.log_lines == []
 
 
-async def converse(server: ServerProcess, session_id: str, data: bytes, cuts: list[int]) -> None:
-    async with await WsClient.connect(watch_url(server, session_id), limit=2**20) as client:
+async def converse(
+    server: ServerProcess, session_id: str, data: bytes, cuts: list[int], headers: dict[str, str]
+) -> None:
+    async with await WsClient.connect(watch_url(server, session_id), headers=headers, limit=2**20) as client:
         async for message in answers_to(client, data, cuts):
             assert message["type"] in ANSWERS
 
@@ -58,11 +60,17 @@ def session_id(server: ServerProcess) -> str:
     frames=st.lists(frames_of(texts), max_size=12),
     cuts=st.lists(st.integers(0, 2000), max_size=6),
     exists=st.booleans(),
+    headers=st.sampled_from([{}, DEFLATE]),
 )
 def test_whatever_a_client_sends_it_is_answered_or_closed(
-    server: ServerProcess, session_id: str, frames: list[bytes], cuts: list[int], exists: bool
+    server: ServerProcess,
+    session_id: str,
+    frames: list[bytes],
+    cuts: list[int],
+    exists: bool,
+    headers: dict[str, str],
 ) -> None:
-    asyncio.run(converse(server, session_id if exists else SOME_ID, b"".join(frames), cuts))
+    asyncio.run(converse(server, session_id if exists else SOME_ID, b"".join(frames), cuts, headers))
     assert server.process.poll() is None
 
 

@@ -23,7 +23,7 @@ from tests.support.followers import BY_ENCODING, V2_MSGPACK, View
 from tests.support.fuzzing import answers_to, examples, frames_of, json_values
 from tests.support.processes import ServerProcess
 from tests.support.sockets import command, create
-from tests.support.ws_client import BINARY, TEXT, Closed, WsClient
+from tests.support.ws_client import BINARY, DEFLATE, TEXT, Closed, WsClient
 
 SESSION = "f0000000-0000-4000-8000-000000000000"
 # They stand for the positions that it has had, which differ from one example to the next.
@@ -202,9 +202,15 @@ OPCODES = {"json": TEXT, "msgpack": BINARY}
     query=st.sampled_from(
         ["", f"?sessionId={SOME_ID}", "?sessionId=junk", f"?sessionId={SOME_ID}&position=x"]
     ),
+    extensions=st.sampled_from([{}, DEFLATE]),
 )
 def test_whatever_a_client_of_v2_sends_it_is_answered_or_closed(
-    server: ServerProcess, encoding: str, data: st.DataObject, cuts: list[int], query: str
+    server: ServerProcess,
+    encoding: str,
+    data: st.DataObject,
+    cuts: list[int],
+    query: str,
+    extensions: dict[str, str],
 ) -> None:
     frames = data.draw(st.lists(frames_of(payloads_in[encoding], OPCODES[encoding]), max_size=12))
     headers = BY_ENCODING[encoding]
@@ -212,7 +218,9 @@ def test_whatever_a_client_of_v2_sends_it_is_answered_or_closed(
     async def talk() -> None:
         async with (
             scene(server, headers) as played,
-            await WsClient.connect(f"{server.ws_url}/ws{query}", headers=headers, limit=2**20) as client,
+            await WsClient.connect(
+                f"{server.ws_url}/ws{query}", headers=headers | extensions, limit=2**20
+            ) as client,
         ):
             async for message in answers_to(client, b"".join(frames), cuts):
                 assert faults("v2", message) == []

@@ -16,6 +16,7 @@ from lockstep.addresses import Addresses
 from lockstep.config import Settings, read_settings
 from tests.support.processes import Answer, parse_answer, request
 from tests.support.stack import free_ports
+from tests.support.ws_client import DEFLATE, WsClient
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 Reply = Callable[[int], bytes | Awaitable[bytes] | None]
@@ -348,6 +349,17 @@ async def test_only_websockets_are_upgraded(tmp_path: Path) -> None:
     async with fronted(tmp_path) as front:
         assert (await front.call("GET", "/v1/time", Upgrade="h2c")).status == 200
     assert "upgrade" not in front.seen[0]
+
+
+async def test_what_is_agreed_upon_about_compression_passes_both_ways(tmp_path: Path) -> None:
+    granted = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+    lines = "HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"
+    async with fronted(tmp_path) as front:
+        front.reply = lambda _: "\r\n".join([*lines, f"Sec-WebSocket-Extensions: {granted}", "", ""]).encode()
+        url = front.url.replace("http", "ws") + "/ws?sessionId=x"
+        async with await WsClient.connect(url, headers=DEFLATE) as client:
+            assert client.extensions == granted
+    assert front.seen[0]["sec-websocket-extensions"] == DEFLATE["Sec-WebSocket-Extensions"]
 
 
 @pytest.mark.parametrize("path", ["/ws", "/ws/"])

@@ -1,4 +1,7 @@
-"""WebSocket clients of others, as they are, follow sessions in protocol v2: a browser's, Python's, Node's."""
+"""WebSocket clients of others, as they are, follow sessions: a browser's, Python's, Node's.
+
+All of them offer to compress, as they come.
+"""
 
 import json
 import subprocess
@@ -9,7 +12,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from tests.support.browser import chromium
 from tests.support.client_model import State, apply_update
@@ -34,10 +37,10 @@ CONVERSATION = """(WebSocket, url, subprotocol, requests, lastVersion) => new Pr
         if (message.changes?.version === lastVersion) unfinished.delete(message.sessionId);
         if (!unfinished.size && !requests.length) socket.close(1000);
     };
-    socket.onclose = ({ code }) => resolve([socket.protocol, heard, code]);
+    socket.onclose = ({ code }) => resolve([socket.protocol, socket.extensions, heard, code]);
 })"""
 
-Client = Callable[[str, list[Any], int], tuple[str, list[Any], int]]
+Client = Callable[[str, list[Any], int], tuple[str, str, list[Any], int]]
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +50,23 @@ def browser() -> Iterator[Browser]:
 
 
 def in_chromium(browser: Browser, origin: str) -> Client:
-    def converse(url: str, requests: list[Any], last_version: int) -> tuple[str, list[Any], int]:
+    def converse(url: str, requests: list[Any], last_version: int) -> tuple[str, str, list[Any], int]:
         page = browser.new_page()
         page.goto(origin)
         arguments = [url, SUBPROTOCOL, requests, last_version]
-        protocol, heard, code = page.evaluate(f"(args) => ({CONVERSATION})(WebSocket, ...args)", arguments)
+        answer = page.evaluate(f"(args) => ({CONVERSATION})(WebSocket, ...args)", arguments)
         page.close()
-        return protocol, heard, code
+        protocol, extensions, heard, code = answer
+        return protocol, extensions, heard, code
 
     return converse
 
 
-def by_websockets(url: str, requests: list[Any], last_version: int) -> tuple[str, list[Any], int]:
+def extensions_of(socket: ClientConnection) -> str:
+    return ", ".join(each.name for each in socket.protocol.extensions)
+
+
+def by_websockets(url: str, requests: list[Any], last_version: int) -> tuple[str, str, list[Any], int]:
     """The package of this name, with all that it does by default: it pings, and it offers to compress."""
     heard: list[Any] = []
     waiting = list(requests)
@@ -73,10 +81,10 @@ def by_websockets(url: str, requests: list[Any], last_version: int) -> tuple[str
             if message.get("changes", {}).get("version") == last_version:
                 unfinished.discard(message["sessionId"])
         socket.close(1000)
-    return socket.subprotocol or "", heard, socket.close_code or 0
+    return socket.subprotocol or "", extensions_of(socket), heard, socket.close_code or 0
 
 
-def by_ws(url: str, requests: list[Any], last_version: int) -> tuple[str, list[Any], int]:
+def by_ws(url: str, requests: list[Any], last_version: int) -> tuple[str, str, list[Any], int]:
     """Node's most used package, in the version that the benchmark is run with."""
     if not (PEERS / "node_modules" / "ws").exists():
         pytest.fail("ws is missing; install it: npm ci --prefix bench/peers", pytrace=False)
@@ -93,8 +101,9 @@ def by_ws(url: str, requests: list[Any], last_version: int) -> tuple[str, list[A
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    protocol, heard, code = json.loads(done.stdout)
-    return protocol, heard, code
+    answer: list[Any] = json.loads(done.stdout)
+    protocol, extensions, heard, code = answer
+    return protocol, extensions, heard, code
 
 
 @pytest.mark.parametrize("peer", ["chromium", "websockets", pytest.param("ws", marks=pytest.mark.long)])
@@ -131,9 +140,10 @@ def test_a_client_of_others_follows_two_sessions_on_one_socket(
         ]
     wanted = [request["id"] for request in requests]
 
-    protocol, heard, code = clients[peer](f"{server_process.ws_url}/ws", requests, SWITCHES + 2)
+    protocol, extensions, heard, code = clients[peer](f"{server_process.ws_url}/ws", requests, SWITCHES + 2)
 
     assert (protocol, code) == (SUBPROTOCOL, 1000)
+    assert extensions.startswith("permessage-deflate")
     assert heard[0]["type"] == "WELCOME"
     assert [message["id"] for message in heard if "id" in message] == wanted
     assert {message["type"] for message in heard[1:]} == {"SUBSCRIBED", "RESULT", "UPDATE"}
@@ -156,3 +166,48 @@ def follow(heard: list[Any]) -> tuple[State, list[int]]:
             numbers += [event["data"]["number"] for event in message["events"]]
     assert state is not None
     return state, numbers
+
+
+@pytest.mark.parametrize("peer", ["chromium", "websockets"])
+def test_a_client_of_others_hears_compressed_states_of_v1(
+    browser: Browser, server_process: ServerProcess, peer: str
+) -> None:
+    page = browser.new_page()
+    page.goto(server_process.url)
+    people = [{"participant_id": str(uuid.uuid4()), "total_time_ms": 600_000} for _ in range(300)]
+    session = {"session_id": str(uuid.uuid4()), "sync_mode": "per_participant", "participants": people}
+    assert page.request.post(f"{server_process.url}/v1/sessions", data=session).status == 201
+    url = f"{server_process.ws_url}/ws?sessionId={session['session_id']}"
+
+    def switch_all() -> None:
+        for number in range(SWITCHES):
+            command = "switch" if number else "start"
+            to = f"{server_process.url}/v1/sessions/{session['session_id']}/{command}"
+            assert page.request.post(to).ok
+
+    if peer == "chromium":
+        page.evaluate(
+            """url => new Promise((resolve, reject) => {
+                window.heard = [];
+                window.socket = new WebSocket(url);
+                window.socket.onmessage = ({ data }) => resolve(window.heard.push(JSON.parse(data)));
+                window.socket.onerror = reject;
+            })""",
+            url,
+        )
+        switch_all()
+        page.wait_for_function(f"window.heard.length === {SWITCHES + 1}", timeout=20_000)
+        extensions, heard = page.evaluate("[window.socket.extensions, window.heard]")
+    else:
+        with connect(url, open_timeout=20) as socket:
+            heard = [json.loads(socket.recv(timeout=20))]
+            switch_all()
+            heard += [json.loads(socket.recv(timeout=20)) for _ in range(SWITCHES)]
+            extensions = extensions_of(socket)
+
+    assert extensions.startswith("permessage-deflate")
+    assert [message["type"] for message in heard] == ["CONNECTED", *["STATE_UPDATE"] * SWITCHES]
+    assert [message["state"]["version"] for message in heard[1:]] == list(range(2, SWITCHES + 2))
+    stored = page.request.get(f"{server_process.url}/v1/sessions/{session['session_id']}").json()["data"]
+    assert heard[-1]["state"] == stored
+    page.close()

@@ -15,9 +15,9 @@ from handlers.subscription import Subscription
 from lockstep.live.ring import Ring
 from lockstep.live.timeline import Timeline
 from tests.support.api import Api, serving
-from tests.support.followers import BY_ENCODING, Follower, View
+from tests.support.followers import BY_ENCODING, V2, Follower, View
 from tests.support.variants import first_of
-from tests.support.ws_client import Closed, WsClient
+from tests.support.ws_client import DEFLATE, Closed, WsClient
 
 SEATS = 200  # so that a state has some 50 KB, and an UPDATE a hundredth of that
 
@@ -25,10 +25,13 @@ SEATS = 200  # so that a state has some 50 KB, and an UPDATE a hundredth of that
 PATIENT: dict[str, Any] = {"ping_interval_s": 300, "ping_timeout_s": 200}
 
 
-@pytest.fixture(params=first_of([*BY_ENCODING]))
+SLOW = BY_ENCODING | {"compressed": V2 | DEFLATE}
+
+
+@pytest.fixture(params=first_of([*SLOW]))
 def headers(request: pytest.FixtureRequest) -> dict[str, str]:
     """They name the encoding of those that are slow; others speak JSON."""
-    return BY_ENCODING[request.param]
+    return SLOW[request.param]
 
 
 def connections(api: Api) -> set[Connection]:

@@ -10,8 +10,20 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from tests.support.ws_client import BINARY, CLOSE, PING, PONG, TEXT, WsClient, encode, parsed
+from tests.support.ws_client import (
+    BINARY,
+    CLOSE,
+    DEFLATED,
+    PING,
+    PONG,
+    TEXT,
+    WsClient,
+    compressed,
+    encode,
+    parsed,
+)
 
+BOMB = compressed(bytes(10_000_000), 9)
 CLOSES = {None, 1002, 1007, 1008, 1009, *range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
 
@@ -38,8 +50,17 @@ json_values = st.recursive(
 )
 
 
+def spoilt(payload: bytes, places: list[tuple[int, int]], size: int) -> bytes:
+    """The payload with other bytes at these places, and cut there."""
+    changed = bytearray(payload)
+    for place, byte in places:
+        changed[place % len(changed)] = byte
+    return bytes(changed[:size])
+
+
 def frames_of(messages: st.SearchStrategy[bytes], opcode: int = TEXT) -> st.SearchStrategy[bytes]:
     """Frames, most of them good ones of these messages, and bytes that are none."""
+    payloads = st.builds(compressed, messages, st.sampled_from([0, 1, 9]))
     good = st.one_of(
         st.builds(encode, st.sampled_from([opcode, opcode, TEXT, BINARY]), messages),
         st.builds(encode, st.sampled_from([PING, PONG]), st.binary(max_size=125)),
@@ -57,6 +78,28 @@ def frames_of(messages: st.SearchStrategy[bytes], opcode: int = TEXT) -> st.Sear
             fin=st.booleans(),
             masked=st.sampled_from([True, True, True, False]),
             rsv=st.sampled_from([0, 0, 0, 0x10, 0x40]),
+        ),
+        # Good where compression was agreed upon.
+        st.builds(encode, st.just(opcode), payloads, rsv=st.just(DEFLATED)),
+        st.builds(
+            lambda payload, at: (
+                encode(opcode, payload[:at], fin=False, rsv=DEFLATED) + encode(0, payload[at:])
+            ),
+            payloads,
+            st.integers(0, 100),
+        ),
+        # Not so good, or a bomb.
+        st.builds(
+            encode,
+            st.sampled_from([TEXT, BINARY]),
+            st.builds(
+                spoilt,
+                payloads,
+                st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=2),
+                st.integers(0, 300),
+            )
+            | st.just(BOMB),
+            rsv=st.just(DEFLATED),
         ),
         st.builds(encode, st.just(CLOSE), st.binary(max_size=10)),
         st.binary(max_size=50),
