@@ -50,6 +50,7 @@ class RoomPresence:
         "_newcomers",
         "_roster",
         "_told",
+        "due_s",
         "epoch",
         "is_known",
         "must_read",
@@ -63,9 +64,10 @@ class RoomPresence:
         self.session_id = session_id
         self.epoch = epoch
         self.is_known = False
-        # Kept here for the tracker: its timer, its read that is under way, whether something may have been
-        # missed since, and when followers were told last.
+        # Kept here for the tracker: its timer and when that is due, its read that is under way, whether
+        # something may have been missed since, and when followers were told last.
         self.timer: TimerHandle | None = None
+        self.due_s = 0.0
         self.reading: Task[None] | None = None
         self.must_read = False
         self.told_at_s = float("-inf")

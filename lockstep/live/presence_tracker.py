@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 TELL_INTERVAL_S = 0.25
 """Followers are told no more often."""
 CHECK_INTERVAL_S = 60.0
-# uvloop makes no timer for what is due sooner.
-TICK_S = 0.001
 
 
 class PresenceBroker(Presence, Clock, Protocol):
@@ -227,13 +225,11 @@ class PresenceTracker:
         if not self._can_tell(presence):
             presence.skip_telling()
         due_s = self._next_due_s(presence)
-        if due_s is None:
-            return
-        due_s = max(due_s, _now_s() + TICK_S)
-        timer = presence.timer
-        if timer is not None and timer.when() <= due_s:
+        if due_s is None or (presence.timer is not None and presence.due_s <= due_s):
             return
         self._cancel_timer(presence)
+        # It is not asked of the timer: that of uvloop cannot tell where it is due at once.
+        presence.due_s = due_s
         presence.timer = asyncio.get_running_loop().call_at(due_s, self._on_timer, presence)
 
     def _next_due_s(self, presence: RoomPresence) -> float | None:
