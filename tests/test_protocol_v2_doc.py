@@ -20,6 +20,7 @@ from tests.support import settled_rules as engine
 from tests.support.asyncapi import faults
 from tests.support.client_model import apply_changes
 from tests.support.documents import ANYTHING, POSITION, Block, assert_alike, blocks_of, filled, table_under
+from tests.support.event_source import EventParser, EventSource
 from tests.support.processes import ROOT, Answer, ServerProcess
 from tests.support.sessions_under_test import T0, pending, running
 from tests.support.tokens import SECRET, token
@@ -47,10 +48,12 @@ class Storyteller:
         self._server = server
         self._client: WsClient | None = None
         self._ben: WsClient | None = None
+        self._source: EventSource | None = None
         self._answer: Answer | None = None
         # What stands in the document for what this server has really made.
         self._real: dict[str, str] = {
             "bearer.TOKEN": "bearer." + token("control", SESSION_AND_OTHER, sub="anna"),
+            "Bearer TOKEN": "Bearer " + token("view", SESSION_AND_OTHER, sub="anna"),
             "bearer.BENS_TOKEN": "bearer." + token("view", SESSION_AND_OTHER, sub="ben"),
             '"NEXT_TOKEN"': f'"{token("view", SESSION_AND_OTHER, sub="anna")}"',
             '"TOKEN_OF_ANOTHER_SESSION"': f'"{token("view", OTHER, sub="anna")}"',
@@ -72,6 +75,10 @@ class Storyteller:
                     self._ben = await self._connected(self._ben, self._truly(block.text))
                 else:
                     self._client = await self._connected(self._client, self._truly(block.text))
+            elif block.language == "http" and "/stream\n" in block.text:
+                await self._open_stream(self._truly(block.text))
+            elif block.language == "events":
+                await self._hear_events(block.text)
             elif block.language == "http":
                 first, _, body = block.text.partition("\n")
                 method, path = first.split()
@@ -111,6 +118,30 @@ class Storyteller:
             assert faults("v2", real) == []
             assert faults("v2", filled(each, real)) == []
             self._apply(real)
+
+    async def _open_stream(self, request: str) -> None:
+        self.end_stream()
+        first, *lines = request.splitlines()
+        headers = dict(line.split(": ", 1) for line in lines)
+        self._source = await EventSource.connect(self._server.url + first.split()[1], headers=headers)
+
+    def end_stream(self) -> None:
+        if self._source is not None:
+            self._source.abort()
+
+    async def _hear_events(self, text: str) -> None:
+        assert self._source is not None
+        parser = EventParser()
+        for told in parser.feed(text.encode() + b"\n"):
+            event = await self._source.next()
+            assert event is not None
+            assert event.name == told.name
+            assert_alike(told.json, event.json)
+            self._pair(told.json, event.json)
+            assert event.last_id == self._truly(told.last_id) == event.json["position"]
+            assert faults("stream", event.json) == faults("stream", filled(told.json, event.json)) == []
+            self._apply(event.json)
+        assert parser.retry_ms is None or 1000 <= parser.retry_ms <= 3000
 
     def _pair(self, told: Any, real: Any) -> None:
         """Positions in the document stand for real ones, everywhere the same."""
@@ -174,6 +205,7 @@ async def told(server: ServerProcess) -> AsyncIterator[Storyteller]:
         yield storyteller
     finally:
         storyteller.client.abort()
+        storyteller.end_stream()
 
 
 async def test_the_story_happens_as_it_is_written(server: ServerProcess) -> None:
@@ -188,7 +220,7 @@ async def test_the_story_happens_as_it_is_written(server: ServerProcess) -> None
 def test_every_example_is_part_of_the_story() -> None:
     assert len(BLOCKS) == DOC.count("```") / 2
     for block in BLOCKS:
-        assert block.language in ("http", "python") or (
+        assert block.language in ("http", "python", "events") or (
             block.language == "json" and (block.role in ("client", "server") or block.role.isdigit())
         ), block
 
