@@ -12,8 +12,10 @@ import pytest
 
 from deploy.config import Stack, find_program
 from deploy.nginx import SOCKET_TIMEOUT_MARGIN_S, nginx_conf, origin_map_lines
+from handlers.event_streams import COMMENT_INTERVAL_S
 from lockstep.addresses import Addresses
 from lockstep.config import Settings, read_settings
+from tests.support.event_source import EventSource, stream_url
 from tests.support.processes import Answer, parse_answer, request
 from tests.support.stack import free_ports
 from tests.support.ws_client import DEFLATE, WsClient
@@ -384,6 +386,38 @@ async def test_a_socket_that_falls_silent_is_ended_after_what_a_ping_may_take(
             silent_for_s.append(loop.time() - began_s)
         writer.transport.abort()
     assert silent_for_s[0] >= 0.5 + 0.2 + SOCKET_TIMEOUT_MARGIN_S - 0.1
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+
+async def test_an_event_of_a_stream_is_passed_on_while_the_next_is_still_to_come(tmp_path: Path) -> None:
+    async with fronted(tmp_path) as front:
+        front.reply = lambda _: STREAM + b"data: first\n\n"
+        url = stream_url(front.url, str(uuid4()))
+        headers = {"Accept-Encoding": "gzip"}
+        async with await EventSource.connect(url, headers=headers, last_id="a position") as source:
+            event = await source.next()
+            assert event is not None
+            assert event.data == "first"
+            assert "content-encoding" not in source.headers
+        assert front.seen[0]["last-event-id"] == "a position"
+
+
+async def test_a_stream_for_which_a_process_has_no_room_is_asked_of_another(tmp_path: Path) -> None:
+    full = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}"
+    async with fronted(tmp_path) as front:
+        front.reply = lambda count: full if count == 1 else STREAM + b"data: first\n\n"
+        async with await EventSource.connect(stream_url(front.url, str(uuid4()))) as source:
+            assert await source.next()
+        assert len(front.seen) == 2
+        assert front.seen[0]["first line"] == front.seen[1]["first line"]
+
+
+def test_a_stream_may_be_silent_for_longer_than_a_process_ever_is() -> None:
+    text = nginx_conf(Stack("run", "127.0.0.1:1", 5, 9001, 100, "", ""), Settings())
+    (silent_s,) = re.findall(r"/stream\$ \{[^}]*proxy_read_timeout (\d+)s;", text)
+    assert int(silent_s) >= 2 * COMMENT_INTERVAL_S
 
 
 def test_nginx_lets_go_of_connections_before_the_processes_do() -> None:

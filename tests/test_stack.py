@@ -26,6 +26,7 @@ from deploy.checks import check
 from deploy.config import Failure
 from deploy.config import Stack as StackOptions
 from lockstep.config import Settings
+from tests.support.event_source import EventSource, ReturningStream, StreamView, stream_url
 from tests.support.load import chess, data, eventually, rest
 from tests.support.processes import Answer, parse_answer, request, wait_until
 from tests.support.redis_server import RedisServer
@@ -304,6 +305,71 @@ async def test_a_rolling_restart_fails_no_request_and_every_client_is_back(stack
 @pytest.mark.long
 async def test_a_rolling_restart_of_many_fails_no_request_and_every_client_is_back(stack: Stack) -> None:
     await check_roll(stack, clients=200, workers=30)
+
+
+async def test_a_stream_is_told_of_each_change_as_it_comes(stack: Stack) -> None:
+    created = data(await rest(f"{stack.url}/v1/sessions", chess()))
+    shown = StreamView(created["session_id"])
+    async with await EventSource.connect(stream_url(stack.url, created["session_id"])) as source:
+        for name in ("start", *["switch"] * 8):
+            event = await source.next()
+            assert event is not None
+            shown.take(event)
+            data(await rest(f"{stack.url}/v1/sessions/{created['session_id']}/{name}"))
+        event = await source.next()
+        assert event is not None
+        shown.take(event)
+        assert source.is_chunked, "a client of nginx is told where the stream ends"
+    assert shown.view.told == ["requested"] + ["UPDATE"] * 9
+
+
+@pytest.mark.long
+async def test_a_stream_misses_and_doubles_nothing_through_a_rolling_restart(stack: Stack) -> None:
+    session_ids = [data(await rest(f"{stack.url}/v1/sessions", chess()))["session_id"] for _ in range(5)]
+    for each in session_ids:
+        data(await rest(f"{stack.url}/v1/sessions/{each}/start"))
+    streams = [ReturningStream(stack.url, session_ids[n % 5]) for n in range(100)]
+    following = [asyncio.create_task(each.run()) for each in streams]
+    is_over = asyncio.Event()
+
+    async def change(session_id: str) -> None:
+        while not is_over.is_set():
+            assert (await rest(f"{stack.url}/v1/sessions/{session_id}/switch", timeout_s=15)).code == 200
+            await asyncio.sleep(0.1)
+
+    async def all_follow() -> str:
+        waiting = sum(not each.shown.view.told for each in streams)
+        return f"{waiting} of them have nothing" if waiting else ""
+
+    try:
+        await eventually(all_follow, 20, "not all streams have begun")
+        changing = [asyncio.create_task(change(each)) for each in session_ids]
+        rolled = await stack.roll()
+        assert rolled.returncode == 0, rolled.stderr
+        is_over.set()
+        await asyncio.gather(*changing)
+        stored = {
+            each: data(await rest(f"{stack.url}/v1/sessions/{each}", method="GET")) for each in session_ids
+        }
+
+        async def all_are_there() -> str:
+            for task in following:
+                if task.done():
+                    task.result()
+            behind = [each for each in streams if each.shown.view.state != stored[each.shown.view.session_id]]
+            return f"{len(behind)} are behind" if behind else ""
+
+        await eventually(all_are_there, 30, "streams have not converged")
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+    for each in streams:
+        # Each change was told once and in order, or the view would have complained.
+        assert set(each.shown.view.told) == {"requested", "UPDATE"}
+        assert each.shown.view.told.count("requested") == 1
+        assert each.shown.view.events[-1][1] == stored[each.shown.view.session_id]["version"]
+    assert min(each.connections for each in streams) >= 2, "every process was restarted"
 
 
 @pytest.mark.long

@@ -220,3 +220,25 @@ class StreamView:
 
 def stream_url(url: str, session_id: str, query: str = "") -> str:
     return f"{url}/v1/sessions/{session_id}/stream{query}"
+
+
+class ReturningStream:
+    """A stream that comes back with the position that it has, as an EventSource does."""
+
+    def __init__(self, url: str, session_id: str) -> None:
+        self.url = stream_url(url, session_id)
+        self.shown = StreamView(session_id)
+        self.connections = 0
+
+    async def run(self) -> None:
+        while True:
+            retry_s = 0.2
+            try:
+                async with await EventSource.connect(self.url, last_id=self.shown.last_id) as source:
+                    self.connections += 1
+                    while (event := await source.next(60)) is not None:
+                        self.shown.take(event)
+                    retry_s = (source.parser.retry_ms or 200) / 1000
+            except (OSError, asyncio.IncompleteReadError):
+                pass
+            await asyncio.sleep(retry_s)
