@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from handlers.connection import Connection
+from handlers.outgoing_queue import MAX_UNSENT_BYTES
 from handlers.subscription import Subscription
+from lockstep.contract import Attendance
+from lockstep.live import presence_tracker
 from lockstep.live.ring import Ring
 from lockstep.live.timeline import Timeline
 from tests.support.api import Api, serving
@@ -276,3 +279,35 @@ async def test_each_change_reaches_exactly_those_that_follow_and_nothing_is_kept
 def shown(follower: Follower) -> set[int]:
     """The versions that its sessions are at."""
     return {view.state["version"] if view.state else 0 for view in follower.views.values()}
+
+
+async def test_presence_closes_no_slow_follower_which_knows_everybody_when_it_reads_again(
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as much as may wait for it is told meanwhile."""
+    monkeypatch.setattr(presence_tracker, "TELL_INTERVAL_S", 0)
+    async with serving(**PATIENT) as api, AsyncExitStack() as stack:
+        url = api.url.replace("http", "ws")
+        session_id = (await api.create(presence=True))["session_id"]
+        reader = await stack.enter_async_context(Follower(url))
+        slow = await Sluggard.at(api, headers)
+        await slow.follow(session_id)
+        view = await reader.follow(session_id)
+        hub, told_bytes, most_bytes = api.server.hub, 0, 0
+        for round_ in range(60):
+            crowd = {f"{round_ % 3} {number} {'x' * 500}": Attendance(1, 0) for number in range(40)}
+            gone = {f"{(round_ - 1) % 3} {number} {'x' * 500}": None for number in range(40)}
+            hub.on_presence(session_id, "another process", gone | crowd)
+            await reader.until(lambda crowd=crowd: view.presence.subjects == set(crowd))
+            told_bytes += 40 * 1000
+            most_bytes = max(most_bytes, sum(slow.waiting()))
+        assert (slow.is_behind, slow.connection.is_over) == (True, False)
+        assert told_bytes > 2 * MAX_UNSENT_BYTES
+        assert most_bytes < 200_000
+        slow_view = slow.views[session_id]
+        await slow.read_until(lambda: slow_view.presence.subjects == set(crowd))
+        assert len(slow_view.presence.told) < 30
+        assert slow_view.presence.anonymous == 2
+        hub.on_presence(session_id, "another process", {"the last": Attendance(1, 0)})
+        await slow.read_until(lambda: "the last" in slow_view.presence.subjects)
+        assert slow_view.presence.told[-1] == (["the last"], [])

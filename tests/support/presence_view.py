@@ -13,6 +13,8 @@ class PresenceView:
     total: int = 0
     told: list[Any] = field(default_factory=list)
     """What came by PRESENCE, as (joined, left), each sorted; (None, None) where there was no list."""
+    last: Any = None
+    """The last PRESENCE."""
 
     def subscribe(self, presence: Any) -> None:
         present = presence.get("present")
@@ -28,6 +30,7 @@ class PresenceView:
 
     def take(self, message: Any) -> None:
         assert message["type"] == "PRESENCE"
+        self.last = message
         assert ("joined" in message) == ("left" in message)
         if "joined" not in message:
             self.subjects = None

@@ -1,0 +1,422 @@
+"""Who is connected to a session, over real servers: one on the embedded broker, several on one Redis."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api import body_of, error_of, instant_ms
+from tests.support.followers import V2, V2_MSGPACK, Follower, View
+from tests.support.presence_view import PresenceView
+from tests.support.processes import ServerProcess
+from tests.support.redis_server import RedisServer
+from tests.support.tokens import SECRET, token
+from tests.support.ws_client import WsClient
+
+LINGER_MS = 3_000
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "secret"
+    path.write_text(SECRET)
+    return path
+
+
+def started(secret: Path, *options: str) -> ServerProcess:
+    return ServerProcess(f"--jwt-secret-file={secret}", "--log-level=warning", "--drain-s=2", *options)
+
+
+@pytest.fixture(scope="module")
+def several(secret: Path, redis: RedisServer) -> Iterator[list[ServerProcess]]:
+    servers = [started(secret, f"--broker={redis.url}") for _ in range(3)]
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def alone(secret: Path) -> Iterator[list[ServerProcess]]:
+    server = started(secret)
+    yield [server] * 3
+    server.stop()
+
+
+@pytest.fixture(params=["alone", "several"])
+def servers(request: pytest.FixtureRequest) -> list[ServerProcess]:
+    """Three doors to the same sessions."""
+    found: list[ServerProcess] = request.getfixturevalue(request.param)
+    return found
+
+
+ADMIN = {"Authorization": f"Bearer {token()}"}
+
+
+async def created(server: ServerProcess, **fields: Any) -> str:
+    body = body_of("global", 0, **({"presence": True} | fields))
+    answer = await server.call("POST", "/v1/sessions", json.dumps(body).encode(), ADMIN)
+    assert answer.status == 201, answer.raw
+    return str(answer.data["session_id"])
+
+
+async def delete(server: ServerProcess, session_id: str) -> None:
+    assert (await server.call("DELETE", f"/v1/sessions/{session_id}", None, ADMIN)).status == 204
+
+
+async def listing(server: ServerProcess, session_id: str) -> tuple[dict[str, int], int]:
+    """As REST has it: connections by subject, and how many are anonymous."""
+    answer = await server.call("GET", f"/v1/sessions/{session_id}/presence", None, ADMIN)
+    assert answer.status == 200, answer.raw
+    present, anonymous = answer.data["present"], answer.data["anonymous"]
+    instants = [(each["since"], each["subject"]) for each in present]
+    assert instants == sorted(instants)
+    assert answer.data["total"] == len(present) + anonymous
+    return {each["subject"]: each["connections"] for each in present}, anonymous
+
+
+async def eventually(expected: Any, ask: Any, timeout_s: float = 20.0) -> None:
+    found = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            while (found := await ask()) != expected:
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"{found}, and not {expected}") from None
+
+
+class Visitor(Follower):
+    """A client of a subject, or of none, that follows one session and hears who is there."""
+
+    def __init__(self, server: ServerProcess, session_id: str, subject: str | None, **how: str) -> None:
+        claims = {} if subject is None else {"sub": subject}
+        bearer = {"Authorization": f"Bearer {token('view', **claims)}"}
+        super().__init__(server.ws_url, (V2 | how) | bearer)
+        self.session_id = session_id
+        self.subject = subject
+
+    @property
+    def view(self) -> View:
+        return self.views[self.session_id]
+
+    @property
+    def presence(self) -> PresenceView:
+        assert self.view.presence is not None
+        return self.view.presence
+
+    async def hears(self, *subjects: str, anonymous: int = 0) -> None:
+        """It is told that these are there, and so many anonymous ones."""
+
+        def is_told() -> bool:
+            presence = self.view.presence
+            return presence is not None and (presence.subjects, presence.anonymous) == (
+                set(subjects),
+                anonymous,
+            )
+
+        try:
+            await self.until(is_told)
+        except AssertionError:
+            raise AssertionError(f"{self.subject} has {self.view.presence}, not {subjects}") from None
+
+
+class Scene:
+    """One session with presence, and who visits it. Who is not sent off stays to the end."""
+
+    def __init__(self, servers: list[ServerProcess], stack: AsyncExitStack, session_id: str) -> None:
+        self.servers = servers
+        self.session_id = session_id
+        self._stack = stack
+
+    async def visitor(self, subject: str | None, door: int = 0, **how: str) -> Visitor:
+        visitor = Visitor(self.servers[door], self.session_id, subject, **how)
+        await visitor.connect()
+        await visitor.follow(self.session_id)
+        self._stack.push_async_callback(visitor.leave)
+        return visitor
+
+    async def old_client(self, subject: str | None, door: int = 0) -> WsClient:
+        """One that speaks protocol v1."""
+        claims = {} if subject is None else {"sub": subject}
+        url = f"{self.servers[door].ws_url}/ws?sessionId={self.session_id}"
+        bearer = {"Authorization": f"Bearer {token('view', **claims)}"}
+        client = await self._stack.enter_async_context(await WsClient.connect(url, headers=bearer))
+        assert (await client.recv())["type"] == "CONNECTED"
+        return client
+
+    async def listing(self, door: int = 0) -> tuple[dict[str, int], int]:
+        return await listing(self.servers[door], self.session_id)
+
+
+@asynccontextmanager
+async def a_scene(servers: list[ServerProcess], **fields: Any) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        yield Scene(servers, stack, await created(servers[0], **fields))
+
+
+# --- coming and going ----------------------------------------------------------------------------------
+
+
+async def test_who_comes_is_told_at_every_process_within_500_ms(servers: list[ServerProcess]) -> None:
+    async with a_scene(servers) as scene:
+        there = [await scene.visitor(f"watcher {door}", door) for door in range(3)]
+        watchers = [f"watcher {door}" for door in range(3)]
+        for visitor in there:
+            await visitor.hears(*watchers)
+        anna = await scene.visitor("anna", 2)
+        assert anna.presence.subjects == {*watchers, "anna"}
+        took_ms = []
+        for visitor in there:
+            await visitor.hears(*watchers, "anna")
+            assert visitor.presence.told[-1] == (["anna"], [])
+            message = visitor.presence.last
+            took_ms.append(message["timestamp"] - instant_ms(message["joined"][0]["since"]))
+        assert max(took_ms) <= 500
+        assert anna.presence.told == []
+
+
+async def test_who_leaves_is_told_3_s_later_at_every_process(servers: list[ServerProcess]) -> None:
+    async with a_scene(servers) as scene:
+        there = [await scene.visitor("anna", 0), await scene.visitor("anna", 2)]
+        bob = await scene.visitor("bob", 1)
+        for visitor in there:
+            await visitor.hears("anna", "bob")
+        left_ms = time.time() * 1000
+        await bob.leave()
+        for visitor in there:
+            await visitor.hears("anna")
+            assert visitor.presence.told[-1] == ([], ["bob"])
+            assert visitor.presence.last["timestamp"] - left_ms >= LINGER_MS - 50
+
+
+async def test_a_page_that_is_reloaded_tells_nobody_anything(servers: list[ServerProcess]) -> None:
+    """Also where it comes back to another process."""
+    async with a_scene(servers) as scene:
+        anna = await scene.visitor("anna")
+        bob = await scene.visitor("bob", 1)
+        await anna.hears("anna", "bob")
+        told = len(anna.presence.told)
+        for door in (2, 1, 0):
+            await bob.leave()
+            bob = await scene.visitor("bob", door)
+            assert bob.presence.subjects == {"anna", "bob"}
+        await eventually(({"anna": 1, "bob": 1}, 0), scene.listing)
+        carl = await scene.visitor("carl")  # who is told last: what was to be told before is told
+        await anna.hears("anna", "bob", "carl")
+        await carl.leave()
+        await anna.hears("anna", "bob")
+        assert anna.presence.told[told:] == [(["carl"], []), ([], ["carl"])]
+
+
+async def test_every_client_counts_whatever_it_speaks(servers: list[ServerProcess]) -> None:
+    async with a_scene(servers) as scene:
+        packed = await scene.visitor("anna", 1, **V2_MSGPACK)
+        old = await scene.old_client("anna", 2)
+        nobody = await scene.old_client(None)
+        bob = await scene.visitor("bob")
+        for visitor in (packed, bob):
+            await visitor.hears("anna", "bob", anonymous=1)
+        for door in range(3):
+            await eventually(({"anna": 2, "bob": 1}, 1), lambda door=door: scene.listing(door))
+        nobody.abort()
+        await packed.hears("anna", "bob", anonymous=0)
+        await old.fence()
+
+
+async def test_another_token_of_the_same_subject_changes_nothing(servers: list[ServerProcess]) -> None:
+    async with a_scene(servers) as scene:
+        anna, bob = await scene.visitor("anna"), await scene.visitor("bob")
+        await anna.hears("anna", "bob")
+        answer = await bob.ask("REAUTH", token=token("view", sub="bob"))
+        assert answer["type"] == "REAUTHENTICATED"
+        assert (await bob.ask("UNSUBSCRIBE", scene.session_id))["type"] == "UNSUBSCRIBED"
+        await anna.hears("anna")
+
+
+# --- sessions ------------------------------------------------------------------------------------------
+
+
+async def test_presence_lasts_as_long_as_its_session(servers: list[ServerProcess]) -> None:
+    async with a_scene(servers) as scene:
+        visitors = [await scene.visitor(f"visitor {door}", door) for door in range(3)]
+        subjects = [f"visitor {door}" for door in range(3)]
+        for visitor in visitors:
+            await visitor.hears(*subjects)
+        await delete(servers[0], scene.session_id)
+        for visitor in visitors:
+            await visitor.until(lambda visitor=visitor: visitor.view.told[-1] == "DELETED")
+            assert visitor.view.presence is None
+        path = f"/v1/sessions/{scene.session_id}/presence"
+        error_of(await servers[1].call("GET", path, None, ADMIN), 404, "SESSION_NOT_FOUND")
+        await created(servers[2], session_id=scene.session_id)
+        for visitor in visitors:
+            await visitor.hears(*subjects)
+        await delete(servers[0], scene.session_id)
+        await created(servers[1], session_id=scene.session_id, presence=False)
+        for visitor in visitors:
+            await visitor.until(lambda visitor=visitor: visitor.view.told[-2:] == ["DELETED", "created"])
+            assert visitor.view.presence is None
+        error_of(await servers[1].call("GET", path, None, ADMIN), 409, "CONFLICT")
+
+
+async def test_the_list_needs_the_right_to_view_the_session(servers: list[ServerProcess]) -> None:
+    session_id = await created(servers[0])
+    path = f"/v1/sessions/{session_id}/presence"
+    error_of(await servers[0].call("GET", path), 401, "UNAUTHORIZED")
+    other = {"Authorization": f"Bearer {token('admin', [await created(servers[0])])}"}
+    error_of(await servers[0].call("GET", path, None, other), 403, "FORBIDDEN")
+    own = {"Authorization": f"Bearer {token('view', [session_id])}"}
+    answer = await servers[0].call("GET", path, None, own)
+    assert (answer.status, answer.data) == (200, {"present": [], "anonymous": 0, "total": 0})
+    for bad in ("not-an-id", session_id[:-1]):
+        error_of(
+            await servers[0].call("GET", f"/v1/sessions/{bad}/presence", None, ADMIN), 400, "VALIDATION_ERROR"
+        )
+
+
+async def test_more_than_200_subjects_are_counted_and_listed_by_rest(servers: list[ServerProcess]) -> None:
+    async with a_scene(servers) as scene:
+        anna = await scene.visitor("anna")
+        crowd = [await scene.old_client(f"subject {number}", number % 3) for number in range(199)]
+        await anna.until(lambda: anna.presence.total == 200)
+        assert len(anna.presence.subjects or ()) == 200
+        last = await scene.visitor("the last", 1)
+        await anna.until(lambda: anna.presence.total == 201)
+        assert (anna.presence.subjects, last.presence.subjects) == (None, None)
+        for door in range(3):
+            assert len((await scene.listing(door))[0]) == 201
+        crowd[0].abort()
+        for visitor in (anna, last):
+            await visitor.until(lambda visitor=visitor: visitor.presence.total == 200)
+            assert visitor.presence.subjects is not None
+            assert "subject 0" not in visitor.presence.subjects
+
+
+# --- processes and stores that fail --------------------------------------------------------------------
+
+
+@pytest.fixture
+def doomed(secret: Path) -> Iterator[tuple[list[ServerProcess], RedisServer]]:
+    """Three processes and a Redis of their own, which a test may harm."""
+    redis = RedisServer()
+    servers = [started(secret, f"--broker={redis.url}") for _ in range(3)]
+    yield servers, redis
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+    redis.close()
+
+
+@pytest.mark.long
+async def test_clients_of_a_killed_process_leave_within_15_s_but_those_who_come_back(
+    doomed: tuple[list[ServerProcess], RedisServer],
+) -> None:
+    servers, _ = doomed
+    async with a_scene(servers) as scene:
+        anna = await scene.visitor("anna")
+        bob, carl = await scene.visitor("bob", 1), await scene.visitor("carl", 1)
+        await anna.hears("anna", "bob", "carl")
+        anna.presence.told.clear()
+        servers[1].kill()
+        killed_s = time.monotonic()
+        await bob.leave()
+        await carl.leave()
+        bob = await scene.visitor("bob", 2)
+        assert bob.presence.subjects == {"anna", "bob", "carl"}
+        for visitor in (anna, bob):
+            await visitor.hears("anna", "bob")
+            assert visitor.presence.told == [([], ["carl"])]
+        assert time.monotonic() - killed_s < 17
+        assert await scene.listing(2) == ({"anna": 1, "bob": 1}, 0)
+
+
+@pytest.mark.long
+async def test_a_rolling_restart_tells_nobody_anything(
+    doomed: tuple[list[ServerProcess], RedisServer], secret: Path
+) -> None:
+    servers, redis = doomed
+    async with a_scene(servers) as scene:
+        visitors = [await scene.visitor(f"visitor {door}", door) for door in range(3)]
+        watcher = await scene.visitor("watcher", 2)
+        subjects = ["watcher", *(f"visitor {door}" for door in range(3))]
+        await watcher.hears(*subjects)
+        watcher.presence.told.clear()
+        for door in (0, 1):
+            servers[door].stop()
+            servers[door] = started(secret, f"--broker={redis.url}")
+            await visitors[door].leave()
+            visitors[door] = await scene.visitor(f"visitor {door}", door)
+            assert visitors[door].presence.subjects == set(subjects)
+        # What the processes before had said lapses.
+        await eventually((dict.fromkeys(subjects, 1), 0), scene.listing)
+        assert watcher.presence.told == []
+
+
+async def test_lists_stay_while_redis_is_frozen(doomed: tuple[list[ServerProcess], RedisServer]) -> None:
+    servers, redis = doomed
+    async with a_scene(servers) as scene:
+        visitors = [await scene.visitor(f"visitor {door}", door) for door in range(3)]
+        subjects = [f"visitor {door}" for door in range(3)]
+        leaver = await scene.visitor("leaver", 1)
+        for visitor in visitors:
+            await visitor.hears(*subjects, "leaver")
+            visitor.presence.told.clear()
+        redis.freeze()
+        await leaver.leave()
+        await visitors[1].hears(*subjects)  # of its own process, which needs no store for it
+        redis.thaw()
+        for visitor in visitors:
+            await visitor.hears(*subjects)
+        for door in range(3):
+            await eventually((dict.fromkeys(subjects, 1), 0), lambda door=door: scene.listing(door))
+        assert [visitor.presence.told for visitor in visitors] == [[([], ["leaver"])]] * 3
+
+
+async def test_what_redis_has_lost_of_presence_is_said_again_and_nobody_is_told(
+    doomed: tuple[list[ServerProcess], RedisServer],
+) -> None:
+    servers, redis = doomed
+    async with a_scene(servers) as scene:
+        visitors = [await scene.visitor(f"visitor {door}", door) for door in range(2)]
+        subjects = [f"visitor {door}" for door in range(2)]
+        for visitor in visitors:
+            await visitor.hears(*subjects)
+            visitor.presence.told.clear()
+        redis.client.delete(*redis.client.scan_iter("*presence*"))
+        last = await scene.visitor("the last", 2)
+        for visitor in (*visitors, last):
+            await visitor.hears(*subjects, "the last")
+        for door in range(3):
+            expected = dict.fromkeys([*subjects, "the last"], 1), 0
+            await eventually(expected, lambda door=door: scene.listing(door))
+        assert [visitor.presence.told for visitor in visitors] == [[(["the last"], [])]] * 2
+
+
+async def test_no_key_is_left_behind(several: list[ServerProcess], redis: RedisServer) -> None:
+    async with a_scene(several) as scene:
+        session_ids = [scene.session_id, await created(several[0])]
+
+        async def lists() -> list[str]:
+            keys = [key.decode() for key in redis.client.scan_iter("*presence:*")]
+            return [each for each in session_ids if any(each in key for key in keys)]
+
+        visitors = [await scene.visitor(f"visitor {door}", door) for door in range(3)]
+        for visitor in visitors:
+            await visitor.follow(session_ids[1])
+        await eventually(session_ids, lists)
+        await delete(several[1], session_ids[1])
+        await eventually(session_ids[:1], lists)
+        for visitor in visitors:
+            await visitor.leave()
+        await eventually([], lists)
