@@ -1,5 +1,5 @@
-"""What a change costs, as a state (protocol v1) and as what has moved (v2), in JSON and MessagePack:
-python -m bench.changes
+"""What a change costs, as a state (protocol v1) and as what has moved (v2), in JSON and MessagePack; and each
+of them compressed: python -m bench.changes
 
 A session is switched by REST again and again; the next switch is asked for when each client of it has been
 told of the one before. Bytes are those of the WebSocket's frames. CPU time is the server's, for all that a
@@ -24,6 +24,7 @@ from lockstep.wire import protocol_v2
 
 TITLE = "Changes"
 V1, V2, V2_MSGPACK = "v1, states", "v2, changes", "v2.msgpack, changes"
+COMPRESSED = ", compressed"
 # How a client's first message of the session begins: from then on it is told of each change.
 JOINED = {
     V1: b'{"type":"CONNECTED"',
@@ -53,7 +54,12 @@ class Turn:
 
 
 def turn(
-    contestant: Contestant, protocol: str, participants: int, clients: int, options: argparse.Namespace
+    contestant: Contestant,
+    protocol: str,
+    is_compressed: bool,
+    participants: int,
+    clients: int,
+    options: argparse.Namespace,
 ) -> Turn:
     with ExitStack() as stack:
         redis = stack.enter_context(machine.Redis())
@@ -72,6 +78,7 @@ def turn(
             ),
             *(f"--seconds={options.seconds}", f"--warm-up={options.warm_up}"),
             *SPOKEN[protocol],
+            *(["--deflate"] if is_compressed else []),
         ]
         seen, busy_s = generate(command)
     measured = seen["measured"]
@@ -130,8 +137,11 @@ def run(options: argparse.Namespace) -> list[Table]:
     tables = []
     for participants in options.participants:
         turns: dict[str, Callable[[], Turn]] = {
-            protocol: functools.partial(turn, server, protocol, participants, options.clients, options)
+            protocol + (COMPRESSED if is_compressed else ""): functools.partial(
+                turn, server, protocol, is_compressed, participants, options.clients, options
+            )
             for protocol in SPOKEN
+            for is_compressed in (False, True)
         }
         outcomes = contest.interleaved(turns, options, f"{participants} participants")
         tables.append(

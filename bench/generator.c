@@ -3,7 +3,8 @@
  * It opens clients, spread over rooms, waits until all have joined, publishes on Redis by itself and counts
  * every message at every client. A publication carries its number as 16 digits, so that each receipt is
  * checked (lost, twice, out of order) and timed. With --switch the rooms are running sessions at version 2,
- * switched by REST instead, and the version that comes is the number. One thread, epoll, no libraries:
+ * switched by REST instead, and the version that comes is the number. With --deflate compression is offered; a
+ * message that comes compressed is not inflated, but counted as the publication that is under way. One thread, epoll, no libraries:
  *
  *   cc -O2 -std=c11 -o generator generator.c
  *   generator --ports=8001,8002 --redis=6379 --clients=1000 --rooms=FILE --payload=FILE --in-flight=8 ...
@@ -71,6 +72,7 @@ static struct {
     int in_flight;
     double rate, warm_up_s, seconds;
     bool by_room; /* all clients of a room at one port */
+    bool deflates;
     pid_t pids[64];
     int pid_count;
 } options = {.path = "/ws?sessionId=%s", .channel = "ws:%s", .find = "\"sequence\":\"", .in_flight = 1,
@@ -274,9 +276,10 @@ static void ask_for_upgrade(int number) {
     snprintf(path, sizeof path, options.path, rooms[client->room].id);
     int bytes = snprintf(request, sizeof request,
                          "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
+                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s%s%s%s\r\n",
                          path, client->port, options.subprotocol ? "Sec-WebSocket-Protocol: " : "",
-                         options.subprotocol ? options.subprotocol : "", options.subprotocol ? "\r\n" : "");
+                         options.subprotocol ? options.subprotocol : "", options.subprotocol ? "\r\n" : "",
+                         options.deflates ? "Sec-WebSocket-Extensions: permessage-deflate\r\n" : "");
     if (send(client->fd, request, bytes, MSG_NOSIGNAL) != bytes) fail("the request was not taken");
     watch(client->fd, number, EPOLLIN, EPOLL_CTL_MOD);
 }
@@ -357,11 +360,21 @@ static void take_message(Client *client, const char *data, size_t bytes, size_t 
         send_frame(client, 1, options.answer, strlen(options.answer));
 }
 
+static void take_deflated(Client *client, size_t frame_bytes, int64_t at_ns) {
+    if (client->is_joined) {
+        take_publication(client, published, frame_bytes, at_ns);
+        return;
+    }
+    other++;
+    join(client);
+}
+
 /* How many bytes of the answer to the upgrade are complete; 0 if it is not. */
 static size_t take_head(Client *client, char *data, size_t bytes) {
     char *end = memmem(data, bytes, "\r\n\r\n", 4);
     if (!end) return 0;
     if (bytes < 12 || memcmp(data, "HTTP/1.1 101", 12)) fail("no upgrade: %.*s", (int)(end - data), data);
+    if (options.deflates && !memmem(data, end - data, "permessage-deflate", 18)) fail("no compression");
     client->is_open = true;
     opened++;
     if (options.hello) send_frame(client, 1, options.hello, strlen(options.hello));
@@ -385,7 +398,7 @@ static void read_client(Client *client) {
         uint8_t *head = (uint8_t *)at;
         size_t bytes = head[1] & 0x7f, head_bytes = 2;
         if (head[1] & 0x80) fail("a masked frame from the server");
-        if (head[0] & 0x70) fail("a compressed frame, which was not asked for");
+        if (head[0] & (options.deflates ? 0x30 : 0x70)) fail("a compressed frame, which was not asked for");
         if (bytes == 126) head_bytes = 4;
         if (bytes == 127) head_bytes = 10;
         if ((size_t)(end - at) < head_bytes) break;
@@ -397,7 +410,8 @@ static void read_client(Client *client) {
         if ((size_t)(end - at) < head_bytes + bytes) break;
         at += head_bytes;
         int opcode = head[0] & 0x0f;
-        if (opcode == 1 || opcode == 2) take_message(client, at, bytes, head_bytes, opcode == 2, at_ns);
+        if (head[0] & 0x40) take_deflated(client, head_bytes + bytes, at_ns);
+        else if (opcode == 1 || opcode == 2) take_message(client, at, bytes, head_bytes, opcode == 2, at_ns);
         else if (opcode == 9) send_frame(client, 10, at, bytes);
         else if (opcode == 8 && bytes >= 2 && !closed)
             fprintf(stderr, "generator: closed with %d %.*s\n", (uint8_t)at[0] << 8 | (uint8_t)at[1], (int)bytes - 2, at + 2);
@@ -488,7 +502,7 @@ static int numbers(char *list, int *into, int most) {
 
 static void read_options(int argc, char **argv) {
     enum { PORTS, REDIS_PORT, CLIENTS, ROOMS, PAYLOAD, PATH, CHANNEL, HELLO, JOINED, FIND, ANSWER, IN_FLIGHT, RATE,
-           WARM_UP, SECONDS, PIDS, BY_ROOM, SWITCH, SUBPROTOCOL };
+           WARM_UP, SECONDS, PIDS, BY_ROOM, SWITCH, SUBPROTOCOL, DEFLATE };
     static const struct option names[] = {
         {"ports", 1, 0, PORTS},       /* servers, clients go round them */
         {"redis", 1, 0, REDIS_PORT},
@@ -509,6 +523,7 @@ static void read_options(int argc, char **argv) {
         {"by-room", 0, 0, BY_ROOM},   /* all clients of a room at one port */
         {"switch", 1, 0, SWITCH},     /* instead of --redis: the port of the server that is asked for switches */
         {"subprotocol", 1, 0, SUBPROTOCOL},
+        {"deflate", 0, 0, DEFLATE},   /* with --in-flight=1 */
         {0}};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
         case PORTS: options.port_count = numbers(optarg, options.ports, 64); break;
@@ -535,11 +550,13 @@ static void read_options(int argc, char **argv) {
         case BY_ROOM: options.by_room = true; break;
         case SWITCH: options.redis_port = atoi(optarg), options.is_switching = true, options.find = "\"version\":"; break;
         case SUBPROTOCOL: options.subprotocol = optarg; break;
+        case DEFLATE: options.deflates = true; break;
         default: exit(2);
         }
     if (!options.port_count || !options.redis_port || !options.rooms_file ||
         !options.payload_file != options.is_switching)
         fail("--ports, --rooms, and either --redis and --payload or --switch are needed");
+    if (options.deflates && (options.in_flight != 1 || options.rate > 0)) fail("--deflate is for one publication at a time");
     if (options.in_flight < 1 || options.in_flight >= RING || options.clients < 1) fail("nothing to do");
 }
 
