@@ -20,7 +20,7 @@ from handlers.event_streams import EventStream
 from lockstep.errors import GOING_AWAY
 from lockstep.live.timeline import Timeline
 from tests.support.api import SOME_ID, Api, error_of, serving
-from tests.support.event_source import EventSource, Refused, StreamView, stream_url
+from tests.support.event_source import Event, EventParser, EventSource, Refused, StreamView, stream_url
 from tests.support.followers import Follower
 from tests.support.metrics import figures
 from tests.support.processes import ServerProcess, running
@@ -795,21 +795,22 @@ async def test_curl_shows_a_stream_as_it_comes(server_process: ServerProcess) ->
         *("curl", "-sN", stream_url(server_process.url, session_id)), stdout=asyncio.subprocess.PIPE
     )
     assert curl.stdout is not None
+    parser, events = EventParser(), []
 
-    async def line() -> str:
+    async def next_event() -> Event:
         assert curl.stdout is not None
         async with asyncio.timeout(10):
-            return (await curl.stdout.readline()).decode().rstrip("\n")
+            while not events:
+                events.extend(parser.feed(await curl.stdout.readline()))
+        return events.pop(0)
 
     try:
-        assert (await line()).startswith("retry: ")
-        assert [await line(), await line(), await line()] == ["", "event: snapshot", "id: "]
-        assert json.loads((await line()).removeprefix("data: "))["state"] is None
-        api = Api(server_process.url)
-        created = await api.create(session_id=session_id)
-        assert [await line(), await line()] == ["", "event: snapshot"]
-        assert (await line()).startswith(f"id: {created['epoch']}-1-")
-        assert json.loads((await line()).removeprefix("data: "))["state"] == created
+        event = await next_event()
+        assert (event.name, event.last_id, event.json["state"]) == ("snapshot", "", None)
+        created = await Api(server_process.url).create(session_id=session_id)
+        event = await next_event()
+        assert (event.name, event.json["state"]) == ("snapshot", created)
+        assert event.last_id.startswith(f"{created['epoch']}-1-")
     finally:
         curl.terminate()
         await curl.wait()
