@@ -19,7 +19,7 @@ from handlers import event_streams
 from handlers.event_streams import EventStream
 from lockstep.errors import GOING_AWAY
 from lockstep.live.timeline import Timeline
-from tests.support.api import SOME_ID, Api, error_of, serving
+from tests.support.api import SOME_ID, Api, body_of, error_of, serving
 from tests.support.event_source import Event, EventParser, EventSource, Refused, StreamView, stream_url
 from tests.support.followers import Follower
 from tests.support.metrics import figures
@@ -48,9 +48,9 @@ def secret(tmp_path: Path) -> str:
 class Viewer:
     """A client that shows a session, and comes back with what it has when it is told to."""
 
-    def __init__(self, url: str, session_id: str, *, keeps_states: bool = True) -> None:
+    def __init__(self, url: str, session_id: str) -> None:
         self.url = stream_url(url, session_id)
-        self.shown = StreamView(session_id, keeps_states=keeps_states)
+        self.shown = StreamView(session_id)
         self.source: EventSource | None = None
 
     @property
@@ -378,19 +378,72 @@ async def test_a_stream_ends_with_its_token_and_says_so(secret: str) -> None:
             await source.ended()
 
 
-async def test_a_stream_that_is_disconnected_is_told_and_ends() -> None:
-    async with serving() as api, viewing(api.url, SOME_ID) as viewer:
-        await viewer.hear()
-        stream = only_stream(api)
-        stream.disconnect()
-        stream.disconnect()
-        assert viewer.source is not None
-        event = await viewer.source.next()
-        assert event is not None
-        assert (event.name, event.json["code"]) == ("unsubscribed", "DISCONNECTED")
-        await viewer.source.ended()
-        await nothing_is_open(api)
-        assert not api.server.hub.rooms
+async def test_streams_of_a_subject_that_is_sent_away_are_told_and_end_and_others_do_not(
+    secret: str, broker: str
+) -> None:
+    async with serving(jwt_secret_file=secret, broker=broker) as api, AsyncExitStack() as stack:
+        admin = {"Authorization": f"Bearer {token()}"}
+        session_id = (await api("POST", "/v1/sessions", body_of(), **admin)).data["session_id"]
+
+        async def open_stream(subject: str) -> EventSource:
+            url = stream_url(api.url, session_id, f"?token={token('view', session_id, sub=subject)}")
+            source = await stack.enter_async_context(await EventSource.connect(url))
+            assert await source.next()
+            return source
+
+        anna, too, ben = [await open_stream(subject) for subject in ("anna", "anna", "ben")]
+        for _ in range(2):
+            path = f"/v1/sessions/{session_id}/disconnect"
+            assert (await api("POST", path, {"subject": "anna"}, **admin)).status == 202
+        for source in (anna, too):
+            event = await source.next()
+            assert event is not None
+            assert event.name == "unsubscribed"
+            assert event.json == {
+                "type": "UNSUBSCRIBED",
+                "sessionId": session_id,
+                "code": "DISCONNECTED",
+                "message": "Disconnected",
+            }
+            await source.ended()
+        assert (await api("POST", f"/v1/sessions/{session_id}/start", **admin)).status == 200
+        assert (await ben.next()).name == "update"  # type: ignore[union-attr]
+        assert only_stream(api).subject == "ben"
+
+
+async def test_streams_count_in_presence_and_tell_of_it(secret: str, broker: str) -> None:
+    async with serving(jwt_secret_file=secret, broker=broker) as api, AsyncExitStack() as stack:
+        admin = {"Authorization": f"Bearer {token()}"}
+        session_id = str(uuid4())
+
+        async def open_stream(subject: str) -> Viewer:
+            viewer = Viewer(api.url, session_id)
+            viewer.url += f"?token={token('view', session_id, sub=subject)}"
+            await viewer.connect()
+            stack.callback(viewer.leave)
+            await viewer.hear()
+            return viewer
+
+        anna = await open_stream("anna")
+        body = body_of(session_id=session_id, presence=True)
+        assert (await api("POST", "/v1/sessions", body, **admin)).status == 201
+        await anna.hear(2)
+        assert anna.view.presence.subjects == {"anna"}
+        ben = await open_stream("ben")
+        await ben.hear()
+        assert ben.view.presence.subjects == {"anna", "ben"}
+        await anna.hear_until(lambda: anna.view.presence.subjects == {"anna", "ben"})
+        present = (await api("GET", f"/v1/sessions/{session_id}/presence", **admin)).data
+        assert [each["subject"] for each in present["present"]] == ["anna", "ben"]
+        ben.leave()
+        await anna.hear_until(lambda: anna.view.presence.subjects == {"anna"})
+        # Who comes back with a position has missed nothing, and is told who is there.
+        anna.leave()
+        anna.shown.begin()
+        await anna.connect()
+        await anna.hear()
+        assert anna.view.presence.subjects == {"anna"}
+        assert anna.view.told == ["state", "created"]
 
 
 # --- limits --------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Whoever applies changes has at each version what REST shows, however often its line was cut.
 
-In JSON and in MessagePack, compressed or not.
+In JSON and in MessagePack, compressed or not, and by event streams.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import pytest
 from lockstep.live.deadlines import Deadlines
 from tests.support.api import Api, serving, tag
 from tests.support.client_model import apply_update
+from tests.support.event_source import CutStream
 from tests.support.followers import BY_ENCODING, CutFollower, Follower, View
 from tests.support.processes import Answer, read_answer
 from tests.support.random_histories import OVER, command, creation, uuid_of
@@ -77,12 +78,13 @@ class History:
         self.steady = steady
         self.asker = asker
         self.is_cut = True
-        self.cut = [
+        self.cut: list[CutFollower] = [
             CutFollower(
                 cut_url, self.session_id, self._bytes_of_next_line, headers | self.rng.choice(EXTENSIONS)
             )
             for headers in BY_ENCODING.values()
         ]
+        self.cut.append(CutStream(cut_url, self.session_id, self._bytes_of_next_line))
         self.positions: list[str] = []
 
     def _bytes_of_next_line(self) -> int | None:

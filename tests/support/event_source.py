@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.support.asyncapi import faults
-from tests.support.followers import View
+from tests.support.followers import CutFollower, View
 from tests.support.ws_client import OPEN
 
 LINE_END = re.compile(r"\r\n|\r(?!$)|\n")
@@ -194,10 +194,14 @@ class EventSource:
 class StreamView:
     """A session as the client of a stream has it; what breaks the contract raises."""
 
-    def __init__(self, session_id: str, *, keeps_states: bool = True) -> None:
-        self.view = View(session_id, keeps_states=keeps_states)
+    def __init__(self, session_id: str, view: View | None = None) -> None:
+        self.view = view or View(session_id)
         self.last_id = ""
         self.others: list[Any] = []
+
+    def begin(self) -> None:
+        """Another connection: who is present is told from the beginning."""
+        self.view.presence = None
 
     def take(self, event: Event) -> None:
         message = event.json
@@ -211,11 +215,39 @@ class StreamView:
             self.view.take({"type": "SUBSCRIBED", "position": None, "state": None})
         elif not self.view.take(message):
             self.others.append(message)
+        elif event.name == "snapshot":
+            self.view.is_subscribed = True
         if event.name in ("snapshot", "update"):
             assert event.last_id == (message["position"] or "")
         else:
             assert event.last_id == self.last_id
         self.last_id = event.last_id
+
+
+class CutStream(CutFollower):
+    """The same by event streams, with what the standard has for coming back."""
+
+    def __init__(self, ws_url: str, session_id: str, bytes_of_next_line: Callable[[], int | None]) -> None:
+        super().__init__(ws_url, session_id, bytes_of_next_line)
+        self._shown = StreamView(session_id, view=self.view)
+        self._url = stream_url(ws_url.replace("ws", "http", 1), session_id)
+
+    async def _follow_until_cut(self, bytes_left: int | None) -> None:
+        had, state = self.view.position, self.view.state
+        self._shown.begin()
+        async with await EventSource.connect(self._url, last_id=self._shown.last_id) as source:
+            while bytes_left is None or bytes_left > 0:
+                data = await source.reader.read(4096 if bytes_left is None else min(bytes_left, 4096))
+                if bytes_left is not None:
+                    bytes_left -= len(data)
+                for event in source.parser.feed(data):
+                    self._shown.take(event)
+                    if event.name == "snapshot" and event.json["reason"] == "requested" and had is not None:
+                        shown = event.json["state"]
+                        assert shown is None or state is None or shown["epoch"] != state["epoch"], had
+                self._moved.set()
+                if not data:
+                    return
 
 
 def stream_url(url: str, session_id: str, query: str = "") -> str:
