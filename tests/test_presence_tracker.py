@@ -599,7 +599,7 @@ async def test_a_departure_is_reported_though_nobody_is_left() -> None:
     async with a_world() as world:
         anna, old = await world.follow("anna"), await world.join()
         world.leave(anna, old)
-        assert (world.hub.rooms, world.broker.counts) == ({}, {"anna": 0, "": 1})
+        assert (world.hub.rooms, world.broker.counts) == ({}, {"anna": 0, "": None})
         await world.pass_s(3)
         assert (world.broker.counts, world.tracked) == ({"anna": None, "": None}, [])
 

@@ -40,7 +40,7 @@ class World:
         self.said |= self.presence.end_read(found, self.at_s)
 
     def arrive(self, subject: str) -> None:
-        self.said |= self.presence.arrive(subject, self.now_ms)
+        self.said |= self.presence.arrive(subject, self.now_ms, self.at_s)
 
     def depart(self, subject: str) -> None:
         self.said |= self.presence.depart(subject, self.at_s)
@@ -50,11 +50,12 @@ class World:
             subject: None if each is None else Attendance(each[0], T0 + each[1] * 1000)
             for subject, each in said.items()
         }
-        self.said |= self.presence.hear(process, attendances)
+        self.said |= self.presence.hear(process, attendances, self.at_s)
 
     def wait(self, seconds: float) -> None:
         self.at_s += seconds
         self.said |= self.presence.report(self.at_s)
+        self.presence.settle(self.at_s)
 
     def subscribe(self, subject: str) -> FakePeer:
         peer = FakePeer()
@@ -159,33 +160,61 @@ def test_each_departure_has_3_s_of_its_own() -> None:
     assert world.present == []
 
 
-def test_anonymous_clients_are_counted_and_leave_3_s_later() -> None:
+def test_anonymous_clients_are_counted_and_count_3_s_longer() -> None:
     world = World()
     world.arrive("")
     world.arrive("")
     world.depart("")
-    world.wait(2.99)
+    assert world.said == {"": Attendance(1, T0)}
+    world.wait(2.5)
     assert (world.anonymous, world.present) == (2, [])
-    world.wait(0.01)
-    assert (world.anonymous, world.said) == (1, {"": Attendance(1, T0)})
+    world.wait(0.5)
+    assert world.anonymous == 1
     world.depart("")
     world.wait(3)
     assert (world.anonymous, world.said) == (0, {"": None})
 
 
-def test_an_anonymous_client_that_reloads_does_not_change_the_number() -> None:
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_an_anonymous_client_that_reloads_does_not_change_the_number(is_elsewhere: bool) -> None:
+    """Also where it comes back to another process."""
     world = World()
     world.arrive("")
+    world.hear(A, **{"": (3, 0)})
     numbers = []
     for _ in range(5):
         world.depart("")
-        world.wait(1)
-        world.arrive("")
         numbers.append(world.anonymous)
         world.wait(1)
+        if is_elsewhere:
+            world.hear(A, **{"": (4, 0)})
+        else:
+            world.arrive("")
+        numbers.append(world.anonymous)
+        world.wait(1)
+        if is_elsewhere:
+            world.hear(A, **{"": (3, 0)})
+            world.wait(1)
+            world.arrive("")
         numbers.append(world.anonymous)
     world.wait(10)
-    assert {*numbers, world.anonymous} == {1}
+    assert {*numbers, world.anonymous} == {4}
+
+
+def test_anonymous_clients_of_a_process_that_is_no_more_count_no_longer() -> None:
+    world = World()
+    world.hear(A, **{"": (3, 0)})
+    world.hear(B, **{"": (2, 0)})
+    world.presence.hear(A, None, world.at_s)
+    assert world.anonymous == 2
+
+
+def test_what_a_read_finds_is_seen_at_once() -> None:
+    """No process has more than another that has not fewer yet."""
+    world = World()
+    world.hear(A, **{"": (3, 0)})
+    world.read({B: {"": Attendance(3, T0)}, A: {}})
+    assert world.anonymous == 3
 
 
 # --- other processes -----------------------------------------------------------------------------------
@@ -223,7 +252,7 @@ def test_what_a_process_said_goes_with_it() -> None:
     world = World()
     world.arrive("anna")
     world.hear(A, anna=(1, 0), bob=(1, 0))
-    world.presence.hear(A, None)
+    world.presence.hear(A, None, world.at_s)
     assert world.present == [("anna", 1, 0)]
 
 
@@ -412,22 +441,30 @@ class Model:
     def __init__(self) -> None:
         self.own: list[tuple[float, int, str]] = []  # (at_s, 1 or -1, subject)
         self.others: dict[str, dict[str, int]] = {}
+        self.anonymous = 0
+        self.more: list[tuple[float, int]] = []  # how many they were, until when
+
+    def note(self, at_s: float) -> None:
+        """Something has happened."""
+        self.more.append((at_s, self.anonymous))
+        own = sum(by for _, by, subject in self.own if subject == "")
+        self.anonymous = own + sum(said.get("", 0) for said in self.others.values())
+
+    def lapse(self, process: str, at_s: float) -> None:
+        """The process is no more: nobody waits for its clients, but still for those that had left before."""
+        before = self.anonymous
+        self.others.pop(process, None)
+        self.note(at_s)
+        if self.anonymous < before:
+            self.more = [(until_s, count) for until_s, count in self.more if count > before]
 
     def _own_counts(self, at_s: float) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for subject in {subject for *_, subject in self.own}:
+        for subject in {subject for *_, subject in self.own if subject}:
             moves = [(when_s, by) for when_s, by, of in self.own if of == subject]
-            # How many there were at most at any time of the last 3 s, for there may be a reload among them.
-            counts_s = []
-            count = 0
-            for index, (_, by) in enumerate(moves):
-                count += by
-                until_s = moves[index + 1][0] if index + 1 < len(moves) else float("inf")
-                if until_s > at_s - 3:
-                    counts_s.append(count)
-            most = max(counts_s, default=0)
-            if most:
-                counts[subject] = most if subject == "" else count
+            count = sum(by for _, by in moves)
+            if count or at_s - moves[-1][0] < 3:
+                counts[subject] = count
         return counts
 
     def present(self, at_s: float) -> tuple[dict[str, int], int]:
@@ -435,8 +472,10 @@ class Model:
         total: dict[str, int] = {}
         for said in (self._own_counts(at_s), *self.others.values()):
             for subject, count in said.items():
-                total[subject] = total.get(subject, 0) + count
-        return total, total.pop("", 0)
+                if subject:
+                    total[subject] = total.get(subject, 0) + count
+        recently = [count for until_s, count in self.more if until_s > at_s - 3]
+        return total, max([self.anonymous, *recently])
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -487,14 +526,15 @@ def test_any_history_leaves_everybody_with_who_is_present(seed: int, monkeypatch
                 world.hear(process, **{subject: None})
             case 8 if luck.random() < 0.3:
                 process = luck.choice((A, B))
-                model.others.pop(process, None)
-                world.presence.hear(process, None)
+                model.lapse(process, world.at_s)
+                world.presence.hear(process, None, world.at_s)
             case 9 if peers:
                 world.again(luck.choice(list(peers)))
             case _:
                 world.wait(luck.choice((0.125, 0.25, 1, 2.75)))
                 world.tell()
                 check()
+        model.note(world.at_s)
     world.wait(3)
     world.tell()
     check()

@@ -14,9 +14,12 @@ Report = tuple[str, Attendance | None]
 
 
 class Attendees:
-    """Counts connections. `now_s` is of a clock that never steps."""
+    """Counts connections. `now_s` is of a clock that never steps.
 
-    __slots__ = ("_anonymous_s", "_gone_s", "_leaving", "attendances")
+    Anonymous clients do not linger here: whether one has come back shows in the number of all processes.
+    """
+
+    __slots__ = ("_gone_s", "_leaving", "attendances")
 
     def __init__(self) -> None:
         self.attendances: dict[str, Attendance] = {}
@@ -24,27 +27,17 @@ class Attendees:
         # does not have it with that instant.
         self._leaving: deque[tuple[float, str]] = deque()
         self._gone_s: dict[str, float] = {}
-        # The same for clients of which nobody can tell whether they have come back.
-        self._anonymous_s: deque[float] = deque()
 
     @property
     def next_report_s(self) -> float | None:
         """When the next departure is to be reported, or found to be none."""
-        dues_s = [self._leaving[0][0]] if self._leaving else []
-        if self._anonymous_s:
-            dues_s.append(self._anonymous_s[0])
-        return min(dues_s, default=None)
+        return self._leaving[0][0] if self._leaving else None
 
-    def arrive(self, subject: str, since_ms: int) -> Attendance | None:
-        """One more connection; what is to be said of its subject, None if that is what was said before.
+    def arrive(self, subject: str, since_ms: int) -> Attendance:
+        """One more connection; what is to be said of its subject.
 
         A subject that is here already, or has just left, is present since it came first.
         """
-        if subject == ANONYMOUS and self._anonymous_s:
-            # Of two that have left the first is reported in its time: the number is then what it was at most
-            # within LINGER_S.
-            self._anonymous_s.pop()
-            return None
         self._gone_s.pop(subject, None)
         before = self.attendances.get(subject)
         if before is None:
@@ -52,10 +45,10 @@ class Attendees:
         return self._set(subject, before.connections + 1, before.since_ms)
 
     def depart(self, subject: str, now_s: float) -> Attendance | None:
-        """One connection less; what is to be said of its subject at once, None if nothing is."""
+        """One connection less; what is to be said of its subject."""
         before = self.attendances[subject]
-        if subject == ANONYMOUS:
-            self._anonymous_s.append(now_s + LINGER_S)
+        if before.connections == 1 and subject == ANONYMOUS:
+            del self.attendances[subject]
             return None
         if before.connections == 1:
             self._gone_s[subject] = now_s + LINGER_S
@@ -70,14 +63,6 @@ class Attendees:
             if self._gone_s.get(subject) == due_s:
                 del self._gone_s[subject], self.attendances[subject]
                 reports.append((subject, None))
-        count = 0
-        while self._anonymous_s and self._anonymous_s[0] <= now_s:
-            self._anonymous_s.popleft()
-            count += 1
-        if count:
-            before = self.attendances.pop(ANONYMOUS)
-            left = before.connections - count
-            reports.append((ANONYMOUS, self._set(ANONYMOUS, left, before.since_ms) if left else None))
         return reports
 
     def antedate(self, said: Mapping[str, Attendance | None]) -> list[Report]:

@@ -90,29 +90,27 @@ class RoomPresence:
 
     @property
     def next_report_s(self) -> float | None:
+        """When a departure is to be reported to other processes."""
         return self._attendees.next_report_s
 
-    def arrive(self, subject: str, now_ms: int) -> list[Report]:
-        """A client has come; what is to be said to other processes."""
+    def arrive(self, subject: str, now_ms: int, now_s: float) -> list[Report]:
+        """A client has come, at `now_ms` of the broker's clock; what is to be said to other processes."""
         since_ms = self._roster.since_ms(subject)
         earliest_ms = now_ms if since_ms is None else min(since_ms, now_ms)
-        return self._say(subject, self._attendees.arrive(subject, earliest_ms))
+        return self._said([(subject, self._attendees.arrive(subject, earliest_ms))], now_s)
 
     def depart(self, subject: str, now_s: float) -> list[Report]:
         """A client has left; what is to be said to other processes."""
-        return self._say(subject, self._attendees.depart(subject, now_s))
+        return self._said([(subject, self._attendees.depart(subject, now_s))], now_s)
 
     def report(self, now_s: float) -> list[Report]:
         """What is to be said to other processes by now, of clients that have left before."""
-        reports = self._attendees.report(now_s)
-        self._roster.put(_OWN, dict(reports))
-        return reports
+        return self._said(self._attendees.report(now_s), now_s)
 
-    def _say(self, subject: str, attendance: Attendance | None) -> list[Report]:
-        if attendance is None:
-            return []
-        self._roster.put(_OWN, {subject: attendance})
-        return [(subject, attendance)]
+    def _said(self, reports: list[Report], now_s: float) -> list[Report]:
+        self._roster.put(_OWN, dict(reports))
+        self._roster.settle(now_s)
+        return reports
 
     # --- other processes ---------------------------------------------------------------------------
 
@@ -121,16 +119,16 @@ class RoomPresence:
         """When the store is to be asked again for processes that it did not know."""
         return min(self._doubted_s.values()) + LAPSE_S if self._doubted_s else None
 
-    def hear(self, process: str, attendances: Attendances | None) -> list[Report]:
+    def hear(self, process: str, attendances: Attendances | None, now_s: float) -> list[Report]:
         """What another process says (None: it is no more); what is to be said in turn."""
         if self._heard is not None:
             self._heard.append((process, attendances))
         self._doubted_s.pop(process, None)
         if attendances is not None:
             self._roster.put(process, attendances)
-            return self._antedate(attendances)
+            return self._said(self._attendees.antedate(attendances), now_s)
         if process in self._roster.processes:
-            self._roster.forget(process)
+            self._roster.forget(process, now_s)
         return []
 
     def begin_read(self) -> None:
@@ -150,28 +148,33 @@ class RoomPresence:
         for process, attendances in found.items():
             self._doubted_s.pop(process, None)
             self._roster.replace(process, attendances)
-            reports += self._antedate(attendances)
+            reports += self._attendees.antedate(attendances)
         for process in self._roster.processes:
             if process == _OWN or process in found:
                 continue
             if now_s - self._doubted_s.setdefault(process, now_s) >= LAPSE_S:
                 del self._doubted_s[process]
-                self._roster.forget(process)
+                self._roster.forget(process, now_s)
+        self._said(reports, now_s)
         self.is_known = True
         for process, said in heard or ():
-            reports += self.hear(process, said)
+            reports += self.hear(process, said, now_s)
         return reports
 
     def trust(self) -> None:
         """The store may have lost something, and gets the time again to be told it."""
         self._doubted_s.clear()
 
-    def _antedate(self, said: Attendances) -> list[Report]:
-        reports = self._attendees.antedate(said)
-        self._roster.put(_OWN, dict(reports))
-        return reports
-
     # --- what clients are told -----------------------------------------------------------------------
+
+    @property
+    def next_fall_s(self) -> float | None:
+        """When the number of the anonymous falls."""
+        return self._roster.next_fall_s
+
+    def settle(self, now_s: float) -> None:
+        """Let the number of the anonymous fall as far as it is to fall by now."""
+        self._roster.settle(now_s)
 
     @property
     def has_news(self) -> bool:
@@ -188,6 +191,7 @@ class RoomPresence:
         roster = Roster()
         for process, attendances in {**found, _OWN: self.own}.items():
             roster.replace(process, attendances)
+        roster.settle(0)
         return roster.listing(is_whole=True)
 
     def greet(self, peer: Peer) -> Raw:

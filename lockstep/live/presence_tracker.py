@@ -88,14 +88,15 @@ class PresenceTracker:
             room.presence = None
         elif presence is not None and is_tracked:
             # Its end was missed: clients are those that they were, and the store knows none of them.
-            presence.epoch = epoch
+            presence.epoch, presence.must_read = epoch, True
             self._broker.forget_session(session_id)
             self._say(presence, presence.own.items())
             self._suspects.add([session_id])
         else:
             if presence is None:
                 presence = self._presences[session_id] = RoomPresence(session_id, epoch)
-            presence.is_known = False  # the session was not heard
+            # The session was not heard, also while it was read, if it is.
+            presence.is_known, presence.must_read = False, True
             room.presence = presence
             for peer in room.peers:
                 self.arrive(presence, peer)
@@ -121,7 +122,7 @@ class PresenceTracker:
 
     def arrive(self, presence: RoomPresence, peer: Peer) -> None:
         """The peer has entered the session's room."""
-        self._say(presence, presence.arrive(peer.subject or ANONYMOUS, self._broker.shown_ms()))
+        self._say(presence, presence.arrive(peer.subject or ANONYMOUS, self._broker.shown_ms(), _now_s()))
         self._set_timer(presence)
 
     def depart(self, presence: RoomPresence, peer: Peer) -> None:
@@ -134,7 +135,7 @@ class PresenceTracker:
     def hear(
         self, presence: RoomPresence, process: str, attendances: dict[str, Attendance | None] | None
     ) -> None:
-        self._say(presence, presence.hear(process, attendances))
+        self._say(presence, presence.hear(process, attendances, _now_s()))
         self._set_timer(presence)
 
     def on_gap(self) -> None:
@@ -235,7 +236,7 @@ class PresenceTracker:
     def _next_due_s(self, presence: RoomPresence) -> float | None:
         if self._presences.get(presence.session_id) is not presence:
             return None
-        dues_s = []
+        dues_s = [presence.next_fall_s] if presence.next_fall_s is not None else []
         if not self._is_draining and presence.next_report_s is not None:
             dues_s.append(presence.next_report_s)
         if presence.has_news and self._can_tell(presence):
@@ -249,6 +250,7 @@ class PresenceTracker:
         now_s = _now_s()
         if not self._is_draining:
             self._say(presence, presence.report(now_s))
+        presence.settle(now_s)
         if presence.next_doubt_s is not None and presence.next_doubt_s <= now_s:
             self._suspects.add([presence.session_id])
         followers = self._followers(presence)

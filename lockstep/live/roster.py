@@ -1,11 +1,12 @@
 """Who is present at a session: what each process says of its clients, put together."""
 
+from collections import deque
 from collections.abc import Mapping
 
 from msgspec import UNSET, Raw
 
 from lockstep.contract import Attendance
-from lockstep.live.attendees import ANONYMOUS
+from lockstep.live.attendees import ANONYMOUS, LINGER_S
 from lockstep.rules.state_json import dumps, iso
 from lockstep.wire.protocol_v2 import PresenceList, Present
 
@@ -25,17 +26,60 @@ class _Subject:
         self.entry: bytes | None = None
 
 
+class LateFalls:
+    """A number that falls LINGER_S late: it is shown as the highest that it was within that time."""
+
+    __slots__ = ("_higher", "_number")
+
+    def __init__(self) -> None:
+        self._number = 0
+        # (until when it is shown, what it was), ever lower.
+        self._higher: deque[tuple[float, int]] = deque()
+
+    @property
+    def shown(self) -> int:
+        return self._higher[0][1] if self._higher else self._number
+
+    @property
+    def next_fall_s(self) -> float | None:
+        return self._higher[0][0] if self._higher else None
+
+    def set(self, number: int, now_s: float) -> None:
+        highest = max(number, self._number)
+        while self._higher and self._higher[-1][1] <= highest:
+            self._higher.pop()
+        if number < self._number:
+            self._higher.append((now_s + LINGER_S, self._number))
+        self._number = number
+
+    def fall(self, now_s: float) -> None:
+        """What is over by now is not shown any more."""
+        while self._higher and self._higher[0][0] <= now_s:
+            self._higher.popleft()
+
+
 class Roster:
     """A subject is present as long as any process says so, since the earliest instant that one of them says.
 
-    `flips` are those that came or left, in this order, until somebody clears it.
+    One of whom nobody knows whether it has come back, to whichever process, counts LINGER_S longer. `flips`
+    are the subjects that came or left, in this order, until somebody clears it. `now_s` is of a clock that
+    never steps.
     """
 
-    __slots__ = ("_by_process", "_listing", "_order", "_subjects", "anonymous", "flips")
+    __slots__ = (
+        "_anonymous",
+        "_by_process",
+        "_connected_anonymous",
+        "_listing",
+        "_order",
+        "_subjects",
+        "flips",
+    )
 
     def __init__(self) -> None:
-        self.anonymous = 0
         self.flips: list[str] = []
+        self._anonymous = LateFalls()
+        self._connected_anonymous = 0
         self._by_process: dict[str, dict[str, Attendance]] = {}
         self._subjects: dict[str, _Subject] = {}
         # Made when they are needed: the subjects in order, and the list that clients get.
@@ -47,6 +91,15 @@ class Roster:
 
     def __contains__(self, subject: str) -> bool:
         return subject in self._subjects
+
+    @property
+    def anonymous(self) -> int:
+        return self._anonymous.shown
+
+    @property
+    def next_fall_s(self) -> float | None:
+        """When the number of the anonymous falls."""
+        return self._anonymous.next_fall_s
 
     @property
     def total(self) -> int:
@@ -84,17 +137,28 @@ class Roster:
         self.put(process, dict.fromkeys(gone))
         self.put(process, attendances)
 
-    def forget(self, process: str) -> None:
-        """The process is no more."""
+    def forget(self, process: str, now_s: float) -> None:
+        """The process is no more. Its clients have had the time to come back."""
+        self.settle(now_s)
         self.replace(process, {})
         del self._by_process[process]
+        self.settle(now_s - LINGER_S)
+        self.settle(now_s)
+
+    def settle(self, now_s: float) -> None:
+        """What was put is so from now on. The anonymous who have not come back by now count no more."""
+        shown = self.anonymous
+        self._anonymous.set(self._connected_anonymous, now_s)
+        self._anonymous.fall(now_s)
+        if self.anonymous != shown:
+            self._listing = None
 
     def _count(self, subject: str) -> None:
         found = [said[subject] for said in self._by_process.values() if subject in said]
         self._listing = None
         connections = sum(each.connections for each in found)
         if subject == ANONYMOUS:
-            self.anonymous = connections
+            self._connected_anonymous = connections
             return
         present = self._subjects.get(subject)
         if not found:
