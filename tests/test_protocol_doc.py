@@ -241,12 +241,13 @@ async def test_every_request_of_the_table_exists(server_process: ServerProcess) 
         path = path.split("?")[0].replace("...", "/v1/sessions/ID").replace("ID", session_id).rstrip(",")
         others = re.findall(r", (\w+)", row[0].split("`")[0].split(";")[0])
         for each in [path, *(path.rsplit("/", 1)[0] + "/" + other for other in others)]:
-            answer = await server_process.call(method, each)
+            # The body of a stream has no end.
+            answer = await server_process.call("HEAD" if each.endswith("/stream") else method, each)
             assert answer.status != 405, each
             if answer.status == 404:
                 assert answer.body["error"]["code"] == "SESSION_NOT_FOUND", each
             seen += 1
-    assert seen == 18
+    assert seen == 20
 
 
 # --- what a creation may say ---------------------------------------------------------------------

@@ -272,6 +272,17 @@ const isUpdate = (value) =>
   areChanges(value.changes) &&
   isListOf(isObject, value.events);
 
+const isSubject = (value) => isObject(value) && typeof value.subject === "string";
+const areSubjects = (value) => value === undefined || isListOf(isSubject, value);
+const isPresence = (value) =>
+  isObject(value) &&
+  Number.isFinite(value.anonymous) &&
+  Number.isFinite(value.total) &&
+  [value.present, value.joined, value.left].every(areSubjects);
+const isSubscribed = ({ updates, state, presence }) =>
+  (updates ? isListOf(isUpdate, updates) : state === null || isObject(state)) &&
+  (presence === undefined || isPresence(presence));
+
 /** By protocol and type: whether a message has what is needed of it. */
 const IS_WHOLE = {
   [V1]: new Map([
@@ -283,7 +294,8 @@ const IS_WHOLE = {
     ["PONG", ({ timestamp, receivedAt }) => Number.isFinite(timestamp) && Number.isFinite(receivedAt)],
     ["SNAPSHOT", hasState],
     ["UPDATE", isUpdate],
-    ["SUBSCRIBED", ({ updates, state }) => (updates ? isListOf(isUpdate, updates) : state === null || isObject(state))],
+    ["SUBSCRIBED", isSubscribed],
+    ["PRESENCE", isPresence],
     ["MESSAGE", ({ message }) => isObject(message)],
   ]),
 };
@@ -345,6 +357,7 @@ const AFTER_FAILURE = { unknown: "doubted", doubted: "unknown", tested: "silent"
  *   order, except those that a `sync` stands for, which only the server's history tells; `reason` says why it came
  * - `missing` {}: connected, but there is no such session; should it be created, `state` follows
  * - `deleted` {}: the session was deleted
+ * - `presence` {presence, joined?, left?}: see `presence`; who came and who left, where that is what has changed
  * - `status` {status, retryMs?, code?, reason?, error?}: see `status`; `error` is what a token function threw
  * - `error` {code, message}: the server did not understand or could not do something; INVALID_MESSAGE also where
  *   this client did not understand the server
@@ -355,6 +368,17 @@ export class Lockstep extends EventTarget {
   state = null;
   /** @type {string | null} the server's name of that state, in protocol v2: to compare, and to hand back */
   position = null;
+  /**
+   * Who is connected, where the session was created with presence and the server speaks protocol v2; else null.
+   *
+   * `present` has each subject, the `sub` of its token, once: with its connections when it was told of, and since when
+   * it is there (ISO 8601). Those without one are counted, `anonymous`; `total` is all of them. Where there are too many
+   * for a list, `present` is null. Offline it is what was told last.
+   *
+   * @type {{ present: { subject: string, connections: number, since: string }[] | null, anonymous: number,
+   *   total: number } | null}
+   */
+  presence = null;
   /**
    * "connecting" at first, "online", "offline" (and coming back); "unsure": connected, but the machine has slept or
    * its clock was set, and the server's time is being measured anew; "gone": the session was deleted, which with
@@ -565,6 +589,7 @@ export class Lockstep extends EventTarget {
     switch (message.type) {
       case "CONNECTED":
         // From here on every change is heard; what changed before is asked for.
+        this.presence = null; // nothing is told of it
         this.#send({ type: "RECONNECT" });
         this.#online();
         break;
@@ -613,6 +638,9 @@ export class Lockstep extends EventTarget {
       case "MESSAGE":
         this.#emit("message", message.message);
         break;
+      case "PRESENCE":
+        this.#presenceChanged(message);
+        break;
       case "RESULT": {
         const { type, id, sessionId, ...result } = message;
         this.#line.underWay.delete(id);
@@ -641,6 +669,8 @@ export class Lockstep extends EventTarget {
     line.isSubscribed = true;
     line.askedId = null;
     line.asked = 0;
+    const { present = null, ...counts } = message.presence ?? {};
+    this.presence = message.presence ? { present, ...counts } : null;
     if (message.updates) {
       for (const update of message.updates) if (line === this.#line) this.#update(update);
     } else if (message.state === null) {
@@ -648,6 +678,20 @@ export class Lockstep extends EventTarget {
     } else {
       this.#show(message, message.position, { sync: true, reason: "requested" });
     }
+    if (line === this.#line && this.presence) this.#emit("presence", { presence: this.presence });
+  }
+
+  /** Without `joined` and `left` there are too many for a list; after that, and at first, `joined` has everybody. */
+  #presenceChanged({ joined, left, anonymous, total }) {
+    let present = null;
+    if (joined || left) {
+      const bySubject = new Map(this.presence?.present?.map((each) => [each.subject, each]));
+      for (const { subject } of left ?? []) bySubject.delete(subject);
+      for (const each of joined ?? []) bySubject.set(each.subject, each);
+      present = [...bySubject.values()];
+    }
+    this.presence = { present, anonymous, total };
+    this.#emit("presence", { presence: this.presence, joined, left });
   }
 
   #update({ timestamp, from, position, changes, events }) {
@@ -778,6 +822,7 @@ export class Lockstep extends EventTarget {
   #forgetState() {
     this.state = null;
     this.position = null;
+    this.presence = null;
   }
 
   #online() {

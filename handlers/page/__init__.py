@@ -17,7 +17,7 @@ SECURITY_HEADERS = {
 }
 _HERE = Path(__file__).parent
 _STYLES = ("page.css", "session.css")
-_MODULES = ("page", "api", "commands", "dom", "laps", "panels", "presets", "wording")
+_MODULES = ("page", "api", "commands", "dom", "laps", "panels", "presence", "presets", "wording")
 FILES = {
     "/": _HERE / "index.html",
     **{f"/{name}": _HERE / name for name in _STYLES},

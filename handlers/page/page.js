@@ -6,6 +6,7 @@ import { $, setText, show } from "./dom.js";
 import { drawLaps, forgetLaps } from "./laps.js";
 import { Lockstep } from "./lockstep.js";
 import { panelsOf } from "./panels.js";
+import { presenceText } from "./presence.js";
 import { home } from "./presets.js";
 import { nextStep, statusText } from "./wording.js";
 
@@ -22,6 +23,7 @@ function follow() {
   }
   link.addEventListener("state", ({ detail }) => draw(detail.state));
   link.addEventListener("missing", () => notice("There is no clock here", "It may have ended, or the link lost a piece on its way."));
+  link.addEventListener("presence", drawPresence);
   link.addEventListener("status", ({ detail }) => drawStatus(detail));
   link.connect();
 
@@ -71,8 +73,19 @@ function draw(state) {
   $("again").hidden = Boolean(word);
   $("session").dataset.status = state.status;
   $("share").hidden = false;
+  drawPresence();
   drawLaps(state);
   keepAwake();
+}
+
+/** Also its place: where a session has presence, who is here is told on a line of its own. */
+function drawPresence() {
+  const { state, presence } = link;
+  if (!state) return;
+  $("presence").hidden = !state.presence;
+  setText($("presence"), presenceText(state, presence));
+  $("presence").title = $("presence").textContent;
+  for (const panel of panels) panel.drawPresence(state, presence);
 }
 
 /** Make the panels, and anew where participants have come or left; a button that has the focus keeps it. */
@@ -109,6 +122,7 @@ function drawStatus({ status, code, reason }) {
 function refusal(code, reason) {
   if (code === 4501 && !token) return ["This clock asks for a token", "Ask whoever keeps it for a link of your own."];
   if (code === 4501) return ["This link no longer lets you in", `${reason}. Ask for a new link.`];
+  if (code === 4504) return ["You were sent away", "Whoever keeps this clock has ended your connection to it."];
   if (code === 4503) return ["This link is for another clock", `${reason}. Ask for the right link.`];
   return ["This link is not complete", "Ask for it again, or start a new clock."];
 }

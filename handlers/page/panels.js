@@ -3,6 +3,7 @@
 import { addTeam, giveTurn } from "./commands.js";
 import { $, setText } from "./dom.js";
 import { activeParticipant, currentLap, formatClock, remainingMs, sessionClock, usedMs } from "./lockstep.js";
+import { markPresence } from "./presence.js";
 import { OVER, hasBanks, nameOf, nextStep, plural } from "./wording.js";
 
 /** Who shares a panel: nobody if each has a bank, the members of a group if groups have banks, otherwise everybody. */
@@ -108,6 +109,12 @@ class Panel {
     const deed = this.isTurn(state) ? word : state.status === "pending" ? "begins" : "gets the turn";
     this.press.setAttribute("aria-label", `${this.name.textContent || "Clock"}: ${deed ?? "over"}`);
     this.element.querySelector(".bar").hidden = this.totalMs(state) === null;
+  }
+
+  drawPresence(state, presence) {
+    const mark = (element, place) => markPresence(element, state, state.participants[place], presence);
+    if (state.sync_mode === "per_participant") mark(this.name, this.places[0]);
+    this.chips.forEach((chip, index) => mark(chip, this.places[index]));
   }
 
   /** Draw all that changes with time. */

@@ -1,7 +1,7 @@
 /** The start page: presets, one for each mode, and the session that a click on one of them creates. */
 
 import { api, uuid } from "./api.js";
-import { say, show } from "./dom.js";
+import { $, say, show } from "./dom.js";
 
 const MINUTE_MS = 60_000;
 
@@ -43,7 +43,9 @@ export function home() {
       const { preset, minutes, seconds } = option.dataset;
       option.setAttribute("aria-busy", "true");
       try {
-        const created = await api("POST", "v1/sessions", PRESETS[preset](Number(minutes), Number(seconds)));
+        const presence = $("with-presence").checked || undefined;
+        const body = { ...PRESETS[preset](Number(minutes), Number(seconds)), presence };
+        const created = await api("POST", "v1/sessions", body);
         location.assign(`?session=${created.session_id}${location.hash}`);
       } catch (error) {
         say(error.message);

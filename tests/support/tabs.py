@@ -38,7 +38,7 @@ window.follow = async (options, url = location.origin + "/ws", sessionId = crypt
     window.link = new Lockstep(url, sessionId, options);
     window.log = [];
     link.addEventListener("status", ({ detail }) => log.push(detail));
-    for (const type of ["state", "missing", "deleted", "error", "message"]) {
+    for (const type of ["state", "missing", "deleted", "error", "message", "presence"]) {
         link.addEventListener(type, ({ detail }) => log.push({ ...detail, event: type }));
     }
     return link;
