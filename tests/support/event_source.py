@@ -1,6 +1,7 @@
 """A client of event streams that reads them as the standard says (WHATWG HTML, "Server-sent events")."""
 
 import asyncio
+import codecs
 import json
 import re
 import socket
@@ -37,14 +38,15 @@ class EventParser:
         self.retry_ms: int | None = None
         self.comments: list[str] = []
         self._text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._begins_anew()
 
     def _begins_anew(self) -> None:
         self._name, self._data = "", []  # type: tuple[str, list[str]]
 
     def feed(self, data: bytes) -> list[Event]:
-        """What is no UTF-8 raises UnicodeDecodeError: nothing of a server's may be cut within a character."""
-        self._text += data.decode()
+        """What is no UTF-8 raises UnicodeDecodeError; a character may come in two pieces."""
+        self._text += self._decoder.decode(data)
         *lines, self._text = LINE_END.split(self._text)
         return [event for line in lines if (event := self._take(line)) is not None]
 
