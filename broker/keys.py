@@ -110,9 +110,6 @@ class Channels:
         """The channel on which a process publishes to itself."""
         return f"{self._prefix}probe:{process}"
 
-    def is_update(self, channel: str) -> bool:
-        return channel.startswith(self.updates)
-
     def session_of(self, channel: str) -> str | None:
         """The session that a message channel belongs to; None for any other channel."""
         return channel[len(self._messages) :].lower() if channel.startswith(self._messages) else None

@@ -69,7 +69,7 @@ def needs(prefix: str, routing: str) -> list[Need]:
         ("HSET", NOBODY, "0", "a field without a value"),
         ("HDEL", NOBODY),
         ("HSCAN", "0"),
-        ("EXPIRE", "1"),
+        ("EXPIRE", "no number"),
     )
     alone = (("GET",), ("TYPE",), ("SET", *no_set))
     client, any_client = Charge(NOBODY, 0, 0), Charge("*", 0, 0)

@@ -31,6 +31,7 @@ class Subscriber:
     def __init__(self, endpoint: Endpoint, channels: Channels, process: str, metrics: Metrics) -> None:
         self._channels = channels
         self._process = process
+        self._updates = channels.updates.encode()  # what the names of all these channels begin with
         self._probe_channel = channels.probe(process)
         self._link = Link(endpoint, "updates", self._subscribe_all, metrics)
         self._listener: Listener | None = None
@@ -157,20 +158,22 @@ class Subscriber:
                     confirmation.set_result(None)
             return
         try:
-            self._dispatch(channel.decode("utf-8", "replace"), payload)
+            self._dispatch(channel, payload)
         except Exception:
             # One bad payload must not cost the others their delivery.
             log.exception("what was published on a Redis channel could not be handled")
 
-    def _dispatch(self, channel: str, payload: bytes) -> None:
+    def _dispatch(self, name: bytes, payload: bytes) -> None:
         assert self._listener is not None
-        if self._channels.is_update(channel):
+        if name.startswith(self._updates):
             said = attendances.read_message(payload) if payload.startswith(attendances.BEGINNING) else None
             if said is None:
                 self._listener.on_published(payload)
             elif said.process != self._process:
                 self._listener.on_presence(said.session_id, said.process, said.attendances)
-        elif channel == self._probe_channel:
+            return
+        channel = name.decode("utf-8", "replace")
+        if channel == self._probe_channel:
             self.probe_received_at_s = time.monotonic()
         elif (session_id := self._channels.session_of(channel)) is not None:
             self._listener.on_relayed(session_id, payload)

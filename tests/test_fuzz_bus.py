@@ -10,10 +10,11 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
+from lockstep.attendance import Attendance
 from lockstep.rules.state_json import dumps, to_json
-from lockstep.wire import protocol_v1
+from lockstep.wire import attendances, protocol_v1
 from lockstep.wire.encodings import MSGPACK
 from lockstep.wire.payloads import (
     MAX_PUBLISHED_BYTES,
@@ -36,6 +37,9 @@ from tests.support.ws_client import CLOSE, PING, TEXT
 STATE = to_json(replace(running(60_000, 60_000), commit="q7Rw_x0A"))
 UPDATE = protocol_v1.state_update(SESSION, T0, STATE)
 DELETED = protocol_v1.session_deleted(SESSION, T0, "0lqtw8xc0abcd")
+PRESENCE = attendances.message_of(
+    SESSION, "7b1d0a52-43f7-4c0f-9d55-0242ac120002", {"Zoë": Attendance(2, T0), "": None}
+)
 DISCONNECT = dumps(Disconnect(session_id=SESSION, subject="Zoë"))
 FOREIGN = [
     b'{"sessionId":"%s","state":%s}' % (SESSION.encode(), STATE),
@@ -48,9 +52,9 @@ FOREIGN = [
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> bytes:
+def mutated(draw: st.DrawFn, *payloads: bytes) -> bytes:
     """A good payload with some bytes changed, cut out or put in."""
-    payload = draw(st.sampled_from([UPDATE, DELETED, DISCONNECT, *FOREIGN]))
+    payload = draw(st.sampled_from(payloads or [UPDATE, DELETED, DISCONNECT, PRESENCE, *FOREIGN]))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(payload)))
         gone = draw(st.sampled_from([0, 1, 2, 30]))
@@ -89,6 +93,9 @@ def test_what_is_mutated_here_is_what_lockstep_publishes() -> None:
     assert update.message is UPDATE
     assert isinstance(deletion, Deletion)
     assert deletion.message is DELETED
+    said = attendances.read_message(PRESENCE)
+    assert said is not None
+    assert said.attendances == {"Zoë": Attendance(2, T0), "": None}
 
 
 def is_text_frame(message: bytes) -> bool:
@@ -122,6 +129,18 @@ def test_what_is_published_as_an_update_is_read_as_one_or_is_junk(payload: bytes
     else:
         assert isinstance(read, Deletion)
         assert read.message is None or is_text_frame(read.message)
+
+
+@examples(500)
+@given(payload=payloads | mutated(PRESENCE))
+def test_what_is_read_of_who_is_present_is_what_was_said(payload: bytes) -> None:
+    read = attendances.read_message(payload)
+    if read is None:
+        return
+    assert attendances.read_message(attendances.message_of(*astuple(read))) == read
+    for each in (read.attendances or {}).values():
+        assert each is None or (type(each.connections), type(each.since_ms)) == (int, int)
+        assert each is None or each.connections >= 0
 
 
 @examples(500)

@@ -186,6 +186,18 @@ async def test_a_routing_that_somebody_else_wrote_ends_the_process_with_one_line
     assert (False, f"rights and keys: {complaint}") in await examine(Settings(broker=redis.url))
 
 
+async def test_processes_of_presence_that_are_somebody_elses_key_end_it_with_one_line(
+    redis: RedisServer,
+) -> None:
+    give(redis, *[word.replace(PREFIX, "") for word in documented()])
+    with redis.client as client:
+        client.set("presence-processes", "somebody else's")
+        line = "the key presence-processes of Redis is a string, not a hash: choose another --prefix"
+        assert await complaint(broker_of(redis)) == f"broker: {line}"
+        assert (False, f"rights and keys: {line}") in await examine(Settings(broker=redis.url))
+        assert client.get("presence-processes") == b"somebody else's"
+
+
 async def test_a_user_who_may_not_name_connections_starts(redis: RedisServer) -> None:
     give(redis, *[word for word in documented() if word != "+client|setname"])
     assert await complaint(broker_of(redis, PREFIX)) == ""
