@@ -180,6 +180,10 @@ class EventStream:
 
     # --- sending ---------------------------------------------------------------------------------
 
+    @property
+    def can_send(self) -> bool:
+        return not self.is_over
+
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         if not self.is_over:
             self.outgoing.send(frame, kind, self)

@@ -156,7 +156,7 @@ class Requests:
         return self._followers.skipped(subscription.session_id, subscription, kind)
 
     def disconnect(self, subscription: Subscription) -> None:
-        if subscription.is_over:
+        if not subscription.can_send:
             return
         connection = subscription.connection
         self.drop(connection.following, subscription)

@@ -43,8 +43,8 @@ class Subscription:
         return self.connection.subject
 
     @property
-    def is_over(self) -> bool:
-        return self.is_ended or self.connection.is_over
+    def can_send(self) -> bool:
+        return not self.is_ended and self.connection.can_send
 
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         if self.connection.can_send:

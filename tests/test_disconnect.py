@@ -231,7 +231,13 @@ async def held(api: Api, name: str) -> AsyncIterator[tuple[asyncio.Event, asynci
 
 
 async def served_session(api: Api) -> str:
-    return str((await api("POST", "/v1/sessions", body_of(), **ADMIN)).data["session_id"])
+    return str((await api("POST", "/v1/sessions", body_of(presence=True), **ADMIN)).data["session_id"])
+
+
+async def present(api: Api, session_id: str) -> list[str]:
+    """The subjects that are said to be there, those included that have left just now."""
+    told = (await api("GET", f"/v1/sessions/{session_id}/presence", **ADMIN)).data
+    return [each["subject"] for each in told["present"]]
 
 
 async def sent_away(api: Api, session_id: str, subject: str = "anna") -> None:
@@ -264,6 +270,7 @@ async def test_a_subscription_under_way_ends_and_its_request_has_one_answer(secr
         await gone.fence()
         (room,) = api.server.hub.rooms.values()
         assert [peer.subject for peer in room.peers] == ["bert"]
+        assert await present(api, session_id) == ["bert"]
         abort_all()
 
 
@@ -279,9 +286,8 @@ async def test_a_connection_that_is_being_let_in_closes_and_is_told_nothing_else
         stays = await WsClient.connect(url, headers=of("bert"))
         assert (await stays.recv())["type"] == "CONNECTED"
         (room,) = api.server.hub.rooms.values()
-        async with asyncio.timeout(10):
-            while [peer.subject for peer in room.peers] != ["bert"]:
-                await asyncio.sleep(0.01)
+        assert [peer.subject for peer in room.peers] == ["bert"]
+        assert await present(api, session_id) == ["bert"]
         abort_all()
 
 

@@ -24,7 +24,7 @@ STATE_BYTES = 240_000  # of 1,000 participants
 class Counting:
     """A peer that only counts what it is sent."""
 
-    is_over = False
+    can_send = True
     encoding = JSON
 
     def __init__(self) -> None:

@@ -40,7 +40,7 @@ class Followers:
         """Let the peer follow the session from `position` on, or from its state; its first message says that.
 
         Also a session that does not exist yet. A peer that follows it already is sent the state. Raises
-        BrokerUnavailable, StateCorrupt; then it does not follow. A peer that is over by then does not either.
+        BrokerUnavailable, StateCorrupt; then it does not follow. Nor does a peer whose end has begun by then.
         """
         async with self._hub.hearing(session_id, peer) as is_heard:
             if not is_heard:
@@ -50,7 +50,7 @@ class Followers:
             while (presence := self._hub.rooms[session_id].presence) is not None and not presence.is_known:
                 await self._hub.presence.read(presence)
                 timeline = await self._current(session_id)
-            if not peer.is_over:
+            if peer.can_send:
                 self._answer(timeline, presence, peer, id_, position)
 
     def unsubscribe(self, session_id: str, peer: Peer) -> None:
@@ -68,7 +68,7 @@ class Followers:
         timeline = self._timeline(session_id)
         if timeline is None or not timeline.is_current:
             timeline = await self._current(session_id)
-        if peer.is_over or peer not in timeline.audiences:
+        if not peer.can_send or peer not in timeline.audiences:
             return
         if timeline.state is None:
             raise SessionNotFound(session_id)

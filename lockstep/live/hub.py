@@ -79,10 +79,10 @@ class Hub:
     async def join(self, session_id: str, peer: Peer) -> None:
         """Register the peer and greet it: what is committed from the greeting on reaches it.
 
-        A peer that is over by then is not registered.
+        A peer whose end has begun by then is not registered.
         """
         async with self.hearing(session_id, peer) as is_heard:
-            if not peer.is_over:
+            if peer.can_send:
                 room = self.room_of(session_id)
                 room.audiences.enter(peer)
                 room.owes_sync |= not is_heard

@@ -49,8 +49,8 @@ class Peer(Protocol):
         """Who it is, where its token says so; None for one of those whom nobody can tell apart."""
 
     @property
-    def is_over(self) -> bool:
-        """True when nothing can be sent any more, and whoever has to know of the end has been told."""
+    def can_send(self) -> bool:
+        """False from when its end has begun."""
 
     def send_batch(self, batch: Batch) -> None:
         """Send its frames: in one piece if possible, else one by one, each by its kind."""

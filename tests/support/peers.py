@@ -19,6 +19,10 @@ class FakePeer:
         self.got: list[Any] = []
         self.frames: list[bytes] = []
 
+    @property
+    def can_send(self) -> bool:
+        return not self.is_over
+
     def send_batch(self, batch: Batch) -> None:
         for kind, frame in batch.frames:
             self.send(frame, kind)
