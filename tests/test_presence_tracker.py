@@ -446,6 +446,18 @@ async def test_a_new_session_whose_predecessors_end_was_missed_is_told_of_all_cl
         assert (anna.told(), anna.subjects) == ([(["carl"], ["bob"])], {"anna", "carl"})
 
 
+async def test_a_state_that_somebody_else_publishes_says_nothing_of_presence() -> None:
+    async with a_world() as world:
+        anna = await world.follow("anna")
+        foreign = {"sessionId": S, "state": {"epoch": NEW, "version": 7, "status": "running"}}
+        world.hub.on_published(compact(foreign))
+        await settled()
+        assert anna.view.told[-1] == "foreign"
+        world.say(A, bob=1)
+        await world.pass_s(1)
+        assert (anna.told(), world.broker.forgotten) == ([(["bob"], [])], 0)
+
+
 async def test_sessions_without_presence_say_and_tell_nothing() -> None:
     async with a_world() as world:
         world.broker.state = state(presence=False)
@@ -561,6 +573,30 @@ async def test_a_gap_while_it_is_read_has_it_read_again() -> None:
         world.broker.on_present = gap
         anna = await world.follow("anna")
         assert anna.subjects == {"anna", "carl"}
+
+
+async def test_what_is_read_for_those_who_have_left_is_read_again_for_who_comes() -> None:
+    """In between nobody hears what is published."""
+    async with a_world() as world:
+        old = await world.join("old")
+        reading = asyncio.create_task(world.hub.presence.read(world.tracked[0]))
+        gate = asyncio.Event()
+
+        async def present(session_id: str) -> dict[str, dict[str, Attendance]]:
+            found = {process: dict(said) for process, said in world.broker.others.items()}
+            await gate.wait()
+            return found
+
+        world.broker.present = present  # type: ignore[method-assign]
+        world.broker.others = {A: {"bob": Attendance(1, T0)}}
+        await settled()
+        world.leave(old)
+        world.broker.others = {A: {"carl": Attendance(1, T0)}}
+        coming = asyncio.create_task(world.follow("anna"))
+        await settled()
+        gate.set()
+        await reading
+        assert (await coming).subjects == {"anna", "carl", "old"}
 
 
 async def test_a_follower_is_refused_while_it_is_not_known_who_is_there() -> None:
