@@ -293,30 +293,30 @@ async def test_a_connection_that_is_being_let_in_closes_and_is_told_nothing_else
 
 # --- bad input -----------------------------------------------------------------------------------
 
-WRONG = [
-    (None, {"body"}),
-    ([], {"body"}),
-    ("anna", {"body"}),
-    ({}, {"subject"}),
-    ({"subject": None}, {"subject"}),
-    ({"subject": ""}, {"subject"}),
-    ({"subject": 7}, {"subject"}),
-    ({"subject": True}, {"subject"}),
-    ({"subject": ["anna"]}, {"subject"}),
-    ({"subject": {"sub": "anna"}}, {"subject"}),
-    ({"subject": "x" * 16_385}, {"subject"}),
-    ({"subject": "anna", "reason": "x"}, {"reason"}),
-    ({"sub": "anna"}, {"sub", "subject"}),
+WRONG: list[tuple[Any, list[str]]] = [
+    (None, ["body"]),
+    ([], ["body"]),
+    ("anna", ["body"]),
+    ({}, ["subject"]),
+    ({"subject": None}, ["subject"]),
+    ({"subject": ""}, ["subject"]),
+    ({"subject": 7}, ["subject"]),
+    ({"subject": True}, ["subject"]),
+    ({"subject": ["anna"]}, ["subject"]),
+    ({"subject": {"sub": "anna"}}, ["subject"]),
+    ({"subject": "x" * 16_385}, ["subject"]),
+    ({"subject": "anna", "reason": "x"}, ["reason"]),
+    ({"sub": "anna"}, ["sub", "subject"]),
 ]
 
 
 @pytest.mark.parametrize(("body", "fields"), WRONG, ids=lambda each: str(each)[:30])
 async def test_what_names_no_subject_is_refused_and_sends_nobody_away(
-    servers: list[ServerProcess], body: Any, fields: set[str]
+    servers: list[ServerProcess], body: Any, fields: list[str]
 ) -> None:
     session_id = await created(servers[0])
     client = await watcher(servers[0], session_id, "anna")
-    assert fields_of(await post(servers[0], session_id, "disconnect", body)) == fields
+    assert fields_of(await post(servers[0], session_id, "disconnect", body)) == set(fields)
     await client.fence()
 
 
