@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,11 +13,12 @@ import pytest
 from lockstep.rules.state_json import dumps
 from lockstep.wire import payloads
 from tests.support.api import Api, body_of, error_of, fields_of, serving
-from tests.support.followers import V2
+from tests.support.event_source import EventSource, stream_url
+from tests.support.followers import V2, V2_MSGPACK
 from tests.support.processes import Answer, ServerProcess
 from tests.support.redis_server import RedisServer
 from tests.support.tokens import SECRET, token
-from tests.support.ws_client import Closed, WsClient, abort_all
+from tests.support.ws_client import DEFLATE, Closed, WsClient, abort_all
 
 ADMIN = {"Authorization": f"Bearer {token()}"}
 SENT_AWAY = Closed(4504, "Disconnected")
@@ -70,13 +72,33 @@ async def watcher(server: ServerProcess, session_id: str, subject: str | None) -
     return client
 
 
+KINDS = cycle([V2, V2_MSGPACK, V2 | DEFLATE, V2_MSGPACK | DEFLATE])
+
+
 async def follower(server: ServerProcess, subject: str | None, *session_ids: str) -> WsClient:
-    client = await WsClient.connect(f"{server.ws_url}/ws", headers=V2 | of(subject), limit=2**20)
+    """One of protocol v2, each in another encoding than the one before it."""
+    headers = next(KINDS) | of(subject)
+    client = await WsClient.connect(f"{server.ws_url}/ws", headers=headers, limit=2**20)
     assert (await client.recv())["type"] == "WELCOME"
     for number, session_id in enumerate(session_ids):
         await client.send({"type": "SUBSCRIBE", "id": number, "sessionId": session_id})
         assert (await client.recv())["type"] == "SUBSCRIBED"
     return client
+
+
+async def stream(server: ServerProcess, session_id: str, subject: str | None) -> EventSource:
+    query = f"?token={token('view', sub=subject)}"
+    source = await EventSource.connect(stream_url(server.url, session_id, query))
+    assert await source.next()
+    return source
+
+
+async def streamed(source: EventSource) -> Any:
+    """The next event that does not tell who is connected: its name and what it says."""
+    while (event := await source.next()) is not None and event.name == "presence":
+        pass
+    assert event is not None, "the stream has ended"
+    return event.name, event.json
 
 
 async def heard(client: WsClient) -> Any:
@@ -114,11 +136,13 @@ async def test_every_connection_of_the_subject_ends_and_no_other(
     everywhere = servers * 2
     gone_v1 = [await watcher(each, session_id, "anna") for each in everywhere]
     gone_v2 = [await follower(each, "anna", session_id, other_id) for each in everywhere]
+    gone_streams = [await stream(each, session_id, "anna") for each in everywhere]
     of_others = ["bert", "Anna", "anna ", None]
     stays_v1 = [await watcher(each, session_id, who) for each in servers for who in of_others]
     stays_v1 += [await watcher(each, other_id, "anna") for each in servers]
     stays_v2 = [await follower(each, who, session_id, other_id) for each in servers for who in of_others]
     stays_v2 += [await follower(each, "anna", other_id) for each in servers]
+    stays_streams = [await stream(each, session_id, "bert") for each in servers]
 
     answer = await post(servers[-1], session_id.upper(), "disconnect", {"subject": "anna"})
     assert (answer.status, answer.data) == (202, {"session_id": session_id})
@@ -126,6 +150,9 @@ async def test_every_connection_of_the_subject_ends_and_no_other(
         assert await client.recv() == SENT_AWAY
     for client in gone_v2:
         assert await heard(client) == unsubscribed(session_id)
+    for source in gone_streams:
+        assert await streamed(source) == ("unsubscribed", unsubscribed(session_id))
+        await source.ended()
     for client in gone_v2 + stays_v1 + stays_v2:
         await fence(client)
 
@@ -145,6 +172,9 @@ async def test_every_connection_of_the_subject_ends_and_no_other(
         }
     for client in stays_v2[-len(servers) :]:
         assert (await heard(client))["sessionId"] == other_id
+    for source in stays_streams:
+        assert (await streamed(source))[0] == "update"
+        source.abort()
 
 
 async def test_nothing_but_its_token_keeps_a_subject_out(servers: list[ServerProcess]) -> None:
