@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-import broker.presence
+from broker import presence as broker_presence
 from broker.presence import KEPT_S
 from broker.redis import RedisBroker
 from lockstep.contract import Attendance, Broker
@@ -21,6 +21,7 @@ from tests.support.brokers import PATIENCE_S, Ears, started
 from tests.support.commits import created, new_id
 from tests.support.redis_faults import depose, fill, lose_its_replicas
 from tests.support.redis_server import Proxy, RedisServer
+from tests.support.shifted_redis import ShiftedRedis
 
 ONE = Attendance(1, 1_700_000_000_000)
 TWO = Attendance(2, 1_700_000_000_000)
@@ -204,7 +205,7 @@ async def test_a_session_that_ends_takes_who_was_present_with_it(redis: RedisSer
 @pytest.fixture
 def in_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever says all again is not waited for."""
-    monkeypatch.setattr(broker.presence, "READ_AGAIN_TIMES", 0)
+    monkeypatch.setattr(broker_presence, "READ_AGAIN_TIMES", 0)
 
 
 async def test_a_process_of_which_not_all_is_stored_is_left_out(
@@ -434,7 +435,7 @@ async def test_a_key_that_somebody_else_uses_holds_up_its_own_session_alone(
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes take each other for dead as soon as they are, also after Redis was away."""
-    monkeypatch.setattr(broker.presence, "RENEWED_AFTER_S", 0.0)
+    monkeypatch.setattr(broker_presence, "RENEWED_AFTER_S", 0.0)
 
 
 def process_with(redis: RedisServer, session_id: str) -> str:
@@ -579,6 +580,30 @@ async def test_nobody_is_taken_for_dead_as_soon_as_redis_is_back(redis: RedisSer
         await comes_true(lambda: redis.client.exists(*life_signs) == 3)
         await comes_true(lambda: all(broker._presence._is_settled for broker, _ in running))
         assert [nulls(ears) for _, ears in running] == [[], [], []]
+
+
+@pytest.mark.parametrize("by_s", [7_200, -7_200])
+async def test_nobody_is_taken_for_dead_where_the_clock_of_redis_was_set(by_s: int) -> None:
+    """All signs of life are gone at once, and so is all else that lapses; or they have too much left."""
+    session_id = new_id()
+    redis = ShiftedRedis()
+    try:
+        async with processes(redis, number=3) as running:
+            for broker, _ in running:
+                broker.attend(session_id, "ann", ONE)
+            for _, ears in running:
+                await ears.until_present(session_id, {"ann": ONE}, {"ann": ONE})
+            await asyncio.sleep(broker_presence.RENEWED_AFTER_S)
+            redis.shift(by_s)
+            life_signs = [f"process:{broker._presence._process}" for broker, _ in running]
+            await comes_true(lambda: all(0 < redis.client.pttl(each) <= 15_000 for each in life_signs))
+            await comes_true(lambda: settled(redis) == 3)
+            for broker, ears in running:
+                assert len(await broker.present(session_id)) == 2
+                await ears.until_present(session_id, {"ann": ONE}, {"ann": ONE})
+                assert nulls(ears) == []
+    finally:
+        redis.close()
 
 
 async def test_a_sign_of_life_with_too_much_left_is_cut(redis: RedisServer, at_once: None) -> None:
