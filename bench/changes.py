@@ -1,9 +1,9 @@
 """What a change costs, as a state (protocol v1) and as what has moved (v2), in JSON and MessagePack; and each
-of them compressed: python -m bench.changes
+of them compressed; and by event streams: python -m bench.changes
 
 A session is switched by REST again and again; the next switch is asked for when each client of it has been
-told of the one before. Bytes are those of the WebSocket's frames. CPU time is the server's, for all that a
-switch takes: to decide it, to commit it, to answer it, and to tell a thousand clients.
+told of the one before. Bytes are those of the WebSocket's frames, or of events. CPU time is the server's, for
+all that a switch takes: to decide it, to commit it, to answer it, and to tell a thousand clients.
 """
 
 import argparse
@@ -23,19 +23,21 @@ from bench.rest import disturbance, running_session, start
 from lockstep.wire import protocol_v2
 
 TITLE = "Changes"
-V1, V2, V2_MSGPACK = "v1, states", "v2, changes", "v2.msgpack, changes"
+V1, V2, V2_MSGPACK, EVENTS = "v1, states", "v2, changes", "v2.msgpack, changes", "event streams, changes"
 COMPRESSED = ", compressed"
 # How a client's first message of the session begins: from then on it is told of each change.
 JOINED = {
     V1: b'{"type":"CONNECTED"',
     V2: b'{"type":"SUBSCRIBED"',
     V2_MSGPACK: b"\x85\xa4type\xaaSUBSCRIBED",
+    EVENTS: b"event: snapshot",
 }
 SPOKEN = {
     V1: (),
     V2: (f"--subprotocol={protocol_v2.SUBPROTOCOL}",),
     # The number of a version stands behind its key.
     V2_MSGPACK: (f"--subprotocol={protocol_v2.MSGPACK_SUBPROTOCOL}", "--find=version"),
+    EVENTS: ("--events", "--path=/v1/sessions/%s/stream"),
 }
 
 
@@ -141,7 +143,7 @@ def run(options: argparse.Namespace) -> list[Table]:
                 turn, server, protocol, is_compressed, participants, options.clients, options
             )
             for protocol in SPOKEN
-            for is_compressed in (False, True)
+            for is_compressed in ((False,) if protocol == EVENTS else (False, True))
         }
         outcomes = contest.interleaved(turns, options, f"{participants} participants")
         tables.append(

@@ -4,7 +4,8 @@
  * every message at every client. A publication carries its number as 16 digits, so that each receipt is
  * checked (lost, twice, out of order) and timed. With --switch the rooms are running sessions at version 2,
  * switched by REST instead, and the version that comes is the number. With --deflate compression is offered; a
- * message that comes compressed is not inflated, but counted as the publication that is under way. One thread, epoll, no libraries:
+ * message that comes compressed is not inflated, but counted as the publication that is under way. With --events the
+ * clients are those of event streams, and a message is an event. One thread, epoll, no libraries:
  *
  *   cc -O2 -std=c11 -o generator generator.c
  *   generator --ports=8001,8002 --redis=6379 --clients=1000 --rooms=FILE --payload=FILE --in-flight=8 ...
@@ -72,7 +73,7 @@ static struct {
     int in_flight;
     double rate, warm_up_s, seconds;
     bool by_room; /* all clients of a room at one port */
-    bool deflates;
+    bool deflates, are_events;
     pid_t pids[64];
     int pid_count;
 } options = {.path = "/ws?sessionId=%s", .channel = "ws:%s", .find = "\"sequence\":\"", .in_flight = 1,
@@ -274,7 +275,9 @@ static void ask_for_upgrade(int number) {
     if (error) fail("connect to port %d: %s", client->port, strerror(error));
     char path[512], request[1024];
     snprintf(path, sizeof path, options.path, rooms[client->room].id);
-    int bytes = snprintf(request, sizeof request,
+    int bytes = options.are_events
+        ? snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n", path, client->port)
+        : snprintf(request, sizeof request,
                          "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                          "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s%s%s%s\r\n",
                          path, client->port, options.subprotocol ? "Sec-WebSocket-Protocol: " : "",
@@ -369,17 +372,27 @@ static void take_deflated(Client *client, size_t frame_bytes, int64_t at_ns) {
     join(client);
 }
 
-/* How many bytes of the answer to the upgrade are complete; 0 if it is not. */
+/* How many bytes of the answer's head are complete; 0 if it is not. */
 static size_t take_head(Client *client, char *data, size_t bytes) {
     char *end = memmem(data, bytes, "\r\n\r\n", 4);
     if (!end) return 0;
-    if (bytes < 12 || memcmp(data, "HTTP/1.1 101", 12)) fail("no upgrade: %.*s", (int)(end - data), data);
+    if (bytes < 12 || memcmp(data, options.are_events ? "HTTP/1.1 200" : "HTTP/1.1 101", 12)) fail("no upgrade: %.*s", (int)(end - data), data);
     if (options.deflates && !memmem(data, end - data, "permessage-deflate", 18)) fail("no compression");
     client->is_open = true;
     opened++;
     if (options.hello) send_frame(client, 1, options.hello, strlen(options.hello));
     if (!options.joined) join(client);
     return end + 4 - data;
+}
+
+/* Returns where the rest begins. Comments, and what is about coming back, are no events. */
+static char *take_events(Client *client, char *at, char *end, int64_t at_ns) {
+    char *end_of_event;
+    while ((end_of_event = memmem(at, end - at, "\n\n", 2))) {
+        if (begins_with(at, end_of_event - at, "event: ")) take_message(client, at, end_of_event - at, 2, false, at_ns);
+        at = end_of_event + 2;
+    }
+    return at;
 }
 
 /* Reads once: whole frames are handled, the beginning of one is kept for the next time. */
@@ -394,7 +407,8 @@ static void read_client(Client *client) {
     int64_t at_ns = now_ns();
     char *at = buffer, *end = buffer + client->rest_bytes + n;
     if (!client->is_open) at += take_head(client, at, end - at);
-    while (client->is_open && end - at >= 2) {
+    if (options.are_events && client->is_open) at = take_events(client, at, end, at_ns);
+    while (!options.are_events && client->is_open && end - at >= 2) {
         uint8_t *head = (uint8_t *)at;
         size_t bytes = head[1] & 0x7f, head_bytes = 2;
         if (head[1] & 0x80) fail("a masked frame from the server");
@@ -502,7 +516,7 @@ static int numbers(char *list, int *into, int most) {
 
 static void read_options(int argc, char **argv) {
     enum { PORTS, REDIS_PORT, CLIENTS, ROOMS, PAYLOAD, PATH, CHANNEL, HELLO, JOINED, FIND, ANSWER, IN_FLIGHT, RATE,
-           WARM_UP, SECONDS, PIDS, BY_ROOM, SWITCH, SUBPROTOCOL, DEFLATE };
+           WARM_UP, SECONDS, PIDS, BY_ROOM, SWITCH, SUBPROTOCOL, DEFLATE, EVENTS };
     static const struct option names[] = {
         {"ports", 1, 0, PORTS},       /* servers, clients go round them */
         {"redis", 1, 0, REDIS_PORT},
@@ -524,6 +538,7 @@ static void read_options(int argc, char **argv) {
         {"switch", 1, 0, SWITCH},     /* instead of --redis: the port of the server that is asked for switches */
         {"subprotocol", 1, 0, SUBPROTOCOL},
         {"deflate", 0, 0, DEFLATE},   /* with --in-flight=1 */
+        {"events", 0, 0, EVENTS},     /* clients of event streams */
         {0}};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
         case PORTS: options.port_count = numbers(optarg, options.ports, 64); break;
@@ -551,6 +566,7 @@ static void read_options(int argc, char **argv) {
         case SWITCH: options.redis_port = atoi(optarg), options.is_switching = true, options.find = "\"version\":"; break;
         case SUBPROTOCOL: options.subprotocol = optarg; break;
         case DEFLATE: options.deflates = true; break;
+        case EVENTS: options.are_events = true; break;
         default: exit(2);
         }
     if (!options.port_count || !options.redis_port || !options.rooms_file ||
