@@ -159,11 +159,13 @@ class EventStream:
         streams.heartbeat.add(self)
         self._listen()
         self.send(head + some_retry())
-        access, self._access = self._access, None
+        access, position = self._access, self._position
+        self._access = self._position = None
+        if self.is_over:
+            return
         assert access is not None
-        if access.expires_at_s is not None and not self.is_over:
+        if access.expires_at_s is not None:
             self._call_in(access.expires_at_s - time.time(), self._expire)
-        position, self._position = self._position, None
         try:
             await streams.followers.subscribe(self.session_id, self, position=position)
         except LockstepError as error:

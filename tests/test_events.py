@@ -144,6 +144,14 @@ def test_who_is_present_follows_as_an_event_of_its_own(present: bytes | None) ->
         }
 
 
+@pytest.mark.parametrize("state", [b'{"a":"}', b'{"a":1}}', b"[" * 100_000, b'{"a":"\xff"}'])
+def test_of_a_state_that_was_damaged_in_the_store_no_event_is_made_that_a_client_knows(state: bytes) -> None:
+    told = EVENTS.encode(subscribed(position=None, state=Raw(b"{}")).replace(b"{}", state))
+    assert told.startswith((b"event: subscribed\n", b"event: snapshot\n"))
+    assert told.count(b"\n") <= 4
+    assert told.endswith(b"\n\n")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

@@ -10,12 +10,14 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw
 from msgspec.structs import astuple, replace
 
 from lockstep.attendance import Attendance
 from lockstep.rules.state_json import dumps, to_json
-from lockstep.wire import attendances, protocol_v1
+from lockstep.wire import attendances, protocol_v1, protocol_v2
 from lockstep.wire.encodings import MSGPACK
+from lockstep.wire.events import EVENTS
 from lockstep.wire.payloads import (
     MAX_PUBLISHED_BYTES,
     MAX_RELAYED_BYTES,
@@ -26,6 +28,7 @@ from lockstep.wire.payloads import (
     read_relayed,
     update_id,
 )
+from tests.support.event_source import EventParser
 from tests.support.followers import cut_frames
 from tests.support.fuzzing import examples, json_values
 from tests.support.processes import ServerProcess
@@ -107,6 +110,13 @@ def is_message(parsed: Any) -> bool:
     return isinstance(parsed, dict) and isinstance(parsed["type"], str)
 
 
+def is_event(message: bytes) -> bool:
+    """What a stream tells of it arrives as it was sent."""
+    relayed = protocol_v2.Relayed(session_id=SESSION, timestamp=T0, message=Raw(message))
+    (event,) = EventParser().feed(EVENTS.encode(dumps(relayed)))
+    return event.name == "message" and bool(event.json["message"] == json.loads(message))
+
+
 def is_message_in_msgpack(message: bytes) -> bool:
     messages, rest = cut_frames(MSGPACK.encode(message))
     return rest == b"" and [is_message(each) for each in messages] == [True]
@@ -151,6 +161,7 @@ def test_what_is_published_as_a_message_is_relayed_whole_or_is_junk(payload: byt
         assert len(read) <= MAX_RELAYED_BYTES
         assert is_text_frame(read)
         assert is_message_in_msgpack(read)
+        assert is_event(read)
 
 
 # --- through Redis, to a client ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -32,7 +33,9 @@ class EventText(Encoding):
         if b"\n" in message or b"\r" in message:
             message = message.translate(_IN_ONE_LINE)
         if message.startswith(b'{"type":"SUBSCRIBED"'):
-            return b"".join(map(_event, _messages_of(message)))
+            # A state that was damaged in the store is no JSON, and nothing can be made of it.
+            with suppress(msgspec.MsgspecError, RecursionError):
+                return b"".join(map(_event, _messages_of(message)))
         return _event(message)
 
     def decode(self, payload: bytes, *, is_binary: bool) -> Any:
