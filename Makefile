@@ -36,7 +36,7 @@ test-long: .venv/.tested $(PEERS)  ## long faults, soak and fuzzing
 
 fuzz: .venv/.tested  ## as many generated requests, frames and payloads as FUZZ says, instead of some
 	FUZZ=$${FUZZ:-2000} $(BIN)/python -m pytest -n 2 tests/test_fuzz_rest.py tests/test_fuzz_socket.py \
-		tests/test_fuzz_socket_v2.py tests/test_fuzz_bus.py tests/test_frames.py
+		tests/test_fuzz_socket_v2.py tests/test_fuzz_bus.py tests/test_frames.py tests/test_deflate.py
 
 conformance: .venv/.tested  ## the Autobahn test suite against the WebSocket; needs a Python 2.7
 	$(BIN)/python -m tests.support.autobahn $(PYTHON2)

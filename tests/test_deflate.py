@@ -131,6 +131,7 @@ quoted = st.text(f'{D},;= \\"', max_size=20).map(
 space = st.sampled_from(["", "", " ", "\t "])
 
 
+@examples(100)
 @given(
     st.lists(
         st.tuples(token, st.lists(st.tuples(token, st.none() | token | quoted), max_size=3)), max_size=4
@@ -352,6 +353,7 @@ async def test_pongs_and_closes_are_never_compressed(server_process: ServerProce
 # --- what is received ----------------------------------------------------------------------------
 
 
+@examples(50)
 @given(st.binary(max_size=300) | st.binary(max_size=30).map(lambda data: data * 300))
 @pytest.mark.parametrize("level", [0, 1, 9])
 @pytest.mark.parametrize("window_bits", [9, 15])
