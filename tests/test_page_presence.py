@@ -83,7 +83,7 @@ def dots(page: Page) -> dict[str, str | None]:
     return {str(each.text_content()): each.get_attribute("data-present") for each in marked}
 
 
-def test_who_comes_and_leaves_is_named_and_has_a_dot(named_tabs: Tabs) -> None:
+def test_who_comes_is_named_and_has_a_dot(named_tabs: Tabs) -> None:
     session_id = created(named_tabs)
     # A subject is a participant in whatever case its token has it.
     page = open_as(named_tabs, session_id, PEOPLE["Ann"].upper())
@@ -97,8 +97,14 @@ def test_who_comes_and_leaves_is_named_and_has_a_dot(named_tabs: Tabs) -> None:
         presence(each).to_have_text("Here: Ann, the judge, Ben · 1 anonymous")
         presence(each).to_have_attribute("title", "Here: Ann, the judge, Ben · 1 anonymous")
         assert dots(each) == {"Ann": "true", "Ben": "true"}
+
+
+def test_who_leaves_is_named_no_more_and_has_a_ring(named_tabs: Tabs) -> None:
+    session_id = created(named_tabs)
+    page, ben = [open_as(named_tabs, session_id, PEOPLE[name]) for name in ("Ann", "Ben")]
+    presence(page).to_have_text("Here: Ann, Ben")
     ben.context.close()
-    presence(page).to_have_text("Here: Ann, the judge · 1 anonymous", timeout=10_000)
+    presence(page).to_have_text("Here: Ann", timeout=10_000)
     assert dots(page) == {"Ann": "true", "Ben": "false"}
 
 
