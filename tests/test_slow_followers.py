@@ -309,5 +309,5 @@ async def test_presence_closes_no_slow_follower_which_knows_everybody_when_it_re
         assert len(slow_view.presence.told) < 30
         assert slow_view.presence.anonymous == 2
         hub.on_presence(session_id, "another process", {"the last": Attendance(1, 0)})
-        await slow.read_until(lambda: "the last" in slow_view.presence.subjects)
-        assert slow_view.presence.told[-1] == (["the last"], [])
+        # By the difference, or, where it is still behind, again by everybody.
+        await slow.read_until(lambda: slow_view.presence.subjects == {*crowd, "the last"})
