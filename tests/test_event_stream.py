@@ -296,13 +296,14 @@ async def test_a_preflight_grants_what_polyfills_send() -> None:
 async def test_a_head_request_is_answered_without_a_stream() -> None:
     async with serving() as api:
         reader, writer = await asyncio.open_connection(*api.address)
-        for _ in range(2):
+        for more in ("", "Connection: close\r\n"):
             path = f"/v1/sessions/{SOME_ID}/stream"
-            writer.write(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            writer.write(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             assert head.startswith("HTTP/1.1 200 ")
             assert "text/event-stream" in head
             assert "content-length" not in head.lower()
+        assert await reader.read() == b""
         writer.close()
         assert not api.server.streams.connections
 
@@ -793,12 +794,13 @@ async def test_who_asks_a_process_that_stops_is_told_to_come_back() -> None:
         await reader.readuntil(b"\r\n\r\n")
         # Its connection was open before.
         api.server._is_draining = True
-        writer.write(request)
+        writer.write(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
         assert b"text/event-stream" in head
         body = await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
         assert body.startswith(b"retry: ")
+        assert await reader.read() == b""
         writer.close()
 
 

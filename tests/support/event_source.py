@@ -120,7 +120,7 @@ class EventSource:
             sock.close()
             raise
         self = cls(reader, writer, EventParser(last_id))
-        lines = {"Host": parts.netloc, "Accept": "text/event-stream"} | (headers or {})
+        lines = {"Host": parts.netloc, "Accept": "text/event-stream", "Connection": "close"} | (headers or {})
         if last_id:
             lines["Last-Event-ID"] = last_id
         target = parts.path + (f"?{parts.query}" if parts.query else "")
@@ -141,8 +141,7 @@ class EventSource:
         }
         status = int(first.split()[1])
         if status != 200:
-            length = int(self.headers.get("content-length", 0))
-            raise Refused(status, self.headers, await self.reader.readexactly(length))
+            raise Refused(status, self.headers, await self.reader.read(-1))
 
     @property
     def is_chunked(self) -> bool:
