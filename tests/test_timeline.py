@@ -17,6 +17,7 @@ from lockstep.live.peers import Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire import heads, protocol_v1
+from lockstep.wire.encodings import JSON
 from tests.support.chains import EPOCH, NEW, OLD, T0, S, compact, event, position, publication, state
 from tests.support.client_model import position_of
 from tests.support.followers import View
@@ -516,6 +517,22 @@ async def test_a_state_that_is_asked_for_never_overtakes_nor_doubles_a_change() 
         await world.delete()
         with pytest.raises(SessionNotFound):
             await world.followers.sync(S, peer, 3)
+
+
+async def test_who_is_behind_shares_one_frame_with_all_of_the_same_encoding() -> None:
+    """However they take turns."""
+    async with a_world(3) as world:
+        peers = [Follower() for _ in range(4)]
+        for peer, encoding in zip(peers, [JSON, JSON.deflated] * 2, strict=True):
+            peer.encoding = encoding
+            await world.followers.subscribe(S, peer, 1)
+        for version in (4, 5):
+            await world.commit(version)
+            frames = [world.followers.skipped(S, peer, Kind.CHANGE) for peer in peers * 2]
+            assert json.loads(frames[0][4:])["position"] == position(version)
+            assert len({id(frame) for frame in frames}) == 2
+            assert frames[0] is frames[2]
+            assert frames[1] is frames[3]
 
 
 async def test_of_whom_nobody_follows_nothing_is_kept() -> None:
