@@ -187,9 +187,8 @@ class Exchange(HTTPMessageDelegate):
         stream = self._connection.detach()
         self._in_flight.discard(self)
         self._note(status)
-        if (
-            stream.closed() or stream.writing()
-        ):  # of what was before, something is unsent: it is about to break
+        if stream.closed() or stream.writing():
+            # Of what was before, something is unsent: the connection is about to break.
             stream.close()
             successor.give_up()
         else:
