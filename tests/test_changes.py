@@ -19,7 +19,7 @@ from tests.support.plans import Plan, moves, plans, plans_with_visits
 from tests.support.sessions import as_events
 from tests.support.sessions_under_test import NOBODY, T0, A, B, C, D, pending, running
 
-FEW = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+FEW = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 MANY = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 

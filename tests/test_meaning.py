@@ -17,7 +17,7 @@ from lockstep.wire import strict_json
 from tests.support.sessions_under_test import A, B, C
 
 # The same examples in every run; the many more of the long run are new ones each time.
-FEW = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+FEW = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 MANY = settings(max_examples=2_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 ROOM = "0a1b2c3d-0000-4000-8000-00000000abcd"

@@ -229,7 +229,7 @@ def test_as_many_values_are_read_as_metadata_can_have() -> None:
     assert loads(packed(value)) == value
 
 
-@examples(2000)
+@examples(500)
 @given(
     value=json_values,
     changes=st.lists(
