@@ -217,7 +217,7 @@ class Server:
                 register.send_away(connection, GOING_AWAY, after_ms)
             await asyncio.sleep(0.01)
 
-    def _connections(self) -> list[tuple["Register[Any]", Any]]:
+    def _connections(self) -> list[tuple[Register[Any], Any]]:
         registers: tuple[Register[Any], ...] = (*self.clients.protocols.values(), self.streams)
         return [(register, connection) for register in registers for connection in register.connections]
 

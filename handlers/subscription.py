@@ -27,7 +27,7 @@ class Subscription:
 
     __slots__ = ("_service", "connection", "is_ended", "outgoing", "session_id")
 
-    def __init__(self, connection: Connection, session_id: str, service: "Service") -> None:
+    def __init__(self, connection: Connection, session_id: str, service: Service) -> None:
         self.connection = connection
         self.outgoing: OutgoingQueue = connection.outgoing
         self.session_id = session_id

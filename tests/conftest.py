@@ -6,11 +6,13 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
 # Without it a bare assert in there says nothing of the values it compared.
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.api import Api  # noqa: E402
+from tests.support.browser import chromium  # noqa: E402
 from tests.support.processes import ServerProcess  # noqa: E402
 from tests.support.redis_server import RedisServer  # noqa: E402
 from tests.support.ws_client import abort_all  # noqa: E402
@@ -37,6 +39,13 @@ async def _run(test: Coroutine[Any, Any, None]) -> None:
         # What a test leaves open ends with it.
         abort_all()
         await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Of a module alone: playwright's loop and those of `async def` tests do not run at once."""
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,10 @@
 """The event stream in a browser, by the EventSource that it has."""
 
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser
 
-from tests.support.browser import chromium
 from tests.support.processes import ServerProcess, running
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.tabs import Tab, opened
@@ -29,12 +26,6 @@ window.types = () => heard.map(({ type }) => type);
 window.versions = () => heard.flatMap(({ type, message }) =>
     type === "update" ? message.events.map(({ version }) => version) : []);
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def watch(tab: Tab, path: str) -> None:

@@ -10,7 +10,6 @@ import jwt
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.browser import chromium
 from tests.support.cable import Cable
 from tests.support.processes import ServerProcess, running, wait_until
 from tests.support.redis_server import RedisServer
@@ -18,12 +17,6 @@ from tests.support.tabs import Tab, older, opened
 
 SECRET = "a secret of more than thirty-two bytes, for tests only"
 V1, V2 = "lockstep.v1.json", "lockstep.v2.json"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

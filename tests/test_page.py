@@ -12,7 +12,6 @@ import jwt
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.support.browser import chromium
 from tests.support.cable import Cable
 from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers
 from tests.support.processes import ServerProcess
@@ -27,12 +26,6 @@ CSP = (
     b"Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"img-src 'self'\r\n"
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

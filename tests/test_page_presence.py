@@ -9,19 +9,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import chromium
 from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers
 from tests.support.processes import ServerProcess, running
 from tests.support.tokens import SECRET, token
 
 PEOPLE = {"Ann": str(uuid.uuid4()), "Ben": str(uuid.uuid4())}
 GROUP = str(uuid.uuid4())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

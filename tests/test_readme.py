@@ -15,7 +15,6 @@ import pytest
 import ujson
 from playwright.sync_api import Browser
 
-from tests.support.browser import chromium
 from tests.support.processes import ROOT, ServerProcess
 
 README = (Path(ROOT) / "README.md").read_text()
@@ -61,12 +60,6 @@ def own_page(tmp_path: Path) -> Iterator[str]:
     server.shutdown()
     serving.join()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def of_the_minute(server: ServerProcess) -> list[str]:

@@ -6,7 +6,7 @@ All of them offer to compress, as they come.
 import json
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 from playwright.sync_api import Browser
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.browser import chromium
 from tests.support.client_model import State, apply_update
 from tests.support.processes import ROOT, ServerProcess
 
@@ -41,12 +40,6 @@ CONVERSATION = """(WebSocket, url, subprotocol, requests, lastVersion) => new Pr
 })"""
 
 Client = Callable[[str, list[Any], int], tuple[str, str, list[Any], int]]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def in_chromium(browser: Browser, origin: str) -> Client:
