@@ -4,10 +4,13 @@ PYTHON2 ?= python2.7
 BIN = .venv/bin
 CODE = lockstep handlers broker
 PEERS = bench/peers/node_modules/.package-lock.json
+JS = clients/js/node_modules/.package-lock.json
+PYTHON_CLIENT = clients/python
 SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl curl=curl nginx=nginx \
 	promtool=prometheus
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run install test test-long fuzz conformance check lint lock audit bench up roll doctor down
 
@@ -28,10 +31,10 @@ doctor: .venv/.deployed  ## look at what make up started; each line is ok or say
 down: .venv/.deployed  ## stop what make up started
 	@$(BIN)/python deploy/stack.py down $(STACK)
 
-test: .venv/.tested  ## everything but what takes minutes
+test: .venv/.tested $(JS)  ## everything but what takes minutes
 	$(BIN)/python -m pytest -n 5 --dist worksteal
 
-test-long: .venv/.tested $(PEERS)  ## long faults, soak and fuzzing
+test-long: .venv/.tested $(JS) $(PEERS)  ## long faults, soak and fuzzing
 	$(BIN)/python -m pytest -m long
 
 fuzz: .venv/.tested  ## as many generated requests, frames and payloads as FUZZ says, instead of some
@@ -51,10 +54,12 @@ bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machi
 
 check: lint test  ## what CI runs
 
-lint: .venv/.tested
+lint: .venv/.tested $(JS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(CODE) server.py cli.py deploy
+	$(BIN)/mypy $(PYTHON_CLIENT)/src
+	npm run --silent --prefix clients/js types
 
 lock: .venv/bin/python  ## requirements.lock: the newest versions that setup.cfg allows, and their hashes
 	$(BIN)/python -m pip install --quiet uv
@@ -79,12 +84,16 @@ audit: .venv/bin/python  ## known vulnerabilities of what requirements.lock name
 
 .venv/.tested: .venv/.deployed
 	deploy/system-packages $(SYSTEM)
-	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy]'
+	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy]' --editable ./$(PYTHON_CLIENT)
 	@touch $@
 
 .venv/.benched: .venv/.tested
 	deploy/system-packages gcc=gcc node=nodejs npm=npm taskset=util-linux
 	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy,bench]'
+	@touch $@
+
+$(JS): clients/js/package-lock.json | .venv/.tested
+	npm ci --prefix clients/js --no-audit --no-fund --loglevel=error
 	@touch $@
 
 $(PEERS): bench/peers/package-lock.json | .venv/.benched

@@ -1,4 +1,4 @@
-"""clients/js/lockstep.js: what its clocks show, worked by hand; order of states, time; its connection.
+"""clients/js: what its clocks show, worked by hand; order of states, time; its connection.
 
 What concerns the connection runs with servers of both protocols.
 """
@@ -27,7 +27,7 @@ def page(server_process: ServerProcess) -> Iterator[Page]:
     with chromium() as browser:
         page = browser.new_page()
         page.goto(server_process.url)
-        page.evaluate("async () => { window.client = await import('/lockstep.js'); }")
+        page.evaluate("async () => { window.client = await import('/client/index.js'); }")
         yield page
 
 

@@ -1,4 +1,4 @@
-"""clients/js/lockstep.js: who is connected, and being sent away."""
+"""clients/js: who is connected, and being sent away."""
 
 import uuid
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_who_is_there_is_known_from_the_first_and_who_comes_is_told(tab: Tab, gu
     session_id = a_session(tab, guarded)
     first, second, own, shown = tab.run(
         HERE
-        + """const { Lockstep } = await import("/lockstep.js");
+        + """const { Lockstep } = await import("/client/index.js");
         const other = new Lockstep(location.origin + "/ws", sessionId, { token: tokens[1] });
         other.connect();
         await until(() => link.presence.total === 2 && other.presence);

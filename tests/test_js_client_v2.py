@@ -1,4 +1,4 @@
-"""clients/js/lockstep.js in protocol v2: changes, what was missed, commands, tokens."""
+"""clients/js in protocol v2: changes, what was missed, commands, tokens."""
 
 import random
 import time
@@ -143,7 +143,7 @@ def test_changes_lead_to_the_next_state_and_leave_the_one_before(
     tab: Tab, changes: dict[str, Any], differs: dict[str, Any]
 ) -> None:
     after, before = tab.run(
-        """const { applyChanges } = await import("/lockstep.js");
+        """const { applyChanges } = await import("/client/index.js");
         const freeze = (value) => {
             if (value instanceof Object) Object.values(Object.freeze(value)).forEach(freeze);
         };
@@ -765,7 +765,7 @@ def test_a_next_token_that_is_not_for_the_session_ends_it(guarded_tab: Tab) -> N
 
 def test_time_spent_at_the_server_is_none_of_the_way(tab: Tab) -> None:
     now_ms, error_ms = tab.run(
-        """const { ServerTime } = await import("/lockstep.js");
+        """const { ServerTime } = await import("/client/index.js");
         const time = new ServerTime(() => 200);
         // Sent at 100, there at 1100, answered at 1110, back at 120: ten of the 20 ms were the way.
         time.learn(100, 120, 1_110.25, 1_100.25, 0.5);

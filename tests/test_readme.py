@@ -49,8 +49,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def own_page(tmp_path: Path) -> Iterator[str]:
-    """Where the README's page is served, with the client beside it."""
-    (tmp_path / "lockstep.js").write_text((Path(ROOT) / "clients" / "js" / "lockstep.js").read_text())
+    """Where the README's page is served."""
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))
     )

@@ -2,7 +2,7 @@
 
 import { api, sessionId } from "./api.js";
 import { $ } from "./dom.js";
-import { formatClock } from "./lockstep.js";
+import { formatClock } from "./client/index.js";
 
 const EVENTS_ASKED = 900; // the server keeps 1,000, and may make more before it answers
 const LAPS_AGAIN_MS = 1000;

@@ -4,7 +4,7 @@ import { sessionId, token } from "./api.js";
 import { allowNextCommand, bindControls } from "./commands.js";
 import { $, setText, show } from "./dom.js";
 import { drawLaps, forgetLaps } from "./laps.js";
-import { Lockstep } from "./lockstep.js";
+import { Lockstep } from "./client/index.js";
 import { panelsOf } from "./panels.js";
 import { presenceText } from "./presence.js";
 import { home } from "./presets.js";

@@ -2,7 +2,7 @@
 
 import { addTeam, giveTurn } from "./commands.js";
 import { $, setText } from "./dom.js";
-import { activeParticipant, currentLap, formatClock, remainingMs, sessionClock, usedMs } from "./lockstep.js";
+import { activeParticipant, currentLap, formatClock, remainingMs, sessionClock, usedMs } from "./client/index.js";
 import { markPresence } from "./presence.js";
 import { OVER, hasBanks, nameOf, nextStep, plural } from "./wording.js";
 

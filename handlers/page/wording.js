@@ -1,6 +1,6 @@
 /** A session in words: names, whose turn it is, and what the next step is called. */
 
-import { activeParticipant } from "./lockstep.js";
+import { activeParticipant } from "./client/index.js";
 
 const NEXT = { per_participant: "End turn", per_group: "Next speaker", per_cycle: "Next", global: "Next", count_up: "Lap" };
 export const OVER = { completed: "Finished", expired: "Time is up", cancelled: "Cancelled" };

@@ -193,7 +193,7 @@ async def each_kind_of_answer(api: Api, may_change: bool = True, **headers: str)
         await api("GET", "/nowhere", **headers),
         await api("PUT", "/health", **headers),
         await api("BREW", "/health", **headers),
-        *[await api("GET", path, **headers) for path in ("/", "/page.js", "/lockstep.js", "/ws")],
+        *[await api("GET", path, **headers) for path in ("/", "/page.js", "/client/index.js", "/ws")],
         *[await api("PUT", path, **headers) for path in ("/", "/ws")],
         *[await api("OPTIONS", path, **headers) for path in ("/", "/ws", "/health", "/v1/sessions")],
     ]

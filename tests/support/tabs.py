@@ -1,4 +1,4 @@
-"""Tabs of a browser in which clients/js/lockstep.js runs, and servers that do not speak protocol v2."""
+"""Tabs of a browser in which clients/js runs, and servers that do not speak protocol v2."""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ for (const [set, clear] of [["setTimeout", "clearTimeout"], ["setInterval", "cle
     window[clear] = (id) => { timers.delete(id); native.clear(id); };
 }
 window.follow = async (options, url = location.origin + "/ws", sessionId = crypto.randomUUID()) => {
-    const { Lockstep } = await import("/lockstep.js");
+    const { Lockstep } = await import("/client/index.js");
     window.link = new Lockstep(url, sessionId, options);
     window.log = [];
     link.addEventListener("status", ({ detail }) => log.push(detail));

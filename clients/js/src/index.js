@@ -1,0 +1,11 @@
+/**
+ * Lockstep for browsers and other programs that have `WebSocket`, `EventTarget` and `performance`.
+ *
+ * @module lockstep-client
+ */
+
+export * from "./backoff.js";
+export * from "./changes.js";
+export * from "./clocks.js";
+export * from "./lockstep.js";
+export * from "./server-time.js";
