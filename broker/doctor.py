@@ -24,10 +24,8 @@ PROBE_TIMEOUT_S = 2.0
 MIN_BUFFER_BYTES = 32 * 1_048_576
 
 
-async def examine(settings: Settings) -> list[Finding]:
-    """Look at the broker that the settings name."""
-    if settings.broker == "memory://":
-        return [(True, "broker: memory://, one process by itself; its state dies with it")]
+async def examine_redis(settings: Settings) -> list[Finding]:
+    """Look at the Redis that the settings name."""
 
     async def nothing(connection: RespConnection) -> None:
         pass

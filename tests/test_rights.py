@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.doctor import examine
+from broker.doctor import examine_redis
 from broker.redis import RedisBroker
 from lockstep.config import Settings
 from lockstep.contract import Attendance, Charge
@@ -164,7 +164,7 @@ async def test_a_key_that_somebody_else_uses_ends_the_process_with_one_line(
     _, told = await asyncio.to_thread(refused.process.communicate, timeout=15)
     assert refused.process.returncode == 1
     assert told.decode().splitlines() == [f"lockstep: broker: {complaint}"]
-    assert (False, f"rights and keys: {complaint}") in await examine(Settings(broker=redis.url))
+    assert (False, f"rights and keys: {complaint}") in await examine_redis(Settings(broker=redis.url))
     with redis.client as client:
         assert client.hgetall(key) == {b"somebody": b"else"}
 
@@ -183,7 +183,7 @@ async def test_a_routing_that_somebody_else_wrote_ends_the_process_with_one_line
         with pytest.raises(ValueError, match=f"^broker: {re.escape(complaint)}$"):
             async with started(broker_of(redis)):
                 pass
-    assert (False, f"rights and keys: {complaint}") in await examine(Settings(broker=redis.url))
+    assert (False, f"rights and keys: {complaint}") in await examine_redis(Settings(broker=redis.url))
 
 
 async def test_processes_of_presence_that_are_somebody_elses_key_end_it_with_one_line(
@@ -194,7 +194,7 @@ async def test_processes_of_presence_that_are_somebody_elses_key_end_it_with_one
         client.set("presence-processes", "somebody else's")
         line = "the key presence-processes of Redis is a string, not a hash: choose another --prefix"
         assert await complaint(broker_of(redis)) == f"broker: {line}"
-        assert (False, f"rights and keys: {line}") in await examine(Settings(broker=redis.url))
+        assert (False, f"rights and keys: {line}") in await examine_redis(Settings(broker=redis.url))
         assert client.get("presence-processes") == b"somebody else's"
 
 
@@ -215,7 +215,7 @@ async def test_a_last_epoch_that_is_none_ends_the_process_with_one_line(
         with pytest.raises(ValueError, match=f"^broker: {re.escape(complaint)}$"):
             async with started(broker_of(redis)):
                 pass
-    assert (False, f"rights and keys: {complaint}") in await examine(Settings(broker=redis.url))
+    assert (False, f"rights and keys: {complaint}") in await examine_redis(Settings(broker=redis.url))
     with redis.client as client:
         assert client.get("epoch") == value.encode()
 
@@ -226,7 +226,7 @@ async def test_the_look_at_the_rights_leaves_nothing(redis: RedisServer) -> None
         ears.psubscribe("*")
         assert ears.get_message(timeout=5)["type"] == "psubscribe"
         settings = Settings(broker=redis.url.replace("//", "//lockstep:pw@"), prefix=PREFIX)
-        assert (True, "rights and keys: all that is needed") in await examine(settings)
+        assert (True, "rights and keys: all that is needed") in await examine_redis(settings)
         assert client.keys() == []
         while (message := ears.get_message(timeout=0.1)) is not None:
             assert message["channel"].startswith(b"lockstep-probe:")
