@@ -7,5 +7,7 @@
 export * from "./backoff.js";
 export * from "./changes.js";
 export * from "./clocks.js";
+export * from "./errors.js";
 export * from "./lockstep.js";
 export * from "./server-time.js";
+export * from "./types.js";
