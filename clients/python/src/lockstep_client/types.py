@@ -1,7 +1,8 @@
 """The shapes of what is sent and received, by the names that they have in JSON.
 
-Instants that end in `_at` are ISO 8601 in UTC with milliseconds (`2024-01-01T00:00:00.000Z`); what ends in `_ms` is
-milliseconds: a duration, or, where the name says `deadline` or `timestamp`, epoch milliseconds of the server's clock.
+Instants that end in `_at` are ISO 8601 in UTC with milliseconds: `2024-01-01T00:00:00.000Z`. What ends in
+`_ms` is milliseconds: a duration, or, where the name says `deadline` or `timestamp`, epoch milliseconds of
+the server's clock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,10 @@ Scope: TypeAlias = Literal["view", "play", "control", "admin"]
 
 
 class Participant(TypedDict):
-    """One participant of a state; `total_time_ms` and `time_remaining_ms` are both what is left at `cycle_started_at`."""
+    """One participant of a state.
+
+    `total_time_ms` and `time_remaining_ms` are both what is left at the state's `cycle_started_at`.
+    """
 
     participant_id: str
     participant_index: int
@@ -47,7 +51,7 @@ class Participant(TypedDict):
 
 
 class Clock(TypedDict):
-    """The clock that runs, as of `cycle_started_at`: `elapsed_ms` in count_up, `remaining_ms` in the other modes."""
+    """The clock that runs, as of `cycle_started_at`: `elapsed_ms` in count_up, else `remaining_ms`."""
 
     kind: ClockKind
     remaining_ms: NotRequired[int]
@@ -131,7 +135,7 @@ class Changes(TypedDict, total=False):
 
 
 class Event(TypedDict):
-    """One version of a session: what has happened, when, by whom (`actor`, the `sub` of a token), with which `data`."""
+    """One version of a session: what happened, when, and by whom: `actor` is a token's `sub`."""
 
     version: int
     type: str
@@ -174,7 +178,7 @@ class CreateBody(TypedDict):
 
 
 class CommandBody(TypedDict, total=False):
-    """What a command may say. `expected_version` and `data` go with each, the others with the command named."""
+    """What a command may say. `expected_version` and `data` go with each, the others with those named."""
 
     expected_version: int
     """The command is refused (CONFLICT) if the session is at another version."""
