@@ -57,7 +57,7 @@ check: lint test  ## what CI runs
 lint: .venv/.tested $(JS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(CODE) server.py cli.py deploy
+	$(BIN)/mypy $(CODE) server.py cli.py deploy examples
 	$(BIN)/mypy $(PYTHON_CLIENT)/src
 	npm run --silent --prefix clients/js types
 

@@ -1,0 +1,1 @@
+"""Chess: the moves are the data of the presses."""
