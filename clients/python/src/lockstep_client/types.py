@@ -24,9 +24,12 @@ OnTimeout: TypeAlias = Literal["flag", "advance", "expire"]
 
 ClockKind: TypeAlias = Literal["participant", "group", "cycle", "session", "elapsed"]
 
-CommandName: TypeAlias = Literal[
-    "start", "switch", "pause", "resume", "adjust", "complete", "cancel", "seat", "unseat", "annotate"
+StateCommandName: TypeAlias = Literal[
+    "start", "pause", "resume", "adjust", "complete", "cancel", "seat", "unseat", "annotate"
 ]
+"""A command that is answered with the state it led to: all but switch."""
+
+CommandName: TypeAlias = Literal["switch"] | StateCommandName
 
 Scope: TypeAlias = Literal["view", "play", "control", "admin"]
 """What a token allows; each includes those before it."""
