@@ -1,45 +1,81 @@
 /** The clocks: a state holds what remained at `cycle_started_at`; everything else is arithmetic. */
 
+/** @import { Clock, Participant, State } from "./types.js" */
+
+/**
+ * The clock that runs, or stands still while pending or paused: `ms` remain, or in kind "elapsed" have passed.
+ *
+ * @typedef {{ kind: Clock["kind"], ms: number }} ClockReading
+ */
+
+/**
+ * The lap that is being run: its number, counted from 1, and for how long it has been run.
+ *
+ * @typedef {{ number: number, ms: number }} Lap
+ */
+
 /**
  * For how long the running clock has been running since `cycle_started_at`: 0 unless the session is running.
  *
- * @param {object} state a session's state, as REST and WebSocket carry it
+ * Where running out ends the turn or the session, nothing is charged beyond the deadline: what comes then is for
+ * the server to say. With `on_timeout: "flag"` the turn goes on, and so does this.
+ *
+ * @param {State} state a session's state, as REST and WebSocket carry it
  * @param {number} nowMs server time, epoch ms; here and below
  * @returns {number} ms, never negative: an instant before the beginning gives no time back
  */
 export function ranMs(state, nowMs) {
-  if (state.status !== "running") return 0;
-  return Math.max(0, nowMs - Date.parse(state.cycle_started_at));
+  if (state.status !== "running" || state.cycle_started_at === null) return 0;
+  const untilMs = state.on_timeout === "flag" ? nowMs : Math.min(nowMs, state.deadline_ms ?? Infinity);
+  return Math.max(0, untilMs - Date.parse(state.cycle_started_at));
 }
 
 /**
- * The clock that runs, or stands still while pending or paused.
+ * What the session's clock shows.
  *
- * @returns {{kind: string, ms: number} | null} `ms` remains, or in kind "elapsed" has passed; null when the
- *   session is over. A clock that has run out stays at its end until the server says what that means.
+ * @param {State} state
+ * @param {number} nowMs
+ * @returns {ClockReading | null} null when the session is over. A clock that has run out stays at its end until the
+ *   server says what that means
  */
 export function sessionClock(state, nowMs) {
-  if (!state.clock) return null;
-  const { kind, remaining_ms, elapsed_ms } = state.clock;
+  const { clock } = state;
+  if (!clock) return null;
   const ran = ranMs(state, nowMs);
-  if (kind === "elapsed") return { kind, ms: Math.min(elapsed_ms + ran, state.max_time_ms ?? Infinity) };
-  return { kind, ms: Math.max(0, remaining_ms - ran) };
+  if (clock.kind === "elapsed") return { kind: clock.kind, ms: clock.elapsed_ms + ran };
+  return { kind: clock.kind, ms: Math.max(0, clock.remaining_ms - ran) };
+}
+
+/**
+ * How long the running clock has been over: 0 unless it has run out and the turn goes on (`on_timeout: "flag"`).
+ *
+ * It counts from the instant at which the clock ran out. What makes the server reckon anew makes this begin anew
+ * too: a resume, an `adjust`, and in global, where it changes nothing else of the clock, a switch.
+ *
+ * @param {State} state
+ * @param {number} nowMs
+ * @returns {number} ms
+ */
+export function overMs(state, nowMs) {
+  if (state.on_timeout !== "flag" || !state.clock || state.clock.kind === "elapsed") return 0;
+  return Math.max(0, ranMs(state, nowMs) - state.clock.remaining_ms);
 }
 
 /**
  * What one participant has left: of the own bank in per_participant, of the group's in per_group; of the one
  * clock in global (everybody's) and per_cycle (only of whoever's turn it is).
  *
- * @param {object} participant one of `state.participants`
+ * @param {State} state
+ * @param {Participant} participant one of `state.participants`
+ * @param {number} nowMs
  * @returns {number | null} ms, or null where the participant has no clock to show
  */
 export function remainingMs(state, participant, nowMs) {
-  const bank = (spends) => Math.max(0, participant.time_remaining_ms - (spends ? ranMs(state, nowMs) : 0));
   switch (state.sync_mode) {
     case "per_participant":
-      return bank(participant.is_active);
+      return bankMs(state, participant, participant.is_active, nowMs);
     case "per_group":
-      return bank(participant.group_id === activeParticipant(state)?.group_id);
+      return bankMs(state, participant, participant.group_id === activeParticipant(state)?.group_id, nowMs);
     case "per_cycle":
       return participant.is_active ? (sessionClock(state, nowMs)?.ms ?? null) : null;
     case "global":
@@ -50,8 +86,21 @@ export function remainingMs(state, participant, nowMs) {
 }
 
 /**
+ * @param {State} state
+ * @param {Participant} participant
+ * @param {boolean} isSpent whether the running clock is this bank
+ * @param {number} nowMs
+ */
+function bankMs(state, { time_remaining_ms: leftMs }, isSpent, nowMs) {
+  return leftMs === null ? null : Math.max(0, leftMs - (isSpent ? ranMs(state, nowMs) : 0));
+}
+
+/**
  * How much time a participant's turns have taken so far, the one that is going on included.
  *
+ * @param {State} state
+ * @param {Participant} participant one of `state.participants`
+ * @param {number} nowMs
  * @returns {number} ms
  */
 export function usedMs(state, participant, nowMs) {
@@ -61,15 +110,21 @@ export function usedMs(state, participant, nowMs) {
 /**
  * The lap that is being run, in count_up.
  *
- * @returns {{number: number, ms: number} | null} counted from 1; null in the other modes and when it is over
+ * @param {State} state
+ * @param {number} nowMs
+ * @returns {Lap | null} null in the other modes and when it is over
  */
 export function currentLap(state, nowMs) {
   if (state.sync_mode !== "count_up" || !state.clock) return null;
-  const sinceStart = sessionClock(state, nowMs).ms - state.clock.elapsed_ms;
-  return { number: state.lap_count + 1, ms: state.lap_elapsed_ms + sinceStart };
+  return { number: state.lap_count + 1, ms: state.lap_elapsed_ms + ranMs(state, nowMs) };
 }
 
-/** @returns {object | undefined} the participant whose turn it is */
+/**
+ * The participant whose turn it is, also while paused.
+ *
+ * @param {State} state
+ * @returns {Participant | undefined}
+ */
 export function activeParticipant(state) {
   return state.participants.find((participant) => participant.participant_id === state.active_participant_id);
 }
@@ -78,16 +133,19 @@ export function activeParticipant(state) {
  * A clock's face: "4:59", "1:00:00", with decimals "0:09.3".
  *
  * @param {number} ms
- * @param {{decimals?: number, up?: boolean}} [options] what counts down is rounded up, so that it shows zero
- *   only when nothing is left; what counts up is rounded down
+ * @param {{ decimals?: number, up?: boolean }} [options] up to 3 decimals. What counts down is rounded up, so that
+ *   it shows zero only when nothing is left; what counts `up` is rounded down
+ * @returns {string}
  */
 export function formatClock(ms, { decimals = 0, up = false } = {}) {
   const unit = 10 ** (3 - decimals);
   const units = up ? Math.floor(ms / unit) : Math.ceil(ms / unit);
   const seconds = Math.floor((units * unit) / 1000);
-  const two = (number) => String(number).padStart(2, "0");
   const minutes = Math.floor(seconds / 60);
-  const face = minutes < 60 ? `${minutes}` : `${Math.floor(minutes / 60)}:${two(minutes % 60)}`;
+  const face = minutes < 60 ? `${minutes}` : `${Math.floor(minutes / 60)}:${twoDigits(minutes % 60)}`;
   const fraction = decimals ? "." + String(units % 10 ** decimals).padStart(decimals, "0") : "";
-  return `${face}:${two(seconds % 60)}${fraction}`;
+  return `${face}:${twoDigits(seconds % 60)}${fraction}`;
 }
+
+/** @param {number} number */
+const twoDigits = (number) => String(number).padStart(2, "0");

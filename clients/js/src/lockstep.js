@@ -1,21 +1,10 @@
 /** The connection: it comes back by itself and always ends up with the latest state. */
 
-import { backoffMs } from "./backoff.js";
+import { TOKEN_REFUSED, afterClose, backoffMs } from "./backoff.js";
 import { applyChanges, isNewer } from "./changes.js";
 import { ServerTime } from "./server-time.js";
 
-const TOKEN_REFUSED = 4501;
 const MESSAGE_TOO_BIG = 1009;
-
-/**
- * What a close code asks for. That a session was deleted is said by SESSION_DELETED: a bare 1000 can come from
- * anything on the way.
- *
- * @returns {"retry" | "refused"} come back, after 4501 with another token; don't come back like this
- */
-export function afterClose(code) {
-  return code === 1008 || (code >= 4500 && code <= 4999 && code !== TOKEN_REFUSED) ? "refused" : "retry";
-}
 
 const V1 = "lockstep.v1.json";
 const V2 = "lockstep.v2.json";
