@@ -15,6 +15,21 @@ LEAPERS: dict[str, Steps] = {
     "N": ((1, 2), (2, 1), (2, -1), (1, -2), (-1, -2), (-2, -1), (-2, 1), (-1, 2)),
 }
 PROMOTIONS = "qrbn"
+
+
+def _ray(square: int, step: tuple[int, int]) -> Iterator[int]:
+    file, rank = square % 8 + step[0], square // 8 + step[1]
+    while 0 <= file < 8 and 0 <= rank < 8:
+        yield file + 8 * rank
+        file, rank = file + step[0], rank + step[1]
+
+
+# By square and step: the squares in that direction, as far as the board goes.
+RAYS = {
+    (square, step): tuple(_ray(square, step))
+    for square in range(64)
+    for step in (*STRAIGHT, *DIAGONAL, *LEAPERS["N"])
+}
 # A king's or rook's home: the rights to castle that are gone when something leaves it or arrives there.
 HOMES = {0: "Q", 4: "KQ", 7: "K", 56: "q", 60: "kq", 63: "k"}
 # By right: the king's way, and what has to be empty.
@@ -80,6 +95,12 @@ def legal_moves(position: Position) -> list[Move]:
     return [move for move in _moves(position) if not _leaves_king(position, move)]
 
 
+def legal_move(position: Position, text: object) -> Move | None:
+    """The move that is written so, as UCI does, if it is legal."""
+    written = (move for move in _moves(position) if str(move) == text)
+    return next((move for move in written if not _leaves_king(position, move)), None)
+
+
 def is_check(position: Position) -> bool:
     """True if the king of the player whose turn it is stands attacked."""
     king = position.board.index("K" if position.is_whites_turn else "k")
@@ -90,16 +111,20 @@ def is_attacked(position: Position, square: int, by_white: bool) -> bool:
     board = position.board
     mine = str.upper if by_white else str.lower
     for piece, steps in LEAPERS.items():
-        if any(board[to] == mine(piece) for step in steps for to in _ray(square, step, 1)):
-            return True
-    for steps in (STRAIGHT, DIAGONAL):
-        attackers = {mine(piece) for piece in SLIDERS if steps[0] in SLIDERS[piece]}
+        attacker = mine(piece)
         for step in steps:
-            met = next((board[to] for to in _ray(square, step) if board[to] != "."), ".")
-            if met in attackers:
-                return True
+            for near in RAYS[square, step][:1]:
+                if board[near] == attacker:
+                    return True
+    for steps, attackers in ((STRAIGHT, mine("RQ")), (DIAGONAL, mine("BQ"))):
+        for step in steps:
+            for far in RAYS[square, step]:
+                if board[far] != ".":
+                    if board[far] in attackers:
+                        return True
+                    break
     behind = -1 if by_white else 1
-    return any(board[to] == mine("P") for side in (-1, 1) for to in _ray(square, (side, behind), 1))
+    return any(board[to] == mine("P") for side in (-1, 1) for to in RAYS[square, (side, behind)][:1])
 
 
 def play(position: Position, move: Move) -> Position:
@@ -154,14 +179,6 @@ def san(position: Position, move: Move) -> str:
     return piece + start + captures + target + end
 
 
-def _ray(square: int, step: tuple[int, int], length: int = 7) -> Iterator[int]:
-    """The squares from, and without, a square in one direction, as far as the board goes."""
-    file, rank = square % 8 + step[0], square // 8 + step[1]
-    while length and 0 <= file < 8 and 0 <= rank < 8:
-        yield file + 8 * rank
-        file, rank, length = file + step[0], rank + step[1], length - 1
-
-
 def _moves(position: Position) -> Iterator[Move]:
     """What the pieces can do, whether or not it leaves the king attacked."""
     for square in range(64):
@@ -178,7 +195,7 @@ def _moves(position: Position) -> Iterator[Move]:
 
 def _moves_along(position: Position, square: int, steps: Steps, length: int) -> Iterator[Move]:
     for step in steps:
-        for target in _ray(square, step, length):
+        for target in RAYS[square, step][:length]:
             if position.is_own(target):
                 break
             yield Move(square, target)
@@ -190,12 +207,12 @@ def _pawn_moves(position: Position, square: int) -> Iterator[Move]:
     board = position.board
     ahead, home, last = (1, 1, 7) if position.is_whites_turn else (-1, 6, 0)
     targets = []
-    for target in _ray(square, (0, ahead), 2 if square // 8 == home else 1):
+    for target in RAYS[square, (0, ahead)][: 2 if square // 8 == home else 1]:
         if board[target] != ".":
             break
         targets.append(target)
     for side in (-1, 1):
-        for target in _ray(square, (side, ahead), 1):
+        for target in RAYS[square, (side, ahead)][:1]:
             if target == position.en_passant or (board[target] != "." and not position.is_own(target)):
                 targets.append(target)
     for target in targets:

@@ -1,0 +1,64 @@
+"""A game of the chess example, from the history of its session."""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from lockstep_client.types import HistoryEvent
+
+from examples.chess.game import MAX_MOVES, Game, game_of
+
+WHITE, BLACK = "w", "b"
+LOYDS_STALEMATE = (
+    "e2e3 a7a5 d1h5 a8a6 h5a5 h7h5 h2h4 a6h6 a5c7 f7f6 c7d7 e8f7 d7b7 d8d3 b7b8 d3h7 b8c8 f7g6 c8e6"
+)
+
+
+def game(moves: Iterable[str], *others: dict[str, Any]) -> Game:
+    """Of a session in which these moves were made, and then something else happened."""
+    participants = [{"participant_id": each, "has_expired": False} for each in (WHITE, BLACK)]
+    created = {"type": "created", "changes": {"status": "running", "participants": participants}}
+    presses = [press(move=move, san="") for move in moves]
+    return game_of(cast(list[HistoryEvent], [created, *presses, *others]))
+
+
+def press(**data: Any) -> dict[str, Any]:
+    return {"type": "switched", "data": data, "changes": {}}
+
+
+def test_mate_is_lost_by_who_has_no_move() -> None:
+    assert game(["f2f3", "e7e5", "g2g4", "d8h4"]).outcome == {"result": "0-1", "reason": "checkmate"}
+
+
+def test_stalemate_is_a_draw() -> None:
+    assert game(LOYDS_STALEMATE.split()).outcome == {"result": "1/2-1/2", "reason": "stalemate"}
+
+
+def test_a_press_without_a_legal_move_loses() -> None:
+    for done in (press(), press(move="e7e4"), {"type": "switched", "changes": {}}):
+        played = game(["e2e4"], done, press(move="d2d4", san="d4"))
+        assert played.outcome == {"result": "1-0", "reason": "a press without a legal move"}
+        assert [each["move"] for each in played.moves] == ["e2e4"]
+
+
+def test_a_press_after_stalemate_is_still_a_draw() -> None:
+    outcome = game(LOYDS_STALEMATE.split(), press(move="g6h6")).outcome
+    assert outcome == {"result": "1/2-1/2", "reason": "stalemate"}
+
+
+def test_who_runs_out_of_time_has_lost() -> None:
+    late = [{"participant_id": BLACK, "has_expired": True}]
+    expired = {"type": "expired", "changes": {"status": "expired", "participants": late}}
+    played = game(["e2e4"], expired)
+    assert played.outcome == {"result": "1-0", "reason": "time"}
+    assert played.has_ended
+
+
+def test_what_the_end_says_counts() -> None:
+    resigned = {"result": "0-1", "reason": "resignation"}
+    assert game([], {"type": "completed", "data": resigned, "changes": {}}).outcome == resigned
+
+
+def test_a_game_ends_before_its_first_moves_are_forgotten() -> None:
+    there_and_back = ["g1f3", "g8f6", "f3g1", "f6g8"] * (MAX_MOVES // 4)
+    assert game(there_and_back[:-1]).outcome is None
+    assert game(there_and_back).outcome == {"result": "1/2-1/2", "reason": f"{MAX_MOVES} moves"}
