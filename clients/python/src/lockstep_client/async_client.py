@@ -1,31 +1,99 @@
 """The asynchronous client."""
 
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
+from lockstep_client.addresses import socket_url
 from lockstep_client.async_rest import AsyncRest
+from lockstep_client.sockets import Sockets
+from lockstep_client.stand_in import ServerTime
 from lockstep_client.tokens import AsyncTokenSource
+from lockstep_client.types import CommandBody, CommandName, CommandResult
+from lockstep_client.updates import Update
 
 
 class AsyncLockstep(AsyncRest):
-    """The sessions of a Lockstep server, for asyncio: each method that `Lockstep` has, to be awaited.
+    """The sessions of a Lockstep server, for asyncio: each method that `Lockstep` has, and sessions followed.
 
-    async with AsyncLockstep("https://clocks.example.org", token=token) as lockstep:
-        state = await lockstep.create_session({"sync_mode": "global", "total_time_ms": 600_000})
+        async with AsyncLockstep("https://clocks.example.org", token=token) as lockstep:
+            state = await lockstep.create_session({"sync_mode": "global", "total_time_ms": 600_000})
+            async for update in lockstep.follow(state["session_id"]):
+                print(update.state, update.events)
+
+    What is followed, and what `send_command` sends, shares one WebSocket; there is one more for each
+    further 100 sessions. It comes back by itself after whatever happens to it. An instance belongs to one
+    event loop.
     """
 
     def __init__(self, url: str, token: AsyncTokenSource | None = None, timeout_s: float = 10) -> None:
         """`url` is the server's address; `/v1/...` and `/ws` are below it. Raises ValueError on what is none.
 
         `token` is needed where the server has keys. A function, which may be a coroutine function, is
-        called for the first token, again shortly before that has run out, and where the server refuses it;
-        what it raises is raised.
+        called for the first token, again shortly before that has run out, and where the server refuses it.
+        What it raises is raised by what needs the token; a WebSocket takes it as one more failure to
+        connect.
         """
         super().__init__(url, token, timeout_s)
+        self.time = ServerTime()
+        """What time it is at the server, while something is followed."""
+        self._sockets = Sockets(socket_url(url), self._tokens, self.time, timeout_s)
+
+    async def follow(self, session_id: str) -> AsyncGenerator[Update, None]:
+        """The session as it is now (`state` is None where there is none), and then each change, in order.
+
+        It waits for the server where that is away, comes back after a lost connection, and catches up with
+        what was missed: with every version where the server still can, else with the latest state (`sync`).
+        A consumer that is slower than the session changes gets the latest state in place of what it has not
+        taken (`reason="skipped"`). So it may be late, but it never ends up with another state than the
+        server's. All who follow one session share one subscription; the last to leave ends it. Leave by
+        ending the iterator:
+
+            async with contextlib.aclosing(lockstep.follow(session_id)) as updates:
+                async for update in updates:
+                    ...
+
+        It ends when this client is closed. It raises LockstepError where coming back is no use: FORBIDDEN,
+        UNAUTHORIZED, DISCONNECTED (the application has sent this subject away), REFUSED,
+        UNSUPPORTED_PROTOCOL, INVALID_ANSWER.
+        """
+        follower = self._sockets.follow(session_id)
+        try:
+            while (update := await follower.next()) is not None:
+                yield update
+        finally:
+            self._sockets.leave(follower)
+
+    def is_current(self, session_id: str) -> bool:
+        """Whether what `follow` has given, or is about to, is known to be what the server has.
+
+        It is not while the connection is away; then the clocks of the last state may show what is no longer
+        so.
+        """
+        return self._sockets.is_current(session_id)
+
+    async def send_command(
+        self,
+        session_id: str,
+        name: CommandName,
+        body: CommandBody | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> CommandResult:
+        """Change a session over the WebSocket: the position that it led to. Followers are given the state.
+
+        It is `command` without a request of its own, for those that come often. It waits for the
+        connection, and is sent again over the next one, or as soon as the server can, until `timeout_s` is
+        over; it is applied once. Raises LockstepError as `command` does, and MESSAGE_TOO_BIG.
+        """
+        return await self._sockets.command(session_id, name, body, idempotency_key)
 
     async def close(self) -> None:
-        """Close the connections. No other method may be called afterwards (CLOSED)."""
-        await self._http.aclose()
+        """End what is followed, and close all connections. No other method may be called then (CLOSED)."""
+        try:
+            await self._sockets.close()
+        finally:
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self

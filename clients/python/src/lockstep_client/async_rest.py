@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from inspect import isawaitable
 from typing import Literal, TypeVar, cast, overload
 
 import httpx
@@ -11,8 +10,8 @@ from lockstep_client import calls
 from lockstep_client.addresses import rest_url
 from lockstep_client.calls import Call, Page
 from lockstep_client.errors import LockstepError
-from lockstep_client.exchange import GetToken, Outcome, Wait, exchange
-from lockstep_client.tokens import AsyncTokenSource, Credentials
+from lockstep_client.exchange import Outcome, Wait, exchange
+from lockstep_client.tokens import AsyncTokens, AsyncTokenSource, Credentials
 from lockstep_client.types import (
     CommandBody,
     CommandName,
@@ -37,6 +36,7 @@ class AsyncRest:
         self._url = rest_url(url)
         self._credentials = Credentials(token)
         self._timeout_s = timeout_s
+        self._tokens = AsyncTokens(self._credentials)
         self._http = httpx.AsyncClient()
 
     async def create_session(self, body: CreateBody, idempotency_key: str | None = None) -> State:
@@ -146,6 +146,5 @@ class AsyncRest:
                     outcome = error
             elif isinstance(step, Wait):
                 await asyncio.sleep(step.seconds)
-            elif isinstance(step, GetToken):
-                token = step.source()
-                outcome = cast(str, await token if isawaitable(token) else token)
+            else:
+                outcome = await self._tokens.token()

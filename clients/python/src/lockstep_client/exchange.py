@@ -2,17 +2,16 @@
 
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import httpx
 
+from lockstep_client.backoff import backoff_ms
 from lockstep_client.calls import Call
 from lockstep_client.errors import LockstepError
-from lockstep_client.stand_in import backoff_ms
 from lockstep_client.tokens import Credentials
-from lockstep_client.types import Json
 
 T = TypeVar("T")
 MIN_ATTEMPT_S = 0.05
@@ -22,9 +21,7 @@ MAX_BACKOFF_STEP = 2
 
 @dataclass(frozen=True, slots=True)
 class GetToken:
-    """Ask the function that gives tokens."""
-
-    source: Callable[[], object]
+    """Ask the function that gives tokens, and let the credentials take what it gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,9 @@ def exchange(
     while True:
         token = credentials.token
         if token is None and credentials.source is not None:
-            given = yield GetToken(credentials.source)
-            token = credentials.take(given)  # type: ignore[arg-type]  # it checks
+            given = yield GetToken()
+            assert isinstance(given, str)
+            token = given
         # Half of the time at most, so that a dead connection leaves time for another.
         left_s = ends_at_s - time.monotonic()
         outcome = yield _request(call, base_url, token, max(min(left_s, timeout_s / 2), MIN_ATTEMPT_S))
@@ -96,24 +94,26 @@ def _read(call: Call[T], response: httpx.Response) -> T:
         raise _invalid(response) from error
 
 
+def error_in(content: bytes, status: int, retry_after_s: float | None = None) -> LockstepError | None:
+    """The error that a REST answer of the server is; None where it is none of the server's."""
+    try:
+        said = json.loads(content)["error"]
+        code, message, details = said["code"], said["message"], said.get("details")
+        retry_after_s = said.get("retry_after_seconds", retry_after_s)
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        return None
+    if not isinstance(code, str) or not isinstance(message, str):
+        return None
+    retry_after_ms = round(retry_after_s * 1000) if isinstance(retry_after_s, int | float) else None
+    return LockstepError(code, message, details=details, retry_after_ms=retry_after_ms, status=status)
+
+
 def _error_of(response: httpx.Response) -> LockstepError | None:
     """Why the call failed, if it did."""
     status = response.status_code
     if status < 300:
         return None
-    try:
-        said = json.loads(response.content)["error"]
-        code, message = said["code"], said["message"]
-        details: Json = said.get("details")
-        retry_after_s = said.get("retry_after_seconds")
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
-        return _invalid(response)
-    if not isinstance(code, str) or not isinstance(message, str):
-        return _invalid(response)
-    if not isinstance(retry_after_s, int | float):
-        retry_after_s = _retry_after_s(response)
-    retry_after_ms = None if retry_after_s is None else round(retry_after_s * 1000)
-    return LockstepError(code, message, details=details, retry_after_ms=retry_after_ms, status=status)
+    return error_in(response.content, status, _retry_after_s(response)) or _invalid(response)
 
 
 def _invalid(response: httpx.Response) -> LockstepError:

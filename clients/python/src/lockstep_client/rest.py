@@ -11,7 +11,7 @@ from lockstep_client import calls
 from lockstep_client.addresses import rest_url
 from lockstep_client.calls import Call, Page
 from lockstep_client.errors import LockstepError
-from lockstep_client.exchange import GetToken, Outcome, Wait, exchange
+from lockstep_client.exchange import Outcome, Wait, exchange
 from lockstep_client.tokens import Credentials, TokenSource
 from lockstep_client.types import (
     CommandBody,
@@ -170,5 +170,5 @@ class Lockstep:
                     outcome = error
             elif isinstance(step, Wait):
                 time.sleep(step.seconds)
-            elif isinstance(step, GetToken):
-                outcome = cast(str, step.source())
+            else:
+                outcome = self._credentials.take(self._credentials.ask())

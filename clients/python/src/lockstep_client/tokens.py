@@ -1,8 +1,10 @@
 """Tokens (JWT, RFC 7519): making them for others, and having a good one oneself."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from inspect import isawaitable
 from typing import TypeAlias
 
 import jwt
@@ -87,10 +89,16 @@ class Credentials:
             return None
         return self._token
 
-    def take(self, token: str) -> str:
+    def ask(self) -> object:
+        """What the function gives, which may have to be awaited."""
+        assert self.source is not None
+        return self.source()
+
+    def take(self, token: object) -> str:
         """From now on it is in use."""
         now_s = time.time()
-        ends_at_s = expiry_s(checked(token))
+        token = checked(token)
+        ends_at_s = expiry_s(token)
         self._token = token
         if ends_at_s is None:
             self._renew_at_s = float("inf")
@@ -105,3 +113,28 @@ class Credentials:
         if token == self._token:
             self._token = None
         return True
+
+
+class AsyncTokens:
+    """Credentials for several who need a token at once: the function that gives them is asked once."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._asking = asyncio.Lock()
+
+    @property
+    def is_renewable(self) -> bool:
+        return self._credentials.source is not None
+
+    async def token(self, other_than: str | None = None) -> str | None:
+        """The one in use; the next where it is time for it, or another is wanted. None: none is needed."""
+        async with self._asking:
+            token = self._credentials.token
+            if not self.is_renewable or (token is not None and token != other_than):
+                return token
+            given = self._credentials.ask()
+            return self._credentials.take(await given if isawaitable(given) else given)
+
+    def refuse(self, token: str | None) -> bool:
+        """The server does not take it. True if another can be asked for."""
+        return self._credentials.refuse(token)

@@ -216,6 +216,18 @@ class Switched(TypedDict):
     lap_ms: NotRequired[int]
 
 
+class CommandResult(TypedDict):
+    """What a command over the WebSocket led to, and when, in epoch ms of the server's clock."""
+
+    position: str
+    """The state's name, as in `Update.position`."""
+    timestamp: float
+    replayed: NotRequired[bool]
+    """True where a command with this key had been applied before."""
+    lap_ms: NotRequired[int]
+    expired_participant_id: NotRequired[str]
+
+
 class Present(TypedDict):
     """A subject that is connected, by so many connections, since it came."""
 

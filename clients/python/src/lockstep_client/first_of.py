@@ -1,0 +1,18 @@
+"""Several things at once, until one of them is over."""
+
+import asyncio
+from collections.abc import Coroutine
+
+
+async def first_of(*coroutines: Coroutine[None, None, None]) -> None:
+    """Run them until one returns or raises; what it raises is raised when all others have ended, too."""
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if task in done:
+            task.result()
