@@ -446,17 +446,13 @@ def test_a_clock_that_is_made_anew_under_its_link_is_shown_again(tabs: Tabs) -> 
     expect(page.locator("#status")).to_have_text(turn("Ann"))
 
 
-def test_the_page_follows_a_clock_of_a_server_without_protocol_v2(
+def test_the_page_says_that_a_server_without_protocol_v2_is_too_old(
     tabs: Tabs, server_process: ServerProcess
 ) -> None:
     with older(server_process.port) as cable:
-        page = tabs.open(cable.url)
-        page.locator("[data-preset=chess]").first.click()
-        page.click("#primary")
-        expect(page.locator("#status")).to_have_text(turn("White"))
-        page.click("#primary")
-        expect(page.locator("#status")).to_have_text(turn("Black"))
-        expect(page.locator("#link-text")).to_have_text("Connected")
+        page = tabs.open(f"{cable.url}/?session={uuid.uuid4()}")
+        expect(page.get_by_role("heading", name="This server is too old for this page")).to_be_visible()
+        expect(page.locator("#link-text")).to_have_text("Not connected")
         page.close()
 
 

@@ -119,7 +119,7 @@ def test_the_page_of_ones_own_shows_the_clock_once_its_origin_is_let_in(
         for each, is_let_in in ((server, True), (stranger, False)):
             run_the_minute(each)
             page_text = page_of_ones_own()
-            assert "http://127.0.0.1:8080/ws" in page_text
+            assert 'Lockstep("http://127.0.0.1:8080/")' in page_text
             (tmp_path / "index.html").write_text(page_text.replace("http://127.0.0.1:8080", each.url))
             page = browser.new_page()
             try:

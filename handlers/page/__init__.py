@@ -44,4 +44,7 @@ class PageHandler(JsonErrors, StaticFileHandler):
         self.set_header("Cache-Control", "no-cache")
         for name, value in SECURITY_HEADERS.items():
             self.set_header(name, value)
+        if self.request.path.startswith("/client/"):
+            # Anybody may load the client: a page whose origin is not admitted is told so where it connects.
+            self.set_header("Access-Control-Allow-Origin", "*")
         self.set_cors_headers()

@@ -10,22 +10,25 @@ import { presenceText } from "./presence.js";
 import { home } from "./presets.js";
 import { nextStep, statusText } from "./wording.js";
 
-let link;
+let lockstep;
+let link; // the subscription to the session
 let panels = [];
 let drawnSeats;
 let drawnTurn;
 
 function follow() {
   try {
-    link = new Lockstep("ws", sessionId, { token });
+    lockstep = new Lockstep(".", { token });
   } catch {
     return notice(...refusal()); // the token in the link is malformed
   }
+  lockstep.addEventListener("status", drawStatus);
+  link = lockstep.subscribe(sessionId);
   link.addEventListener("state", ({ detail }) => draw(detail.state));
   link.addEventListener("missing", () => notice("There is no clock here", "It may have ended, or the link lost a piece on its way."));
   link.addEventListener("presence", drawPresence);
-  link.addEventListener("status", ({ detail }) => drawStatus(detail));
-  link.connect();
+  link.addEventListener("status", drawStatus);
+  link.addEventListener("deleted", () => notice("This clock was deleted", "Whoever keeps it has put it away for everybody."));
 
   $("link").hidden = false;
   bindControls(link);
@@ -40,7 +43,7 @@ function frame() {
   requestAnimationFrame(frame);
   const { state } = link;
   if (state?.status !== "running") return;
-  const nowMs = link.time.now();
+  const nowMs = lockstep.time.now();
   for (const panel of panels) if (panel.isTurn(state)) panel.tick(state, nowMs);
   const face = panels.find((panel) => panel.isTurn(state))?.shown.split(".")[0];
   const title = `${face} · ${$("title").textContent}`;
@@ -55,7 +58,7 @@ function draw(state) {
   setText($("version"), `v${state.version}`);
   $("version").title = `Version ${state.version} of this session`;
   document.title = `${$("title").textContent} · Lockstep`;
-  const nowMs = link.time.now();
+  const nowMs = lockstep.time.now();
   for (const panel of panels) {
     panel.draw(state);
     panel.tick(state, nowMs);
@@ -105,25 +108,26 @@ const LINK_TEXT = {
   online: "Connected",
   unsure: "Checking…",
   offline: "Reconnecting…",
-  gone: "Ended",
+  deleted: "Ended",
   refused: "Not connected",
   closed: "Not connected",
 };
 
-function drawStatus({ status, code, reason }) {
+function drawStatus({ detail: { code, reason } }) {
+  const status = ["deleted", "refused"].includes(link.status) ? link.status : lockstep.status;
   $("link").dataset.status = status;
   setText($("link-text"), LINK_TEXT[status]);
   $("offline").hidden = status !== "offline";
-  if (status === "gone") notice("This clock was deleted", "Whoever keeps it has put it away for everybody.");
   if (status === "refused") notice(...refusal(code, reason));
 }
 
 /** Why the server lets nobody in by this link: [title, text]. */
 function refusal(code, reason) {
-  if (code === 4501 && !token) return ["This clock asks for a token", "Ask whoever keeps it for a link of your own."];
-  if (code === 4501) return ["This link no longer lets you in", `${reason}. Ask for a new link.`];
-  if (code === 4504) return ["You were sent away", "Whoever keeps this clock has ended your connection to it."];
-  if (code === 4503) return ["This link is for another clock", `${reason}. Ask for the right link.`];
+  if (code === "UNAUTHORIZED" && !token) return ["This clock asks for a token", "Ask whoever keeps it for a link of your own."];
+  if (code === "UNAUTHORIZED") return ["This link no longer lets you in", `${reason}. Ask for a new link.`];
+  if (code === "DISCONNECTED") return ["You were sent away", "Whoever keeps this clock has ended your connection to it."];
+  if (code === "FORBIDDEN") return ["This link is for another clock", `${reason}. Ask for the right link.`];
+  if (code === "UNSUPPORTED_PROTOCOL") return ["This server is too old for this page", "Load the page again, or tell whoever keeps it."];
   return ["This link is not complete", "Ask for it again, or start a new clock."];
 }
 

@@ -89,13 +89,12 @@ def opened(browser: Browser, url: str) -> Iterator[Tab]:
 
 
 @contextmanager
-def older(port: int, *, names_none: bool = False) -> Iterator[Cable]:
-    """The way to a server as one of before protocol v2; with `names_none` as one that knows no subprotocols.
+def older(port: int) -> Iterator[Cable]:
+    """The way to a server as one of before protocol v2.
 
     It never learns of what it would not have known: the handshake is what the two have not in common.
     """
     cable = Cable(port)
-    unknown = rb"(?i)\r\nSec-WebSocket-Protocol:[^\r]*" if names_none else rb"lockstep\.v2\.json, *"
-    cable.on_request(lambda data: re.sub(unknown, b"", data))
+    cable.on_request(lambda data: re.sub(rb"lockstep\.v2\.json, *", b"", data))
     yield cable
     cable.close()

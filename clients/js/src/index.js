@@ -11,4 +11,5 @@ export * from "./errors.js";
 export * from "./lockstep.js";
 export * from "./rest.js";
 export * from "./server-time.js";
+export { Subscription } from "./subscription.js";
 export * from "./types.js";

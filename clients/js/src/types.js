@@ -5,6 +5,8 @@
  * ms. docs/protocol.md says what each field means.
  */
 
+/** @import { LockstepError } from "./errors.js" */
+
 /* States. */
 
 /** @typedef {"per_participant" | "per_cycle" | "per_group" | "global" | "count_up"} SyncMode */
@@ -218,7 +220,7 @@
  * @typedef {object} LockstepEvents
  * @property {{ status: LinkStatus, code?: string, reason?: string, closeCode?: number, error?: unknown, retryMs?: number
  *   }} status
- * @property {{ error: import("./errors.js").LockstepError }} error
+ * @property {{ error: LockstepError }} error
  */
 
 /** @typedef {"created" | "requested" | "skipped" | "repair" | "foreign"} SnapshotReason */
@@ -239,7 +241,7 @@
  * @property {{}} deleted
  * @property {{ presence: Presence | null, joined?: Present[], left?: { subject: string }[] }} presence
  * @property {{ message: Message }} message
- * @property {{ error: import("./errors.js").LockstepError }} error
+ * @property {{ error: LockstepError }} error
  * @property {{ status: SubscriptionStatus, code?: string, reason?: string }} status
  */
 

@@ -1,0 +1,140 @@
+/** Commands that have no answer yet. */
+
+import { backoffMs } from "./backoff.js";
+import { LockstepError } from "./errors.js";
+
+/** @import { Answer, ErrorMessage } from "./messages.js" */
+/** @import { Requests } from "./requests.js" */
+/** @import { CommandOptions, Result } from "./types.js" */
+/**
+ * @typedef {object} Command
+ * @property {string} sessionId
+ * @property {string} text
+ * @property {boolean} isUnderWay
+ * @property {ReturnType<typeof setTimeout> | undefined} timer runs until it is sent again
+ * @property {(result: Result) => void} resolve
+ * @property {(reason: unknown) => void} reject
+ * @property {() => void} forget
+ */
+
+// The server could not, for reasons of its own; another time it can.
+const TRIED_AGAIN = ["BROKER_UNAVAILABLE", "SESSION_BUSY", "RECEIVED_TOO_LONG_AGO", "SHUTTING_DOWN"];
+
+// crypto.randomUUID exists on https and localhost only.
+const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+
+/**
+ * They are sent in the order in which they were given. One that is to be sent again later holds up those of its session
+ * that are behind it, and one that was under way on a lost connection is sent on the next: by its key the server knows it
+ * again.
+ */
+export class Commands {
+  /** @type {Set<Command>} */
+  #commands = new Set();
+  #onReady;
+
+  /** @param {() => void} onReady called when there is something to send */
+  constructor(onReady) {
+    this.#onReady = onReady;
+  }
+
+  /**
+   * @param {string} sessionId
+   * @param {string} name
+   * @param {object | undefined} body
+   * @param {CommandOptions} options
+   * @returns {Promise<Result>}
+   */
+  give(sessionId, name, body, { idempotencyKey = randomKey(), signal }) {
+    return new Promise((resolve, reject) => {
+      signal?.throwIfAborted();
+      const text = JSON.stringify({ type: "COMMAND", sessionId, command: name, body, idempotencyKey });
+      const onAbort = () => this.#settle(command, () => reject(signal?.reason));
+      const forget = () => signal?.removeEventListener("abort", onAbort);
+      /** @type {Command} */
+      const command = { sessionId, text, isUnderWay: false, timer: undefined, resolve, reject, forget };
+      signal?.addEventListener("abort", onAbort);
+      this.#commands.add(command);
+      this.#onReady();
+    });
+  }
+
+  /**
+   * Send those whose turn it is.
+   *
+   * @param {Requests} requests
+   */
+  send(requests) {
+    const held = new Set();
+    for (const command of this.#commands) {
+      if (!requests.hasRoom) return;
+      if (command.timer !== undefined) held.add(command.sessionId);
+      if (command.isUnderWay || held.has(command.sessionId)) continue;
+      command.isUnderWay = true;
+      requests.send(command.text, (answer) => this.#answered(command, answer));
+    }
+  }
+
+  /** The connection is lost: the next one sends them. */
+  lost() {
+    for (const command of this.#commands) {
+      clearTimeout(command.timer);
+      command.timer = undefined;
+      command.isUnderWay = false;
+    }
+  }
+
+  /** @param {LockstepError} error */
+  rejectAll(error) {
+    for (const command of [...this.#commands]) this.#settle(command, () => command.reject(error));
+  }
+
+  /** Of those under way one was too big for the server, which says so by ending the connection. */
+  rejectLongest() {
+    const [longest] = [...this.#commands].sort((one, other) => other.text.length - one.text.length);
+    const error = new LockstepError("MESSAGE_TOO_BIG", "Too long for a message: send it by REST");
+    if (longest) this.#settle(longest, () => longest.reject(error));
+  }
+
+  /**
+   * @param {Command} command
+   * @param {Answer} answer
+   */
+  #answered(command, answer) {
+    command.isUnderWay = false;
+    if (answer.type === "RESULT") {
+      const { type, id, sessionId, ...result } = answer;
+      this.#settle(command, () => command.resolve(result));
+    } else if (answer.type === "ERROR") {
+      this.#failed(command, answer);
+    }
+  }
+
+  /**
+   * @param {Command} command
+   * @param {ErrorMessage} error
+   */
+  #failed(command, { code, message, details, retryAfterMs }) {
+    if (!TRIED_AGAIN.includes(code)) {
+      const error = new LockstepError(code, message, { details, retryAfterMs });
+      this.#settle(command, () => command.reject(error));
+    } else if (this.#commands.has(command)) {
+      const again = () => {
+        command.timer = undefined;
+        this.#onReady();
+      };
+      command.timer = setTimeout(again, (retryAfterMs ?? 0) + backoffMs(1));
+    }
+  }
+
+  /**
+   * @param {Command} command
+   * @param {() => void} settle what becomes of it, unless that has been decided
+   */
+  #settle(command, settle) {
+    if (!this.#commands.delete(command)) return;
+    clearTimeout(command.timer);
+    command.forget();
+    settle();
+  }
+}

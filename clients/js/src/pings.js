@@ -1,0 +1,78 @@
+/** Questions for the time, which also show whether the line is alive. */
+
+/** @import { Pong } from "./messages.js" */
+/** @import { ServerTime } from "./server-time.js" */
+
+const PING_EVERY_MS = 5_000;
+const PONG_WITHIN_MS = 4_000;
+const BURST = 5; // in quick succession after each connect: one of them will meet no queue
+const BURST_PAUSE_MS = 60;
+
+/** One is under way at most. A dead line closes nothing: it may take minutes to be noticed, so silence is taken for the end. */
+export class Pings {
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  #lastId = 0;
+  #sentMs = 0;
+  #isDue = false;
+  #burst = 0;
+  #time;
+  #send;
+  #onSilence;
+
+  /**
+   * @param {ServerTime} time which learns from the answers
+   * @param {(text: string) => void} send
+   * @param {() => void} onSilence
+   */
+  constructor(time, send, onSilence) {
+    this.#time = time;
+    this.#send = send;
+    this.#onSilence = onSilence;
+  }
+
+  /** What was under way was asked before: its answer would mislead. */
+  measureAnew() {
+    this.#time.forget();
+    this.#burst = BURST;
+    this.#isDue = false;
+    this.ping();
+  }
+
+  ping() {
+    if (this.#isDue) return;
+    this.#isDue = true;
+    this.#sentMs = this.#time.localMs();
+    this.#wait(this.#onSilence, PONG_WITHIN_MS);
+    this.#send(JSON.stringify({ type: "PING", id: ++this.#lastId }));
+  }
+
+  /**
+   * @param {Pong} pong
+   * @returns {boolean} whether it was asked for
+   */
+  receive({ id, timestamp, receivedAt, errorMs }) {
+    const receivedMs = this.#time.localMs();
+    if (!this.#isDue || id !== this.#lastId) return false;
+    this.#isDue = false;
+    // null: it does not know.
+    this.#time.learn(this.#sentMs, receivedMs, timestamp, receivedAt, errorMs ?? Infinity);
+    this.#burst -= 1;
+    this.#wait(() => this.ping(), this.#burst > 0 ? BURST_PAUSE_MS : PING_EVERY_MS);
+    return true;
+  }
+
+  stop() {
+    clearTimeout(this.#timer);
+    this.#isDue = false;
+  }
+
+  /**
+   * @param {() => void} then
+   * @param {number} ms
+   */
+  #wait(then, ms) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(then, ms);
+  }
+}
