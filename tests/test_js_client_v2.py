@@ -758,17 +758,3 @@ def test_a_next_token_that_is_not_for_the_session_ends_it(guarded_tab: Tab) -> N
         token(sid=str(uuid.uuid4())),
     )
     assert outcome == [4503, 0, 1]
-
-
-# ---- Server time ----
-
-
-def test_time_spent_at_the_server_is_none_of_the_way(tab: Tab) -> None:
-    now_ms, error_ms = tab.run(
-        """const { ServerTime } = await import("/client/index.js");
-        const time = new ServerTime(() => 200);
-        // Sent at 100, there at 1100, answered at 1110, back at 120: ten of the 20 ms were the way.
-        time.learn(100, 120, 1_110.25, 1_100.25, 0.5);
-        return [time.now(), time.errorMs];"""
-    )
-    assert (now_ms, error_ms) == (1_195.25, 5.5)

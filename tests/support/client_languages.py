@@ -1,14 +1,16 @@
 """What both clients calculate, called in either: the same functions with the same arguments."""
 
 import json
+import math
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lockstep_client import backoff, changes, clocks
+from lockstep_client.server_time import ServerTime
 
 LANGUAGES = ("python", "javascript")
 _CALLS = Path(__file__).with_name("client_calls.mjs")
@@ -21,13 +23,34 @@ class Always(float):
         return float(self)
 
 
+TimeEvent = Sequence[Any]
+"""`learn`, `forget` or `look`; what the monotonic and the wall clock show then; the answer to learn from."""
+
+
+def shown_times(resolution_ms: float, events: Sequence[TimeEvent]) -> list[tuple[float, float | None]]:
+    """(now, error) whenever somebody looks. No bound is None, as JSON has it; the server's error too."""
+    at = events[0]
+    time = ServerTime(lambda: float(at[1]), lambda: float(at[2]), resolution_ms)
+    shown = []
+    for at in events:
+        if at[0] == "look":
+            error_ms = time.error_ms
+            shown.append((time.now_ms(), error_ms if math.isfinite(error_ms) else None))
+        elif at[0] == "forget":
+            time.forget()
+        else:
+            *answer, server_error_ms = at[3]
+            time.learn(*answer, server_error_ms=math.inf if server_error_ms is None else server_error_ms)
+    return shown
+
+
 class ClientFunctions:
     """The functions of a client, by their names in Python. What they give is as JSON has it.
 
-    Options are a dict that comes last.
+    Options are a dict that comes last. `shown_times` is what a ServerTime shows.
     """
 
-    _functions = {**vars(backoff), **vars(changes), **vars(clocks)}
+    _functions = {**vars(backoff), **vars(changes), **vars(clocks), "shown_times": shown_times}
 
     def __call__(self, name: str, *args: Any) -> Any:
         return self.batch([(name, *args)])[0]
