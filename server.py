@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"lockstep: {missing.name} is missing: make install, then .venv/bin/python {' '.join(sys.argv)}")
 
 from broker import open_broker
+from broker.clock import TimeSource
 from cli import run_command
 from handlers import build_transport
 from handlers.clients import Clients
@@ -39,6 +41,7 @@ from lockstep.limits import ConnectionLimits, RateLimits
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.followers import Followers
 from lockstep.live.hub import Hub
+from lockstep.live.virtual_time import VirtualClock, VirtualTime
 from lockstep.metrics import Metrics
 from lockstep.perform import Performer
 from lockstep.session_list import SessionList
@@ -89,7 +92,11 @@ class Server:
         self.metrics = metrics = Metrics()
         metrics.watch(metrics.ready, lambda: not self.not_ready())
         metrics.max_connections.set(settings.max_connections)
-        self.broker = open_broker(settings, metrics)
+        source: TimeSource = time
+        if settings.virtual_time:
+            source = VirtualClock()
+            log.warning("--virtual-time=yes: time stands still but for POST /v1/time/advance")
+        self.broker = open_broker(settings, metrics, source)
         self.sessions = Sessions(self.broker, settings.lifetimes, metrics)
         self.deadlines = Deadlines(self.broker, self.sessions)
         self.hub = Hub(self.broker, self.sessions, self.deadlines, metrics, deliver)
@@ -118,7 +125,12 @@ class Server:
             origins=Origins(settings.allowed_origins),
             hosts=Hosts(settings.own_names) if settings.is_open_on_loopback else None,
             addresses=settings.proxies,
-            rates=None if settings.is_open_on_loopback else RateLimits(self.broker, *settings.rates, metrics),
+            rates=None
+            if settings.is_open_on_loopback
+            else RateLimits(self.broker, *settings.rates, metrics, source.monotonic),
+            virtual_time=VirtualTime(source, self.broker, self.deadlines, self.hub)
+            if isinstance(source, VirtualClock)
+            else None,
             metrics=metrics,
             not_ready=self.not_ready,
             is_draining=lambda: self._is_draining,

@@ -1,5 +1,8 @@
 """The edge to other processes: a broker by its URL."""
 
+import time
+
+from broker.clock import TimeSource
 from broker.memory import MemoryBroker
 from lockstep.config import Settings
 from lockstep.contract import Broker
@@ -19,10 +22,13 @@ def check_url(url: str) -> None:
     parse(url)
 
 
-def open_broker(settings: Settings, metrics: Metrics) -> Broker:
-    """memory:// for one process by itself, else Redis. Raises ValueError, naming what it cannot use."""
+def open_broker(settings: Settings, metrics: Metrics, source: TimeSource = time) -> Broker:
+    """memory:// for one process by itself, else Redis. Raises ValueError, naming what it cannot use.
+
+    The embedded broker's time is that of `source`.
+    """
     if settings.broker == MEMORY_URL:
-        return MemoryBroker()
+        return MemoryBroker(source)
     from broker.redis import RedisBroker
 
     return RedisBroker(settings.broker, settings.prefix, settings.routing, settings.allow_eviction, metrics)

@@ -69,6 +69,8 @@ ROUTES = [
     Route("GET", "/openapi.json", ops.openapi_document, limiting=Limiting.NOT),
     Route("GET", "/asyncapi.json", ops.asyncapi_document, limiting=Limiting.NOT),
 ]
+VIRTUAL_TIME_ROUTES = [Route("POST", "/v1/time/advance", ops.advance_time, _for_all_sessions)]
+"""Where time stands still."""
 
 
 def build_transport(services: Services, clients: Clients, keep_alive_s: float) -> Transport:
@@ -87,4 +89,5 @@ def build_transport(services: Services, clients: Clients, keep_alive_s: float) -
         log_function=log_request,
     )
     paths = frozenset([*SOCKET_PATHS, *page.FILES])
-    return Transport(services, Router(ROUTES), application, paths, keep_alive_s)
+    routes = ROUTES if services.virtual_time is None else [*ROUTES, *VIRTUAL_TIME_ROUTES]
+    return Transport(services, Router(routes), application, paths, keep_alive_s)

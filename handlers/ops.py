@@ -6,8 +6,9 @@ from handlers.reply import Reply
 from handlers.request import Request
 from handlers.services import Services
 from lockstep import __version__, metrics
-from lockstep.requests import asyncapi, openapi
+from lockstep.requests import asyncapi, bodies, openapi
 from lockstep.rules.state_json import dumps
+from lockstep.wire.strict_json import loads
 
 DRIFT_TOLERANCE_MS = 50
 
@@ -40,9 +41,16 @@ async def time(request: Request, services: Services) -> Reply:
     return Reply(200, dumps(answer))
 
 
+async def advance_time(request: Request, services: Services) -> Reply:
+    """Let time pass, where it does not by itself; what falls due has happened by the answer."""
+    assert services.virtual_time is not None
+    ms = bodies.advance(loads(request.read_body() or b"{}"))
+    return Reply(200, dumps({"timestamp_ms": await services.virtual_time.advance(ms)}))
+
+
 async def openapi_document(request: Request, services: Services) -> Reply:
     """The contract of REST, for machines."""
-    return Reply(200, _openapi())
+    return Reply(200, _openapi(has_virtual_time=services.virtual_time is not None))
 
 
 async def asyncapi_document(request: Request, services: Services) -> Reply:
@@ -51,8 +59,8 @@ async def asyncapi_document(request: Request, services: Services) -> Reply:
 
 
 @cache
-def _openapi() -> bytes:
-    return dumps(openapi.document())
+def _openapi(*, has_virtual_time: bool) -> bytes:
+    return dumps(openapi.document(has_virtual_time=has_virtual_time))
 
 
 @cache

@@ -9,6 +9,7 @@ from handlers.tokens import Tokens
 from lockstep.addresses import Addresses
 from lockstep.limits import RateLimits
 from lockstep.live.presence_tracker import PresenceTracker
+from lockstep.live.virtual_time import VirtualTime
 from lockstep.metrics import Metrics
 from lockstep.perform import Performer
 from lockstep.session_list import SessionList
@@ -33,6 +34,8 @@ class Services:
     addresses: Addresses
     rates: RateLimits | None
     """None where nothing is limited."""
+    virtual_time: VirtualTime | None
+    """None where time passes by itself."""
     metrics: Metrics
     not_ready: Callable[[], list[str]]
     """The reasons why no traffic should come here."""

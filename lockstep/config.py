@@ -158,6 +158,10 @@ class Settings:
     )
     keep_paused_s: float = setting(7 * 24 * 3600.0, "seconds a paused session is kept", _KEPT)
     keep_terminal_s: float = setting(3600.0, "seconds a session is kept that has ended", _KEPT)
+    virtual_time: bool = setting(
+        False,
+        "yes: time stands still but for POST /v1/time/advance; for tests, with memory:// on loopback only",
+    )
     log_level: str = setting(
         "info", "debug, info, warning or error", one_of("debug", "info", "warning", "error")
     )
@@ -304,6 +308,11 @@ def _require_usable(settings: Settings, sources: Mapping[str, str]) -> None:
         "address",
         "an address of this machine only: others need --jwt-secret-file or --jwt-public-key-file "
         "(or --insecure=yes)",
+    )
+    require(
+        not settings.virtual_time or (settings.broker == "memory://" and settings.is_on_loopback),
+        "virtual_time",
+        "possible but with --broker=memory:// and addresses of this machine only",
     )
     require(
         0 < settings.ping_timeout_s < settings.ping_interval_s,

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
@@ -85,11 +85,19 @@ class FixedWindows:
 class RateLimits:
     """REST's limits: by caller, and of switches by session. Shared by all processes through the store."""
 
-    def __init__(self, counters: Counters, general: Rate, switch: Rate, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        general: Rate,
+        switch: Rate,
+        metrics: Metrics,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._counters = counters
         self._general = general
         self._switch = switch
         self._metrics = metrics
+        self._monotonic = monotonic
         self._local_windows = FixedWindows()
         # Until then the store need not be asked, since it has refused.
         self._refused_until_s: dict[str, float] = {}
@@ -115,7 +123,7 @@ class RateLimits:
 
     def raise_if_refused(self, charge: Charge) -> None:
         """Raises RateLimited where this process knows already that the window is full."""
-        left_s = self._refused_until_s.get(charge.key, 0.0) - time.monotonic()
+        left_s = self._refused_until_s.get(charge.key, 0.0) - self._monotonic()
         if left_s > 0:
             raise self._refusal(charge, left_s)
 
@@ -124,7 +132,7 @@ class RateLimits:
         if count > charge.limit:
             if len(self._refused_until_s) >= MAX_REMEMBERED:
                 self._refused_until_s.clear()
-            self._refused_until_s[charge.key] = time.monotonic() + reset_ms / 1000
+            self._refused_until_s[charge.key] = self._monotonic() + reset_ms / 1000
             return None
         return RateLimitStatus(charge.limit, charge.limit - count, math.ceil(reset_ms / 1000))
 
@@ -134,7 +142,7 @@ class RateLimits:
         try:
             ((count, reset_ms),) = await counted
         except BrokerUnavailable:
-            count, reset_ms = self._local_windows.spend(charge, time.monotonic())
+            count, reset_ms = self._local_windows.spend(charge, self._monotonic())
         status = self.status_after(charge, count, reset_ms)
         if status is None:
             raise self._refusal(charge, reset_ms / 1000)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers import ROUTES
+from handlers import ROUTES, VIRTUAL_TIME_ROUTES
 from lockstep import errors
 from lockstep.commands import COMMANDS
 from lockstep.errors import LockstepError, ValidationError
@@ -52,6 +52,15 @@ def test_every_route_is_in_the_document() -> None:
 
 def test_everything_in_the_document_is_a_route() -> None:
     assert DOCUMENTED - BESIDES <= KNOWN
+
+
+async def test_a_route_that_few_servers_have_is_in_the_document_of_those() -> None:
+    more = openapi.document(has_virtual_time=True)
+    assert {path: list(each) for path, each in more["paths"].items() if path not in DOCUMENT["paths"]} == {
+        route.path: [route.method.lower()] for route in VIRTUAL_TIME_ROUTES
+    }
+    async with serving(virtual_time=True) as api:
+        assert (await api("GET", "/openapi.json")).body == json.loads(json.dumps(more))
 
 
 def test_every_reference_leads_somewhere() -> None:

@@ -91,10 +91,11 @@ class Deadlines:
             at_ms, session_id = heapq.heappop(self._heap)
             if self._armed.get(session_id) == at_ms:
                 del self._armed[session_id]
-                self._tasks.spawn(self._settle(session_id))
+                self._tasks.spawn(self.fire(session_id))
         self._set_timer()
 
-    async def _settle(self, session_id: str) -> None:
+    async def fire(self, session_id: str) -> None:
+        """Settle a session whose clock has run out, if it has."""
         try:
             await self._sessions.settle(session_id)
         except SessionNotFound:

@@ -180,6 +180,12 @@ class Hub:
         """Serve the room when this iteration of the loop has brought all that it brings."""
         self._serving.schedule(room)
 
+    async def flush(self) -> None:
+        """Return when clients have been sent what an embedded broker has published until now."""
+        await asyncio.sleep(0)  # it is heard by then
+        while not self._serving.is_idle:
+            await asyncio.sleep(0)
+
     # --- what the broker brings ------------------------------------------------------------------
 
     def on_published(self, payload: bytes) -> None:

@@ -53,6 +53,8 @@ class PresenceTracker:
         self._metrics = metrics
         self._presences: dict[str, RoomPresence] = {}
         self._is_draining = False
+        # Its clock is that of the loop, which a test may move on.
+        self._ahead_s = 0.0
         self._tasks = Tasks()
         # Sessions with clients here of which something may have been missed.
         self._suspects = Worklist(self._tasks, self._read_again, self._complain)
@@ -122,20 +124,22 @@ class PresenceTracker:
 
     def arrive(self, presence: RoomPresence, peer: Peer) -> None:
         """The peer has entered the session's room."""
-        self._say(presence, presence.arrive(peer.subject or ANONYMOUS, self._broker.shown_ms(), _now_s()))
+        self._say(
+            presence, presence.arrive(peer.subject or ANONYMOUS, self._broker.shown_ms(), self._now_s())
+        )
         self._set_timer(presence)
 
     def depart(self, presence: RoomPresence, peer: Peer) -> None:
         """The peer has left it."""
         presence.part(peer)
         if not self._is_draining:
-            self._say(presence, presence.depart(peer.subject or ANONYMOUS, _now_s()))
+            self._say(presence, presence.depart(peer.subject or ANONYMOUS, self._now_s()))
         self._set_timer(presence)
 
     def hear(
         self, presence: RoomPresence, process: str, attendances: dict[str, Attendance | None] | None
     ) -> None:
-        self._say(presence, presence.hear(process, attendances, _now_s()))
+        self._say(presence, presence.hear(process, attendances, self._now_s()))
         self._set_timer(presence)
 
     def on_gap(self) -> None:
@@ -173,7 +177,7 @@ class PresenceTracker:
                 presence.begin_read()
                 found = await self._broker.present(presence.session_id)
                 if self._is_tracked(presence):
-                    self._say(presence, presence.end_read(found, _now_s()))
+                    self._say(presence, presence.end_read(found, self._now_s()))
         except BaseException:
             presence.must_read = True
             presence.fail_read()
@@ -221,6 +225,22 @@ class PresenceTracker:
 
     # --- in time -----------------------------------------------------------------------------------
 
+    @property
+    def next_due_in_s(self) -> float | None:
+        """In how many seconds something is to be done next, if anything is."""
+        dues_s = [each.due_s for each in self._presences.values() if each.timer is not None]
+        return min(dues_s) - self._now_s() if dues_s else None
+
+    def advance(self, by_s: float) -> None:
+        """So much time has passed at once: do what is due by now."""
+        self._ahead_s += by_s
+        for presence in [each for each in self._presences.values() if each.timer is not None]:
+            self._cancel_timer(presence)
+            if presence.due_s <= self._now_s():
+                self._on_timer(presence)
+            else:
+                self._set_timer(presence)
+
     def _set_timer(self, presence: RoomPresence) -> None:
         """Come back when the next thing is to be done for it."""
         if not self._can_tell(presence):
@@ -231,7 +251,7 @@ class PresenceTracker:
         self._cancel_timer(presence)
         # It is not asked of the timer: that of uvloop cannot tell where it is due at once.
         presence.due_s = due_s
-        presence.timer = asyncio.get_running_loop().call_at(due_s, self._on_timer, presence)
+        presence.timer = asyncio.get_running_loop().call_at(due_s - self._ahead_s, self._on_timer, presence)
 
     def _next_due_s(self, presence: RoomPresence) -> float | None:
         if self._presences.get(presence.session_id) is not presence:
@@ -247,7 +267,7 @@ class PresenceTracker:
 
     def _on_timer(self, presence: RoomPresence) -> None:
         presence.timer = None
-        now_s = _now_s()
+        now_s = self._now_s()
         if not self._is_draining:
             self._say(presence, presence.report(now_s))
         presence.settle(now_s)
@@ -303,6 +323,5 @@ class PresenceTracker:
     def _count_subjects(self) -> int:
         return sum(len(each.own.keys() - {ANONYMOUS}) for each in self._presences.values())
 
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time() + self._ahead_s

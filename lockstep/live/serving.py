@@ -27,6 +27,11 @@ class Serving:
         self._scheduled: deque[Room] = deque()
         self._handle: asyncio.Handle | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """True if everything has been sent."""
+        return self._handle is None
+
     def schedule(self, room: Room) -> None:
         if not room.is_scheduled:
             room.is_scheduled = True

@@ -17,6 +17,7 @@ from lockstep.wire import protocol_v1
 
 MIN_TIME_MS = 1000
 MAX_INCREMENT_MS = 60_000
+MAX_ADVANCE_MS = 86_400_000
 ALLOWED_ON_TIMEOUT = {
     # The first is the default.
     Mode.PER_PARTICIPANT: (OnTimeout.FLAG, OnTimeout.ADVANCE, OnTimeout.EXPIRE),
@@ -54,6 +55,18 @@ CREATE = Record(
 MAX_SUBJECT_LENGTH = 16_384
 """No token that a request can carry has a longer one."""
 DISCONNECT = Record({"subject": Text(MAX_SUBJECT_LENGTH)}, required=["subject"])
+
+
+ADVANCE = Record({"ms": Integer(1, MAX_ADVANCE_MS)}, required=["ms"])
+
+
+def advance(body: Any) -> int:
+    """How many ms are to pass. Raises ValidationError with all that is wrong."""
+    violations = Violations()
+    fields = ADVANCE.read(body, "", violations)
+    violations.raise_if_any()
+    ms: int = fields["ms"]
+    return ms
 
 
 def spec(body: Any) -> Spec:

@@ -5,11 +5,12 @@ from typing import Any
 from lockstep import __version__
 from lockstep.requests.openapi_answers import headers_by_name
 from lockstep.requests.openapi_parameters import parameters_by_name
-from lockstep.requests.openapi_paths import paths
+from lockstep.requests.openapi_paths import paths, virtual_time
 from lockstep.requests.schemas import schemas
 
 
-def document() -> dict[str, Any]:
+def document(*, has_virtual_time: bool = False) -> dict[str, Any]:
+    """That of a server whose time stands still until it is told, or of one where it passes by itself."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -21,7 +22,7 @@ def document() -> dict[str, Any]:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "security": [{}],
-        "paths": paths(),
+        "paths": paths() | (virtual_time() if has_virtual_time else {}),
         "components": {
             "schemas": schemas(),
             "parameters": parameters_by_name(),

@@ -264,6 +264,27 @@ def _time() -> dict[str, Schema]:
     return {"/v1/time": {"get": _operation("time", "What time it is", {"200": answer("Now", now)})}}
 
 
+def virtual_time() -> dict[str, Schema]:
+    """Where time passes only when it is told to."""
+    advance = _operation(
+        "advance",
+        "Let time pass",
+        {"200": answer("Now, when all that fell due has happened", object_of({"timestamp_ms": INTEGER}))},
+        (
+            *ERRORS_OF_ANY_ROUTE,
+            errors.ValidationError,
+            errors.MalformedJson,
+            errors.UnsupportedMediaType,
+            errors.Unauthorized,
+            errors.Forbidden,
+        ),
+        scope=Scope.ADMIN,
+        body="Advance",
+        needs_body=True,
+    )
+    return {"/v1/time/advance": {"post": advance}}
+
+
 def _never_limited() -> dict[str, Schema]:
     """The routes for whoever runs the servers, and the WebSocket, which has limits of its own."""
 

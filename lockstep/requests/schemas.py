@@ -1,7 +1,7 @@
 """The schemas of /openapi.json: what is asked and answered, with the limits of what reads and writes it."""
 
 from lockstep.commands import COMMANDS
-from lockstep.requests.bodies import ALLOWED_ON_TIMEOUT, CREATE, DISCONNECT, NEEDED, PARTICIPANT
+from lockstep.requests.bodies import ADVANCE, ALLOWED_ON_TIMEOUT, CREATE, DISCONNECT, NEEDED, PARTICIPANT
 from lockstep.requests.json_schema import (
     STRING,
     Schema,
@@ -34,6 +34,7 @@ def schemas() -> dict[str, Schema]:
         **command_schemas(),
         "Message": application_message(),
         "Disconnect": schema_of(DISCONNECT),
+        "Advance": schema_of(ADVANCE),
         "Violation": object_of({"field": STRING, "message": STRING, "code": STRING}),
     }
 
