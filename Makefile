@@ -12,7 +12,7 @@ SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run install test test-long fuzz conformance check lint lock audit bench up roll doctor down
+.PHONY: run install test test-long fuzz conformance docs check lint lock audit bench up roll doctor down
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
@@ -51,6 +51,10 @@ bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machi
 	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.roll
 	$(BIN)/python -m bench
+
+docs: .venv/.tested $(JS)  ## the reference of both clients, from their docstrings: build/docs
+	$(BIN)/pdoc --output-directory build/docs/python lockstep_client lockstep_client.types lockstep_client.testing
+	npm run --silent --prefix clients/js docs
 
 check: lint test  ## what CI runs
 

@@ -24,7 +24,7 @@ SHAPES: dict[str, Callable[[Any], object]] = {
     "connectionId": lambda value: re.fullmatch(r"[0-9a-f]{8}-\d+", value),
     "errorMs": lambda value: type(value) is float and 0 <= value < 1000,
     "reconnectAfterMs": lambda value: type(value) is int and 1 <= value <= 9999,
-    **dict.fromkeys(["timestamp", "receivedAt", "deadline_ms"], _is_epoch_ms),
+    **dict.fromkeys(["timestamp", "timestamp_ms", "receivedAt", "deadline_ms"], _is_epoch_ms),
     **dict.fromkeys(
         [
             "at",
@@ -67,8 +67,8 @@ def table_under(document: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-def differences(told: Any, real: Any, path: str = "") -> Iterator[str]:
-    """Where an example and reality disagree."""
+def differences(told: Any, real: Any, path: str = "", within_ms: int = TOLD_WITHIN_MS) -> Iterator[str]:
+    """Where an example and reality disagree; times that run may by `within_ms`."""
     key = path.rsplit(".", 1)[-1]
     if told == ANYTHING:
         return
@@ -81,10 +81,10 @@ def differences(told: Any, real: Any, path: str = "") -> Iterator[str]:
             if not is_open:
                 yield f"{path}.{name} is not told"
         for name in told.keys() & real.keys():
-            yield from differences(told[name], real[name], f"{path}.{name}")
+            yield from differences(told[name], real[name], f"{path}.{name}", within_ms)
     elif isinstance(told, list) and isinstance(real, list) and len(told) == len(real):
         for place, (one, other) in enumerate(zip(told, real, strict=True)):
-            yield from differences(one, other, f"{path}.{place}")
+            yield from differences(one, other, f"{path}.{place}", within_ms)
     elif told is not None and real is not None and key in SHAPES:
         if type(told) is not type(real) or not (SHAPES[key](told) and SHAPES[key](real)):
             yield f"{path}: {told!r} and {real!r} are not both of that shape"
@@ -93,14 +93,14 @@ def differences(told: Any, real: Any, path: str = "") -> Iterator[str]:
         if found is None or found[1] != position[1]:
             yield f"{path}: {real!r} is no position of the version in {told!r}"
     elif key in ELAPSED and type(told) is type(real) is int:
-        if abs(told - real) > TOLD_WITHIN_MS:
+        if abs(told - real) > within_ms:
             yield f"{path}: {told} is told, {real} is too far from it"
     elif type(told) is not type(real) or told != real:
         yield f"{path}: {told!r} is told, {real!r} is real"
 
 
-def assert_alike(told: Any, real: Any) -> None:
-    assert list(differences(told, real)) == []
+def assert_alike(told: Any, real: Any, within_ms: int = TOLD_WITHIN_MS) -> None:
+    assert list(differences(told, real, within_ms=within_ms)) == []
 
 
 def filled(told: Any, real: Any) -> Any:
