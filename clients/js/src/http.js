@@ -40,7 +40,7 @@ export class Http {
    * @param {"GET" | "POST" | "DELETE"} method
    * @param {string} path what follows /v1/
    * @param {{ headers?: Record<string, string>, body?: unknown, signal?: AbortSignal | undefined }} [request]
-   * @returns {Promise<Record<string, any> | undefined>} the answer's JSON; undefined where it has none
+   * @returns {Promise<Record<string, unknown> | undefined>} the answer's JSON; undefined where it has none
    */
   async send(method, path, { headers, body, signal } = {}) {
     const url = new URL(`v1/${path}`, this.#base);
@@ -112,7 +112,7 @@ export const invalid = (why, more) =>
 
 /**
  * @param {unknown} value
- * @returns {value is Record<string, any>}
+ * @returns {value is Record<string, unknown>}
  */
 export const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 

@@ -4,6 +4,7 @@ import { LockstepError } from "./errors.js";
 import { Follower } from "./follower.js";
 
 /** @import { Connection } from "./connection.js" */
+/** @import { ServerTime } from "./server-time.js" */
 /**
  * @import { CommandBodies, CommandName, CommandOptions, Presence, Result, State, SubscriptionEvents, SubscriptionStatus,
  *   TypedEventTarget } from "./types.js"
@@ -84,6 +85,11 @@ export class Subscription extends /** @type {{ new (): TypedEventTarget<Subscrip
   /** @returns {boolean} whether `state` is known to be the latest, and the server's time is known */
   get isCurrent() {
     return this.status === "current" && this.#connection.status === "online";
+  }
+
+  /** @returns {ServerTime} what time it is at the server, which the state's clocks are drawn by */
+  get time() {
+    return this.#connection.time;
   }
 
   /**
