@@ -2,10 +2,12 @@
 
 import contextlib
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 # Without those about the background, each start looks for hosts that are none of the tests' business.
 FLAGS = [
@@ -34,3 +36,25 @@ def chromium(*flags: str) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
         yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def everyday_chromium() -> Iterator[BrowserContext]:
+    """A browser as people have it: of its tabs one is in front, and it keeps pages that were left.
+
+    Playwright's own browsers take every tab for the one in front, and keep nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix="lockstep-chromium-") as profile:
+        command = [chromium_path(), "--headless=new", *FLAGS, "--remote-debugging-port=0"]
+        process = subprocess.Popen(
+            [*command, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if line.startswith("DevTools listening on "))
+            with sync_playwright() as playwright:
+                address = said.rsplit(" ", 1)[1].strip()
+                yield playwright.chromium.connect_over_cdp(address, no_defaults=True).contexts[0]
+        finally:
+            process.terminate()
+            process.communicate()
