@@ -1,15 +1,19 @@
-"""What the console script does besides serving: check-config, doctor, token, and their help."""
+"""What the console script does besides serving: check-config, doctor, token, links, and their help."""
 
 import asyncio
 import inspect
+import json
 import os
 import resource
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import jwt
 
@@ -25,16 +29,24 @@ from lockstep.wire.heads import UUID
 # The files that a process opens besides its clients: listeners, Redis, the event loop, logs.
 OWN_DESCRIPTORS = 64
 SCOPES = tuple(scope.name.lower() for scope in Scope)
-TOKEN_OPTIONS = {
-    "sid": "ID|ID,ID|*: the sessions it is for; * for all",
-    "scope": f"{'|'.join(SCOPES)}: what it allows; each includes those before it",
-    "sub": "ID: the participant whose it is, or a user's name for the history",
-    "ttl": "SECONDS: how long it is valid; 3600 unless given",
+SIGNING_OPTIONS = {
+    "ttl": "SECONDS: how long it is valid; 3600 for a token, 86400 for links unless given",
     "aud": "NAME: what the servers' --jwt-audience says, where it says something",
     "jwt_secret_file": "FILE: sign with this secret (HS256)",
     "jwt_private_key_file": "FILE: or with this private key, PEM (RS256, ES256, EdDSA)",
     "kid": "NAME: which key that is, where the servers' keys have names",
 }
+TOKEN_OPTIONS = {
+    "sid": "ID|ID,ID|*: the sessions it is for; * for all",
+    "scope": f"{'|'.join(SCOPES)}: what it allows; each includes those before it",
+    "sub": "ID: the participant whose it is, or a user's name for the history",
+} | SIGNING_OPTIONS
+LINKS_OPTIONS = {
+    "session": "ID: the session that they open",
+    "url": "URL: the page's address as those have it who open them; http://127.0.0.1:8080/ unless given",
+} | SIGNING_OPTIONS
+LINKS_TTL_S = 24 * 3600
+ANSWER_WITHIN_S = 10
 MAX_TTL_S = 10 * 365 * 24 * 3600
 
 
@@ -83,24 +95,80 @@ def token(args: Sequence[str]) -> None:
 
     Print a token for a server that was started with the same secret (or the public key).
     """
-    given = read_flags(args, TOKEN_OPTIONS, "token")
+    given = _given(args, TOKEN_OPTIONS, "token", ("sid", "scope"))
+    claims = {"sid": _sid(given["sid"]), "scope": _scope(given["scope"], given.get("sub"))}
+    claims |= {"sub": given["sub"]} if "sub" in given else {}
+    print(_signed(claims, given, _ttl_s(given.get("ttl", "3600"))))
+
+
+def links(args: Sequence[str]) -> None:
+    """lockstep links --session=ID [--url=URL] --jwt-secret-file=FILE
+
+    Ask the server at URL for a session, and print links to it, with tokens: for its host, whose page can hand
+    on the others; for those who watch; for each participant.
+    """
+    given = _given(args, LINKS_OPTIONS, "links", ("session",))
+    session_id = given["session"].lower()
+    if not UUID.fullmatch(session_id):
+        raise SettingsError(f"--session: {session_id!r} is no session id (a UUID)")
+    ttl_s = _ttl_s(given.get("ttl", str(LINKS_TTL_S)))
+    page = given.get("url", "http://127.0.0.1:8080").rstrip("/")
+
+    def token_for(scope: str, **claims: str) -> str:
+        return _signed({"sid": session_id, "scope": scope, **claims}, given, ttl_s)
+
+    view = token_for("view")
+    state = _state(f"{page}/v1/sessions/{session_id}", view)
+    names = state["metadata"].get("names")
+    players = [participant["participant_id"] for participant in state["participants"]]
+    play = {id_: token_for("play", sub=id_) for id_ in players}
+    others = {"view": view} | {f"play.{id_}": each for id_, each in play.items()}
+
+    def link(**fields: str) -> str:
+        return f"{page}/?session={session_id}#{urlencode(fields)}"
+
+    rows = [("host", link(token=token_for("control"), **others)), ("watching", link(token=view))]
+    for id_, each in play.items():
+        rows.append((names.get(id_, id_) if isinstance(names, dict) else id_, link(token=each)))
+    for name, url in rows:
+        print(f"{name}\n    {url}")
+
+
+def _state(url: str, token: str) -> dict[str, Any]:
+    """A session's state, asked of a server by REST. Raises SettingsError where it is not to be had."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise SettingsError(f"--url: {url!r} is not http:// or https://")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_WITHIN_S) as answer:
+            state: dict[str, Any] = json.loads(answer.read())["data"]
+            return state
+    except urllib.error.HTTPError as error:
+        hint = {401: "it has another key than these links", 404: "it has no such session"}.get(error.code)
+        raise SettingsError(f"--url: {url} answers {error.code}{': ' if hint else ''}{hint or ''}") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SettingsError(f"--url: {url} gives no session: {error}") from None
+
+
+def _given(
+    args: Sequence[str], options: Mapping[str, str], command: str, needed: Sequence[str]
+) -> dict[str, str]:
+    given = read_flags(args, options, command)
     for name, value in given.items():
         if not value:
             raise SettingsError(f"{flag_of(name)}=: options are given as --name=value")
-    for name in ("sid", "scope"):
+    for name in needed:
         if name not in given:
-            raise SettingsError(f"{flag_of(name)} is needed: {TOKEN_OPTIONS[name]}")
+            raise SettingsError(f"{flag_of(name)} is needed: {options[name]}")
+    return given
+
+
+def _signed(claims: dict[str, Any], given: Mapping[str, str], ttl_s: int) -> str:
     now_s = int(time.time())
-    claims: dict[str, Any] = {
-        "sid": _sid(given["sid"]),
-        "scope": _scope(given["scope"], given.get("sub")),
-        "iat": now_s,
-        "exp": now_s + _ttl_s(given.get("ttl", "3600")),
-    }
-    claims |= {name: given[name] for name in ("sub", "aud") if name in given}
+    whole = claims | {"iat": now_s, "exp": now_s + ttl_s} | ({"aud": given["aud"]} if "aud" in given else {})
     key, algorithm = _signing_key(given)
     headers = {"kid": given["kid"]} if "kid" in given else None
-    print(jwt.encode(claims, key, algorithm=algorithm, headers=headers))
+    return jwt.encode(whole, key, algorithm=algorithm, headers=headers)
 
 
 def _sid(text: str) -> str | list[str]:
@@ -140,7 +208,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "check-config": check_config,
     "doctor": doctor,
     "token": token,
+    "links": links,
 }
+OPTIONS = {"token": TOKEN_OPTIONS, "links": LINKS_OPTIONS}
 
 
 def run_command(args: Sequence[str]) -> bool:
@@ -175,8 +245,8 @@ def _help(word: str | None) -> str:
     )
     if word in COMMANDS:
         options = settings
-        if word == "token":
-            options = "\n".join(f"  {flag_of(name):<24} {text}" for name, text in TOKEN_OPTIONS.items())
+        if word in OPTIONS:
+            options = "\n".join(f"  {flag_of(name):<24} {text}" for name, text in OPTIONS[word].items())
         return f"usage: {inspect.getdoc(COMMANDS[word])}\n\n{options}"
     commands = "\n\n".join(
         inspect.cleandoc(command.__doc__ or "").replace("\n\n", "\n    ") for command in COMMANDS.values()

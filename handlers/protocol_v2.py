@@ -13,7 +13,7 @@ from handlers.connection import Connection
 from handlers.requests_v2 import Requests
 from handlers.subscription import Following
 from lockstep import __version__
-from lockstep.access import Access
+from lockstep.access import OPEN, Access
 from lockstep.contract import Clock
 from lockstep.errors import INTERNAL_ERROR, Close, Conflict, LockstepError, MalformedJson
 from lockstep.limits import ConnectionLimits
@@ -94,7 +94,7 @@ class ProtocolV2(ClientProtocol):
                 server=f"lockstep/{__version__}",
                 ping_interval_ms=self._ping_interval_ms,
                 subject=access.subject or UNSET,
-                scope=access.scope.name.lower() if access.is_by_token else UNSET,
+                scope=UNSET if access is OPEN else access.scope.name.lower(),
             ),
         )
         if connection.session_id is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from cli import COMMANDS, TOKEN_OPTIONS
+from cli import COMMANDS, OPTIONS
 from lockstep import __version__
 from lockstep.access import Scope
 from lockstep.config import Settings
@@ -46,7 +46,10 @@ def secret(tmp_path: Path) -> Path:
     [
         (["chek-config"], "chek-config: no such command; did you mean check-config?"),
         (["docter", "--port=1"], "docter: no such command; did you mean doctor?"),
-        (["serve"], "serve: no such command; there are check-config, doctor, token; without one it serves"),
+        (
+            ["serve"],
+            "serve: no such command; there are check-config, doctor, token, links; without one it serves",
+        ),
         (["--port=1", "doctor"], "doctor: a command comes first: lockstep doctor --SETTING=VALUE"),
         (["check-config", "--drain=1"], "--drain: no such setting; did you mean --drain-s?"),
     ],
@@ -87,7 +90,7 @@ def test_help_of_a_command_lists_what_it_takes(command: str) -> None:
     done = lockstep(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: lockstep {command} ")
-    names = TOKEN_OPTIONS if command == "token" else [field.name for field in fields(Settings)]
+    names = OPTIONS.get(command) or [field.name for field in fields(Settings)]
     for name in names:
         assert f"--{name.replace('_', '-')}" in done.stdout
     if command == "token":

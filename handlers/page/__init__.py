@@ -17,13 +17,12 @@ SECURITY_HEADERS = {
 }
 _HERE = Path(__file__).parent
 _STYLES = ("page.css", "session.css")
-_MODULES = ("page", "api", "commands", "dom", "laps", "panels", "presence", "presets", "wording")
 # The client that people install; without a bundler a page imports it from here.
 _CLIENT = _HERE.parent.parent / "clients" / "js" / "src"
 FILES = {
     "/": _HERE / "index.html",
     **{f"/{name}": _HERE / name for name in _STYLES},
-    **{f"/{name}.js": _HERE / f"{name}.js" for name in _MODULES},
+    **{f"/{path.name}": path for path in sorted(_HERE.glob("*.js"))},
     "/favicon.svg": _HERE / "favicon.svg",
     **{f"/client/{path.name}": path for path in sorted(_CLIENT.glob("*.js"))},
 }

@@ -1,8 +1,9 @@
-/** Requests to the REST API, and what the page's address says: the session and the token. */
+/** The server by REST, and in words for people why it did not do something. */
 
-export const sessionId = new URLSearchParams(location.search).get("session");
-// If the server wants tokens, a link ends in #token=...: what follows the # is never part of a requested URL.
-export const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? undefined;
+import { sessionId, token } from "./access.js";
+import { LockstepRest } from "./client/index.js";
+
+export const rest = new LockstepRest(".", { token, timeoutMs: 8000 });
 
 const KINDLY = {
   CONFLICT: "Somebody else was quicker. This is how it stands now.",
@@ -11,25 +12,27 @@ const KINDLY = {
   RATE_LIMIT_EXCEEDED: "A little slower, please.",
   SESSION_BUSY: "Too many at once: nothing was changed. Please try again.",
   BROKER_UNAVAILABLE: "The server cannot do that at the moment. Please try again soon.",
+  UNREACHABLE: "The server does not answer. Please try again in a moment.",
+  INVALID_ANSWER: "What answers there is not this server. Please try again in a moment.",
   // Reasons: they say more than their code does.
   turn: "It is not your turn.",
   scope: "Your link does not let you do that.",
   missing: "This link lets you watch only.",
 };
 
-/** Return the answer's data, or throw an Error whose message can be shown. */
-export async function api(method, path, body) {
-  let response;
-  try {
-    const headers = { ...(body && { "Content-Type": "application/json" }), ...(token && { Authorization: `Bearer ${token}` }) };
-    response = await fetch(path, { method, headers, body: JSON.stringify(body), signal: AbortSignal.timeout(8000) });
-  } catch {
-    throw new Error("The server does not answer. Please try again in a moment.");
-  }
-  const { data, error } = await response.json().catch(() => ({}));
-  if (response.ok) return data;
-  const kindly = KINDLY[error?.details?.reason] ?? KINDLY[error?.code];
-  throw new Error(kindly ?? error?.message ?? "That did not work. Please try again.");
+/** @param {Error} error what a client of the server throws, or the signal that it was given */
+export function kindly({ name, code, details, message }) {
+  if (name === "TimeoutError") return KINDLY.UNREACHABLE;
+  if (code === "VALIDATION_ERROR" && details?.length) return details[0].message;
+  return KINDLY[details?.reason] ?? KINDLY[code] ?? message;
+}
+
+/** The latest `count` events up to `state`, and what has come since; fewer where fewer are kept. */
+export async function eventsUpTo({ epoch, version }, count, signal) {
+  const events = [];
+  const since = Math.max(0, version - count);
+  for await (const event of rest.events(sessionId, { since, epoch, signal })) events.push(event);
+  return events;
 }
 
 // crypto.randomUUID exists on https and localhost only, and a clock in a local network is on neither.

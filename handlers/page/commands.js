@@ -1,19 +1,28 @@
 /** Commands, and the buttons and keys that send them. */
 
-import { api, sessionId, uuid } from "./api.js";
+import { access } from "./access.js";
+import { kindly, uuid } from "./api.js";
 import { $, say } from "./dom.js";
+import { teamName } from "./presets.js";
 import { nextStep } from "./wording.js";
 
-let isBusy = false;
+const GIVE_UP_MS = 8000;
 
-/** Send commands, [verb, body] each, one after the other; the first that is refused is the last. */
+let isBusy = false;
+let session; // the subscription
+
+/**
+ * Send commands, [verb, body] each, one after the other; the first that is refused is the last. Not while the connection
+ * is lost: what was meant for the clock that is shown should not be done to the one that there is by then.
+ */
 async function send(...commands) {
   if (isBusy) return;
+  if (!session.isCurrent) return say("The server does not answer. Please try again in a moment.");
   isBusy = true;
   try {
-    for (const [verb, body = {}] of commands) await api("POST", `v1/sessions/${sessionId}/${verb}`, body);
+    for (const [verb, body] of commands) await session.command(verb, body, { signal: AbortSignal.timeout(GIVE_UP_MS) });
   } catch (error) {
-    say(error.message);
+    say(kindly(error));
   }
   isBusy = false;
 }
@@ -47,14 +56,23 @@ export function giveTurn(state, participantId) {
   else switchTurn(state, participantId);
 }
 
-/** Seat one more, by the next free name. The name comes first: nobody sees the team without it. */
-export function addTeam(state) {
-  const id = uuid();
+/** Ask what a team that comes late is called; the next free name is as good as any. */
+export function askForTeam(state) {
   const taken = Object.values(state.metadata?.names ?? {});
-  const nameAt = (place) => `Team ${place < 26 ? String.fromCharCode(65 + place) : place + 1}`;
   let place = state.participants.length;
-  while (taken.includes(nameAt(place))) place++;
-  send(["annotate", { metadata: { names: { [id]: nameAt(place) } } }], ["seat", { participants: [{ participant_id: id }] }]);
+  while (taken.includes(teamName(place))) place++;
+  $("team-name").value = teamName(place);
+  $("team-dialog").returnValue = "";
+  $("team-dialog").showModal();
+  $("team-name").select();
+}
+
+/** The name comes first: nobody sees the team without it. */
+function addTeam() {
+  if ($("team-dialog").returnValue !== "add") return;
+  const id = uuid();
+  const names = { [id]: $("team-name").value.trim() };
+  send(["annotate", { metadata: { names } }], ["seat", { participants: [{ participant_id: id }] }]);
 }
 
 let finishTimer;
@@ -68,7 +86,7 @@ function finish() {
 }
 
 function onKey(event, keys) {
-  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || $("share-dialog").open) return;
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   // A control that has the focus handles the space bar itself.
   if (event.key === " " && event.target.closest("a, button")) return;
   const deed = keys[event.key.toLowerCase()];
@@ -77,17 +95,20 @@ function onKey(event, keys) {
   deed();
 }
 
-export function bindControls(link) {
+export function bindControls(subscription) {
+  session = subscription;
   $("primary").onclick = () => {
-    const [, verb] = nextStep(link.state);
-    if (verb === "switch") switchTurn(link.state);
+    const [, verb] = nextStep(session.state);
+    if (verb === "switch") switchTurn(session.state);
     else if (verb) command(verb);
   };
   $("pause").onclick = () => command("pause");
   $("finish").onclick = finish;
+  $("team-dialog").addEventListener("close", addTeam);
+  for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("close", () => $("primary").focus());
   const keys = {
     " ": () => $("primary").hidden || $("primary").click(),
-    p: () => link.state && ({ running: () => command("pause"), paused: () => command("resume") })[link.state.status]?.(),
+    p: () => access.mayControl && ({ running: () => command("pause"), paused: () => command("resume") })[session.state?.status]?.(),
     f: () => $("finish").hidden || finish(),
   };
   addEventListener("keydown", (event) => onKey(event, keys));

@@ -1,14 +1,19 @@
 /** The page at /: the start page, or one session, drawn from its latest state. */
 
-import { sessionId, token } from "./api.js";
+import { access, learnAccess, sessionId, token } from "./access.js";
+import { Lockstep } from "./client/index.js";
 import { allowNextCommand, bindControls } from "./commands.js";
 import { $, setText, show } from "./dom.js";
+import { home } from "./home.js";
 import { drawLaps, forgetLaps } from "./laps.js";
-import { Lockstep } from "./client/index.js";
+import { findLeft } from "./left.js";
 import { panelsOf } from "./panels.js";
 import { presenceText } from "./presence.js";
-import { home } from "./presets.js";
-import { nextStep, statusText } from "./wording.js";
+import { bindShare, share } from "./share.js";
+import { bindSound, hearNothing, hearState, hearTime } from "./sounds.js";
+import { OVER, nameOf, nextStep, ownParticipant, statusText, waitText } from "./wording.js";
+
+const HIDDEN_TICK_MS = 1000; // a hidden page has no frames
 
 let lockstep;
 let link; // the subscription to the session
@@ -24,7 +29,10 @@ function follow() {
   }
   lockstep.addEventListener("status", drawStatus);
   link = lockstep.subscribe(sessionId);
-  link.addEventListener("state", ({ detail }) => draw(detail.state));
+  link.addEventListener("state", ({ detail }) => {
+    hearState(detail.state, detail.events, lockstep.time.now());
+    draw(detail.state);
+  });
   link.addEventListener("missing", () => notice("There is no clock here", "It may have ended, or the link lost a piece on its way."));
   link.addEventListener("presence", drawPresence);
   link.addEventListener("status", drawStatus);
@@ -32,18 +40,20 @@ function follow() {
 
   $("link").hidden = false;
   bindControls(link);
-  $("share").onclick = share;
-  $("copy").onclick = copy;
-  $("share-dialog").addEventListener("close", () => $("primary").focus());
+  bindShare();
+  bindSound();
+  $("share").onclick = () => share(link.state, access);
   document.addEventListener("visibilitychange", keepAwake);
+  setInterval(() => document.hidden && hearTime(lockstep.time.now()), HIDDEN_TICK_MS);
   requestAnimationFrame(frame);
 }
 
 function frame() {
   requestAnimationFrame(frame);
   const { state } = link;
-  if (state?.status !== "running") return;
   const nowMs = lockstep.time.now();
+  hearTime(nowMs);
+  if (state?.status !== "running") return;
   for (const panel of panels) if (panel.isTurn(state)) panel.tick(state, nowMs);
   const face = panels.find((panel) => panel.isTurn(state))?.shown.split(".")[0];
   const title = `${face} · ${$("title").textContent}`;
@@ -68,17 +78,29 @@ function draw(state) {
     drawnTurn = state.active_participant_id;
     if (drawnTurn) panels.find((panel) => panel.isTurn(state)).element.scrollIntoView({ block: "nearest" });
   }
-  const [word, verb] = nextStep(state);
-  setText($("primary-text"), word ?? "");
-  $("primary").hidden = !word;
-  $("pause").hidden = state.status !== "running" || verb === "pause";
-  $("finish").hidden = !word || state.status === "pending";
-  $("again").hidden = Boolean(word);
+  drawControls(state);
   $("session").dataset.status = state.status;
   $("share").hidden = false;
   drawPresence();
   drawLaps(state);
+  findLeft(state, () => draw(link.state));
   keepAwake();
+}
+
+/** What the opener of this page may not do is not there; a player's button says what it waits for. */
+function drawControls(state) {
+  const [word, verb] = nextStep(state);
+  const isOver = Boolean(OVER[state.status]);
+  const primaryText = word ?? waitText(state);
+  setText($("primary-text"), primaryText);
+  $("primary").hidden = !primaryText;
+  $("primary").disabled = !word;
+  $("pause").hidden = !access.mayControl || state.status !== "running" || verb === "pause";
+  $("finish").hidden = !access.mayControl || isOver || state.status === "pending";
+  $("again").hidden = !isOver || !access.mayMake;
+  const own = ownParticipant(state);
+  $("watching").hidden = access.mayControl;
+  setText($("watching"), own ? `You are ${nameOf(state, own)}.` : "You are watching.");
 }
 
 /** Also its place: where a session has presence, who is here is told on a line of its own. */
@@ -114,11 +136,22 @@ const LINK_TEXT = {
 };
 
 function drawStatus({ detail: { code, reason } }) {
+  if (lockstep.status === "online") drawAccess();
   const status = ["deleted", "refused"].includes(link.status) ? link.status : lockstep.status;
   $("link").dataset.status = status;
   setText($("link-text"), LINK_TEXT[status]);
   $("offline").hidden = status !== "offline";
-  if (status === "refused") notice(...refusal(code, reason));
+  if (status !== "refused") return;
+  if (code === "UNAUTHORIZED") $("notice-again").hidden = true; // by this link, and so there
+  notice(...refusal(code, reason));
+}
+
+/** Before the first state: what is drawn depends on it. */
+function drawAccess() {
+  learnAccess(lockstep.access);
+  $("notice-again").hidden = !access.mayMake;
+  if (!token || !access.mayMake) return;
+  for (const id of ["brand", "again", "notice-again"]) $(id).href = `./#token=${token}`;
 }
 
 /** Why the server lets nobody in by this link: [title, text]. */
@@ -138,26 +171,9 @@ function notice(title, text) {
   document.title = `${title} · Lockstep`;
   drawnSeats = undefined;
   forgetLaps();
+  hearNothing();
   $("share").hidden = true;
   show("notice");
-}
-
-function share() {
-  $("share-url").value = location.href;
-  if (token) setText($("share-text"), "Open this link on another screen of yours. Whoever has it can do here what you can.");
-  setText($("copy"), "Copy");
-  $("share-dialog").showModal();
-  $("share-url").select();
-}
-
-async function copy() {
-  $("share-url").select();
-  try {
-    await navigator.clipboard.writeText($("share-url").value);
-  } catch {
-    document.execCommand("copy"); // the clipboard proper exists on https and localhost only
-  }
-  setText($("copy"), "Copied");
 }
 
 let wakeLock;

@@ -1,10 +1,13 @@
 /** Panels: a clock each, with the names of those it belongs to. */
 
-import { addTeam, giveTurn } from "./commands.js";
+import { access } from "./access.js";
+import { askForTeam, giveTurn } from "./commands.js";
+import { lowMs } from "./cues.js";
 import { $, setText } from "./dom.js";
+import { leftMs } from "./left.js";
 import { activeParticipant, currentLap, formatClock, remainingMs, sessionClock, usedMs } from "./client/index.js";
 import { markPresence } from "./presence.js";
-import { OVER, hasBanks, nameOf, nextStep, plural } from "./wording.js";
+import { OVER, hasBanks, nameOf, nextStep, ownParticipant, plural } from "./wording.js";
 
 /** Who shares a panel: nobody if each has a bank, the members of a group if groups have banks, otherwise everybody. */
 function circles(state) {
@@ -44,7 +47,7 @@ class Panel {
     this.press.onclick = () => this.onPress();
     this.chips = places.length < 2 ? [] : places.map((place) => makeChip(() => this.give(place)));
     // In a quiz a team may come late.
-    this.late = link.state.sync_mode === "per_cycle" ? makeChip(() => addTeam(this.link.state)) : null;
+    this.late = link.state.sync_mode === "per_cycle" ? makeChip(() => askForTeam(this.link.state)) : null;
     if (this.late) this.late.textContent = "+ Team";
     for (const chip of [...this.chips, this.late].filter(Boolean)) {
       const item = document.createElement("li");
@@ -77,7 +80,7 @@ class Panel {
     if (hasBanks(state)) return remainingMs(state, state.participants[this.places[0]], nowMs);
     const clock = sessionClock(state, nowMs);
     if (clock) return clock.ms;
-    if (state.sync_mode !== "count_up") return state.status === "expired" ? 0 : null;
+    if (state.sync_mode !== "count_up") return state.status === "expired" ? 0 : leftMs(state);
     return state.participants.length ? state.participants.reduce((sum, one) => sum + usedMs(state, one, nowMs), 0) : null;
   }
 
@@ -100,15 +103,26 @@ class Panel {
       const participant = state.participants[this.places[index]];
       chip.textContent = nameOf(state, participant);
       chip.setAttribute("aria-current", String(participant.is_active));
-      chip.disabled = !["pending", "running"].includes(state.status) || (hasBanks(state) && participant.has_expired);
+      const isOut = hasBanks(state) && participant.has_expired;
+      chip.disabled = !access.mayControl || !["pending", "running"].includes(state.status) || isOut;
     });
-    const [word] = nextStep(state);
-    if (this.late) this.late.hidden = !word;
-    const isOpen = this.isTurn(state) || (state.status !== "paused" && !this.isOut(state));
-    this.press.disabled = !word || !isOpen;
-    const deed = this.isTurn(state) ? word : state.status === "pending" ? "begins" : "gets the turn";
-    this.press.setAttribute("aria-label", `${this.name.textContent || "Clock"}: ${deed ?? "over"}`);
+    if (this.late) this.late.hidden = !access.mayControl || Boolean(OVER[state.status]);
+    this.drawPress(state);
     this.element.querySelector(".bar").hidden = this.totalMs(state) === null;
+  }
+
+  /** Whoever only watches has nothing to press. */
+  drawPress(state) {
+    this.press.hidden = !access.mayControl && !ownParticipant(state);
+    const [word] = nextStep(state);
+    const isOver = Boolean(OVER[state.status]);
+    const canGive = access.mayControl && !isOver && state.status !== "paused" && !this.isOut(state);
+    this.press.disabled = this.isTurn(state) ? !word : !canGive;
+    let deed = state.status === "pending" ? "begins" : "gets the turn";
+    if (isOver) deed = "over";
+    else if (this.isTurn(state)) deed = word ?? "has the turn";
+    else if (!access.mayControl) deed = "waits";
+    this.press.setAttribute("aria-label", `${this.name.textContent || "Clock"}: ${deed}`);
   }
 
   drawPresence(state, presence) {
@@ -122,7 +136,7 @@ class Panel {
     const ms = this.ms(state, nowMs);
     const totalMs = this.totalMs(state);
     const isUp = state.sync_mode === "count_up";
-    const isLow = ms !== null && !isUp && ms < Math.min(20_000, (totalMs ?? Infinity) / 5);
+    const isLow = ms !== null && !isUp && ms < lowMs(totalMs);
     const decimals = isUp ? 2 : isLow && ms > 0 ? 1 : 0;
     const text = ms === null ? "Done" : formatClock(ms, { decimals, up: isUp });
     this.showFace(text);
@@ -161,6 +175,7 @@ class Panel {
       case "per_cycle":
         return OVER[state.status] ? plural(turns, "turn") : `Round ${round(state)}`;
       case "global":
+        if (leftMs(state)) return "left";
         return state.deadline_ms ? `until ${new Date(state.deadline_ms).toLocaleTimeString([], { timeStyle: "short" })}` : "";
       default: {
         const lap = currentLap(state, nowMs);

@@ -12,7 +12,7 @@ import { isToken, Renewal } from "./tokens.js";
 
 /** @import { Follower } from "./follower.js" */
 /** @import { SessionMessage } from "./messages.js" */
-/** @import { CommandOptions, LinkStatus, LockstepEvents, Token, WebSocketClass } from "./types.js" */
+/** @import { Access, CommandOptions, LinkStatus, LockstepEvents, Token, WebSocketClass } from "./types.js" */
 /** @typedef {Omit<LockstepEvents["status"], "status" | "retryMs">} Why */
 /** @type {Record<number, string>} */
 const CODES_OF_CLOSES = {
@@ -27,11 +27,16 @@ const STEADY_AFTER_MS = 10_000; // a connection that lasted this long starts the
 
 const FOREIGN = { code: "UNSUPPORTED_PROTOCOL", reason: "This server does not speak protocol v2" };
 
+/** @param {Access} told */
+const accessOf = ({ scope, subject }) => ({ ...(scope && { scope }), ...(subject && { subject }) });
+
 /** All that is said to one server and heard from it. Events come last in whatever leads to them: listeners may do anything. */
 export class Connection {
   /** @type {LinkStatus} */
   status = "connecting";
   time = new ServerTime();
+  /** @type {Access | null} */
+  access = null;
   /** @type {Map<string, Follower>} */
   #followers = new Map();
   /** @type {Set<string>} */
@@ -186,6 +191,7 @@ export class Connection {
     const message = parse(data);
     switch (message.type) {
       case "WELCOME":
+        this.access = accessOf(message);
         return this.#welcome(line, message.timestamp);
       case "PONG":
         if (this.#pings.receive(message) && this.status === "unsure") this.#setStatus("online");
@@ -229,6 +235,7 @@ export class Connection {
       // Refused, the connection lasts as long as the token that it has, and comes back with the other one.
       if (answer.type === "ERROR") return this.#failed(answer);
       line.token = token;
+      this.access = accessOf(/** @type {Access} */ (answer));
       this.#renewal?.start(token);
     });
   }

@@ -6,7 +6,7 @@ import { Subscription } from "./subscription.js";
 import { isToken } from "./tokens.js";
 
 /** @import { ServerTime } from "./server-time.js" */
-/** @import { LinkStatus, LockstepEvents, Token, TypedEventTarget, WebSocketClass } from "./types.js" */
+/** @import { Access, LinkStatus, LockstepEvents, Token, TypedEventTarget, WebSocketClass } from "./types.js" */
 
 /**
  * One server, by one WebSocket (protocol v2).
@@ -64,6 +64,11 @@ export class Lockstep extends /** @type {{ new (): TypedEventTarget<LockstepEven
   /** @returns {ServerTime} what time it is at the server */
   get time() {
     return this.#connection.time;
+  }
+
+  /** @returns {Access | null} what the server lets this connection do; null before it has said so */
+  get access() {
+    return this.#connection.access;
   }
 
   /** Connect, and stay connected until `close()` or until the server ends it for good. */

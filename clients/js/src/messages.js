@@ -1,6 +1,6 @@
 /** What the server says, in protocol v2. */
 
-/** @import { Changes, Event, Message, Present, Result, SnapshotReason, State } from "./types.js" */
+/** @import { Access, Changes, Event, Message, Present, Result, SnapshotReason, State } from "./types.js" */
 
 /** @typedef {{ sessionId: string, timestamp: number }} OfSession */
 /** @typedef {OfSession & { type: "UPDATE", from: string, position: string, changes: Changes, events: Event[] }} Update */
@@ -23,7 +23,7 @@
 /** @typedef {OfSession & { type: "RESULT", id: number } & Result} ResultMessage */
 /** @typedef {Subscribed | Snapshot | Unsubscribed | ResultMessage | ErrorMessage | { type: "REAUTHENTICATED", id: number }} Answer */
 /**
- * @typedef {SessionMessage | Answer | Pong | { type: "WELCOME", timestamp: number } |
+ * @typedef {SessionMessage | Answer | Pong | { type: "WELCOME", timestamp: number } & Access |
  *   { type: "GOING_AWAY", reconnectAfterMs: number }} ServerMessage
  */
 

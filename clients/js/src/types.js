@@ -213,6 +213,13 @@
  */
 
 /**
+ * What the server lets a connection do, by its token: no scope where the server has no keys, and lets everybody do
+ * everything; no subject where the token names none.
+ *
+ * @typedef {{ scope?: "view" | "play" | "control" | "admin", subject?: string }} Access
+ */
+
+/**
  * Details of the events of a Lockstep. Of a status that an end has led to, `code` and `reason` are why, as those of a
  * LockstepError; `closeCode` is the WebSocket's own where it has closed, `error` what a token function threw, and
  * `retryMs` after how long it comes back.

@@ -12,7 +12,6 @@ from lockstep_client.addresses import rest_url
 from lockstep_client.calls import Call, Page
 from lockstep_client.errors import LockstepError
 from lockstep_client.exchange import Outcome, Wait, exchange
-from lockstep_client.tls import tls_context
 from lockstep_client.tokens import Credentials, TokenSource
 from lockstep_client.types import (
     CommandBody,
@@ -52,7 +51,7 @@ class Lockstep:
         self._url = rest_url(url)
         self._credentials = Credentials(token)
         self._timeout_s = timeout_s
-        self._http = httpx.Client(verify=tls_context())
+        self._http = httpx.Client()
 
     def create_session(self, body: CreateBody, idempotency_key: str | None = None) -> State:
         """Create a session; its state. SESSION_EXISTS where there is one by the `session_id` in the body."""
