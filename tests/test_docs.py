@@ -32,6 +32,7 @@ FILES = subprocess.run(
     text=True,
     check=True,
 ).stdout.splitlines()
+READMES = [Path("clients/js/README.md"), Path("clients/python/README.md")]
 MARKDOWN = sorted(path for path in map(Path, FILES) if path.suffix == ".md")
 SECRET = "5ec2e7" * 12
 SESSION = "7f3c1f6e-2f6b-4b0e-9a51-0d6f3c1d2e3f"
@@ -60,12 +61,8 @@ def addresses(secret: Path) -> Iterator[dict[str, str]]:
     ]
     for server in servers:
         server.wait_until_ready()
-    open_to_all, locked = (str(server.port) for server in servers)
-    yield {
-        "localhost:8080": f"localhost:{open_to_all}",
-        "127.0.0.1:8080": f"127.0.0.1:{open_to_all}",
-        "127.0.0.1:8081": f"127.0.0.1:{locked}",
-    }
+    open_to_all, locked = servers
+    yield addresses_of(open_to_all) | {"127.0.0.1:8081": f"127.0.0.1:{locked.port}"}
     for server in servers:
         server.stop()
 
@@ -79,7 +76,7 @@ def test_a_page_does_what_it_says(
         walk.run(snippets(path))
 
 
-@pytest.mark.parametrize("path", [START, *PAGES], ids=str)
+@pytest.mark.parametrize("path", [START, *PAGES, *READMES], ids=str)
 def test_every_block_is_of_a_kind_that_is_run_or_says_that_it_is_not(path: Path) -> None:
     for snippet in snippets(path):
         assert snippet.language in LANGUAGES, f"line {snippet.line}"
@@ -100,6 +97,10 @@ def test_an_example_that_is_not_true_is_noticed(tmp_path: Path) -> None:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with Walk(folder, {}) as walk, pytest.raises(AssertionError, match="line"):
             walk.run(snippets_of(page))
+
+
+def addresses_of(server: ServerProcess) -> dict[str, str]:
+    return {f"{host}:8080": f"{host}:{server.port}" for host in ("localhost", "127.0.0.1")}
 
 
 # --- the start -------------------------------------------------------------------------------------
@@ -128,8 +129,7 @@ def own_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
 def started(own_pages: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that lets pages of one's own in, on which start.md has been done as far as its shell goes."""
     server = ServerProcess(env={"LOCKSTEP_ORIGINS": own_pages[1]})
-    addresses = {f"{host}:8080": f"{host}:{server.port}" for host in ("localhost", "127.0.0.1")}
-    with Walk(tmp_path_factory.mktemp("start"), addresses, within_ms=30_000) as walk:
+    with Walk(tmp_path_factory.mktemp("start"), addresses_of(server), within_ms=30_000) as walk:
         walk.run(snippets(START))
     yield server
     server.stop()
@@ -180,6 +180,14 @@ def test_the_page_of_the_start_shows_clocks_and_presses(
     folder, url = own_pages
     (folder / "plain.html").write_text(the_one("html", started))
     press_and_see(page, f"{url}/plain.html", started)
+
+
+@pytest.mark.parametrize("path", READMES, ids=str)
+def test_the_page_of_a_client_does_what_it_says_once_the_start_is_done(
+    path: Path, started: ServerProcess, tmp_path: Path
+) -> None:
+    with Walk(tmp_path, addresses_of(started), within_ms=30_000) as walk:
+        walk.run(snippets(path))
 
 
 # --- links -----------------------------------------------------------------------------------------

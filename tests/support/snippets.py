@@ -3,7 +3,7 @@
 The blocks of a page are run from the top to the bottom, as a reader would:
 
     sh        typed in a terminal that stays the same; whatever is answered with an error must be shown
-    python    goes on in one program for the whole page
+    python    goes on in one program for the whole page; what has a `def test_` is run by pytest
     js        a module of its own, run by Node
     ... &     goes on while the reader does what follows, once it has printed its first line
     http      a request, as it is written: POST /v1/...
@@ -113,6 +113,11 @@ class Program:
         assert code == 0, self._printed
         return self._printed
 
+    def has_not_failed(self, what: str) -> None:
+        """It goes on, or has ended well; and whatever it printed, nothing was thrown."""
+        assert self._process.poll() in (None, 0), f"{what} has failed:\n{self._printed}"
+        assert "Traceback" not in self._printed, f"{what} has failed:\n{self._printed}"
+
     def end(self) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -160,9 +165,14 @@ class Walk:
         modules = self._folder / "node_modules"
         modules.mkdir()
         (modules / "lockstep-client").symlink_to(ROOT / "clients" / "js")
+        (modules / "ws").symlink_to(ROOT / "clients" / "js" / "node_modules" / "ws")
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
-        paths = [*filter(None, [clean.get("PYTHONPATH")]), str(ROOT / "clients" / "python" / "src")]
-        return clean | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        python_path = [*filter(None, [clean.get("PYTHONPATH")]), str(ROOT / "clients" / "python" / "src")]
+        return clean | {
+            "PATH": os.pathsep.join([str(bin_folder), clean["PATH"]]),
+            "PYTHONPATH": os.pathsep.join(python_path),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def run(self, snippets: list[Snippet]) -> None:
         for place, snippet in enumerate(snippets):
@@ -171,6 +181,8 @@ class Walk:
                 self._do(snippet, below)
             except AssertionError as error:
                 raise AssertionError(f"line {snippet.line}, {snippet.language}: {error}") from error
+        for language, program in self._going_on.items():
+            program.has_not_failed(language)
 
     def _do(self, snippet: Snippet, below: Snippet | None) -> None:
         text = snippet.text
@@ -182,6 +194,8 @@ class Walk:
                 shows_it = below is not None and below.language == "json"
                 if not snippet.goes_on and not (shows_it and below and '"error"' in below.text):
                     assert '{"error":' not in self._printed, self._printed
+            case "python" if "def test_" in text:
+                self._printed = self._in_pytest(text)
             case "python":
                 self._printed = self._in_python(text, snippet.goes_on)
             case "js":
@@ -217,6 +231,11 @@ class Walk:
             self._going_on["python"] = self._python
             return self._python.take_until("\n", "a first line")
         return self._python.take_until("-- done --\n", "the end of the block")
+
+    def _in_pytest(self, text: str) -> str:
+        file = self._folder / "test_of_a_page.py"
+        file.write_text(text)
+        return self._started([sys.executable, "-m", "pytest", "-q", "--no-header", str(file)]).wait()
 
     def _in_node(self, text: str, snippet: Snippet) -> str:
         module = self._folder / f"line-{snippet.line}.mjs"
