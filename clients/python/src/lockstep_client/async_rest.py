@@ -11,6 +11,7 @@ from lockstep_client.addresses import rest_url
 from lockstep_client.calls import Call, Page
 from lockstep_client.errors import LockstepError
 from lockstep_client.exchange import Outcome, Wait, exchange
+from lockstep_client.tls import tls_context
 from lockstep_client.tokens import AsyncTokens, AsyncTokenSource, Credentials
 from lockstep_client.types import (
     CommandBody,
@@ -37,7 +38,7 @@ class AsyncRest:
         self._credentials = Credentials(token)
         self._timeout_s = timeout_s
         self._tokens = AsyncTokens(self._credentials)
-        self._http = httpx.AsyncClient()
+        self._http = httpx.AsyncClient(verify=tls_context())
 
     async def create_session(self, body: CreateBody, idempotency_key: str | None = None) -> State:
         """Create a session; its state. SESSION_EXISTS where there is one by the `session_id` in the body."""

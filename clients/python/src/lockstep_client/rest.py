@@ -12,6 +12,7 @@ from lockstep_client.addresses import rest_url
 from lockstep_client.calls import Call, Page
 from lockstep_client.errors import LockstepError
 from lockstep_client.exchange import Outcome, Wait, exchange
+from lockstep_client.tls import tls_context
 from lockstep_client.tokens import Credentials, TokenSource
 from lockstep_client.types import (
     CommandBody,
@@ -51,7 +52,7 @@ class Lockstep:
         self._url = rest_url(url)
         self._credentials = Credentials(token)
         self._timeout_s = timeout_s
-        self._http = httpx.Client()
+        self._http = httpx.Client(verify=tls_context())
 
     def create_session(self, body: CreateBody, idempotency_key: str | None = None) -> State:
         """Create a session; its state. SESSION_EXISTS where there is one by the `session_id` in the body."""
