@@ -39,8 +39,9 @@ def shown_times(resolution_ms: float, events: Sequence[TimeEvent]) -> list[tuple
         elif at[0] == "forget":
             time.forget()
         else:
-            *answer, server_error_ms = at[3]
-            time.learn(*answer, server_error_ms=math.inf if server_error_ms is None else server_error_ms)
+            answer = [*at[3]]
+            answer[4] = math.inf if answer[4] is None else answer[4]
+            time.learn(*answer)
     return shown
 
 

@@ -62,6 +62,8 @@ class Path:
     by_rest: bool = False
     """The server says one instant only, in whole ms, as in /v1/time."""
     pings: int = 40
+    looks: int = 6
+    """At the time, after each answer."""
 
 
 def around(least_ms: float, jitter_ms: float, spikes: float = 0.0, spike_ms: float = 0.0) -> Delay:
@@ -124,7 +126,7 @@ class _World:
         for number in range(self.path.pings):
             slept = self.ping(sleeps=number == sleeps_after)
             burst = BURST if slept else burst - 1
-            self.pass_(BURST_PAUSE_MS if burst > 0 else PING_EVERY_MS, looks=6)
+            self.pass_(BURST_PAUSE_MS if burst > 0 else PING_EVERY_MS, self.path.looks)
         return self.events
 
     def ping(self, sleeps: bool) -> bool:

@@ -57,7 +57,7 @@ export function sessionClock(state, nowMs) {
  * @returns {number} ms
  */
 export function overMs(state, nowMs) {
-  if (state.on_timeout !== "flag" || !state.clock || state.clock.kind === "elapsed") return 0;
+  if (!state.clock || state.clock.kind === "elapsed") return 0;
   return Math.max(0, ranMs(state, nowMs) - state.clock.remaining_ms);
 }
 

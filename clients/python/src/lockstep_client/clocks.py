@@ -61,7 +61,7 @@ def over_ms(state: State, now_ms: float) -> float:
     changes nothing else of the clock, a switch.
     """
     clock = state["clock"]
-    if state["on_timeout"] != "flag" or clock is None or clock["kind"] == "elapsed":
+    if clock is None or clock["kind"] == "elapsed":
         return 0
     return max(0, ran_ms(state, now_ms) - clock["remaining_ms"])
 
