@@ -15,9 +15,10 @@ import pytest
 import ujson
 from playwright.sync_api import Browser, Page, expect
 
+from tests.support.bundles import JS_CLIENT, bundle
 from tests.support.links import anchors_of, broken_links
 from tests.support.processes import ROOT, ServerProcess
-from tests.support.snippets import LANGUAGES, Snippet, Walk, snippets_of
+from tests.support.snippets import IN_CHROMIUM, LANGUAGES, Snippet, Walk, snippets_of
 
 START = Path("docs/start.md")
 PAGES = [
@@ -32,7 +33,8 @@ FILES = subprocess.run(
     text=True,
     check=True,
 ).stdout.splitlines()
-READMES = [Path("clients/js/README.md"), Path("clients/python/README.md")]
+JS_README = Path("clients/js/README.md")
+READMES = [JS_README, Path("clients/python/README.md")]
 MARKDOWN = sorted(path for path in map(Path, FILES) if path.suffix == ".md")
 SECRET = "5ec2e7" * 12
 SESSION = "7f3c1f6e-2f6b-4b0e-9a51-0d6f3c1d2e3f"
@@ -80,7 +82,7 @@ def test_a_page_does_what_it_says(
 def test_every_block_is_of_a_kind_that_is_run_or_says_that_it_is_not(path: Path) -> None:
     for snippet in snippets(path):
         assert snippet.language in LANGUAGES, f"line {snippet.line}"
-        assert path == START or snippet.language not in ("html", "jsx"), f"line {snippet.line}"
+        assert path in (START, JS_README) or snippet.language not in IN_CHROMIUM, f"line {snippet.line}"
 
 
 def test_an_example_that_is_not_true_is_noticed(tmp_path: Path) -> None:
@@ -180,6 +182,48 @@ def test_the_page_of_the_start_shows_clocks_and_presses(
     folder, url = own_pages
     (folder / "plain.html").write_text(the_one("html", started))
     press_and_see(page, f"{url}/plain.html", started)
+
+
+def build_react_page(component: str, file: Path, to: Path) -> None:
+    """A page in StrictMode, of the component that stands in `file`."""
+    (file.parent / "main.jsx").write_text(
+        'import { StrictMode } from "react"; import { createRoot } from "react-dom/client";\n'
+        f'import * as page from "./{file.name}"; const App = page.default ?? page.Game;\n'
+        f'createRoot(document.getElementById("root")).render(<StrictMode>{component}</StrictMode>);\n'
+    )
+    modules = file.parent / "node_modules"
+    modules.mkdir()
+    (modules / "lockstep-client").symlink_to(JS_CLIENT)
+    to.with_suffix(".js").write_text(bundle(file.parent / "main.jsx"))
+    to.write_text(f'<div id="root"></div><script src="{to.stem}.js"></script>')
+
+
+def test_the_react_page_of_the_start_shows_clocks_and_presses(
+    started: ServerProcess, own_pages: tuple[Path, str], page: Page, tmp_path: Path
+) -> None:
+    folder, url = own_pages
+    (tmp_path / "App.jsx").write_text(the_one("jsx", started))
+    build_react_page("<App />", tmp_path / "App.jsx", folder / "start.html")
+    press_and_see(page, f"{url}/start.html", started)
+
+
+def test_the_component_of_the_clients_page_shows_clocks_and_presses(
+    started: ServerProcess, own_pages: tuple[Path, str], page: Page, tmp_path: Path
+) -> None:
+    folder, url = own_pages
+    (component,) = [each.text for each in snippets(JS_README) if each.language == "tsx"]
+    assert "https://clocks.example.org/" in component
+    (tmp_path / "Game.tsx").write_text(component.replace("https://clocks.example.org/", started.url))
+    build_react_page(f'<App sessionId="{SESSION}" />', tmp_path / "Game.tsx", folder / "client.html")
+    before = state_of(started)
+    page.goto(f"{url}/client.html")
+    expect(page.locator("output")).to_have_text([re.compile(r"[0-3]:\d\d")] * 2)
+    waiting = page.locator("output.waiting")
+    expect(waiting).to_have_count(1)
+    waiting.evaluate("element => { element.id = 'waiting'; }")
+    page.get_by_role("button", name="End turn").click()
+    expect(page.locator("#waiting")).to_have_class("running")
+    assert state_of(started)["version"] == before["version"] + 1
 
 
 @pytest.mark.parametrize("path", READMES, ids=str)

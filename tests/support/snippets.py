@@ -10,7 +10,7 @@ The blocks of a page are run from the top to the bottom, as a reader would:
     json      what the block above was answered last; "…" stands for anything; `json 409`: with this status
     text      what the block above printed; after `text js` what the program that goes on has printed since
     console   not run: what starts a server, downloads, or stands for the reader's own
-    html, jsx pages and components, which have tests of their own; a block without a language is a picture
+    html, jsx, tsx: pages and components, which have tests of their own. Without a language: a picture
 """
 
 import json
@@ -32,7 +32,8 @@ from tests.support.documents import assert_alike
 from tests.support.processes import ROOT
 
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"sh", "python", "js", "http", "json", "text", "console", "html", "jsx", ""}
+IN_CHROMIUM = {"html", "jsx", "tsx"}
+LANGUAGES = {"sh", "python", "js", "http", "json", "text", "console", ""} | IN_CHROMIUM
 DONE_WITHIN_S = 20
 NODE = str(Path(sys.executable).with_name("node"))  # Debian's own would be another version
 DRIVER = Path(__file__).with_name("snippet_driver.py")
