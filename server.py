@@ -128,7 +128,7 @@ class Server:
             rates=None
             if settings.is_open_on_loopback
             else RateLimits(self.broker, *settings.rates, metrics, source.monotonic),
-            virtual_time=VirtualTime(source, self.broker, self.deadlines, self.hub)
+            virtual_time=VirtualTime(source, self.broker, self.deadlines, self.hub, self._tell_time)
             if isinstance(source, VirtualClock)
             else None,
             metrics=metrics,
@@ -146,17 +146,24 @@ class Server:
             settings.max_subscriptions,
             metrics,
         )
-        v2, v2_msgpack = (
+        self._v2 = [
             ProtocolV2(
-                subprotocol, encoding, requests, self.broker, limits, metrics, settings.ping_interval_s
+                subprotocol,
+                encoding,
+                requests,
+                self.broker,
+                limits,
+                metrics,
+                settings.ping_interval_s,
+                stands_still=settings.virtual_time,
             )
             for subprotocol, encoding in (
                 (protocol_v2.SUBPROTOCOL, encodings.JSON),
                 (protocol_v2.MSGPACK_SUBPROTOCOL, encodings.MSGPACK),
             )
-        )
+        ]
         self.clients = Clients(
-            [v1, v2, v2_msgpack],
+            [v1, *self._v2],
             self.heartbeat,
             settings.max_message_bytes,
             settings.message_rate,
@@ -167,6 +174,10 @@ class Server:
         metrics.watch(metrics.streams, lambda: len(self.streams.connections))
         self.transport = build_transport(services, self.clients, settings.keep_alive_s)
         self.http = ClientServer(self.transport)
+
+    def _tell_time(self) -> None:
+        for protocol in self._v2:
+            protocol.tell_time()
 
     def not_ready(self) -> list[str]:
         return (["draining"] if self._is_draining else []) + self.broker.not_ready()

@@ -5,6 +5,7 @@ import secrets
 from collections import deque
 from collections.abc import Collection
 from itertools import count
+from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -55,7 +56,10 @@ class ProtocolV2(ClientProtocol):
         limits: ConnectionLimits,
         metrics: Metrics,
         ping_interval_s: float,
+        *,
+        stands_still: bool = False,
     ) -> None:
+        """With `stands_still` time passes only when a test moves it, which clients are told."""
         self.subprotocol = subprotocol
         self.encoding = encoding
         self._requests = requests
@@ -63,6 +67,7 @@ class ProtocolV2(ClientProtocol):
         self._limits = limits
         self._metrics = metrics
         self._ping_interval_ms = round(ping_interval_s * 1000)
+        self._stands_still: Literal[True] | UnsetType = True if stands_still else UNSET
         self._tasks = Tasks()
         self._ids = (f"{secrets.token_hex(4)}-{number}" for number in count(1))
         self._connections: set[Connection] = set()
@@ -114,6 +119,12 @@ class ProtocolV2(ClientProtocol):
             self._send(connection, GoingAway(reconnect_after_ms=come_back_after_ms))
             connection.close(how)
 
+    def tell_time(self) -> None:
+        """Time was moved: tell all clients, behind what has come until now."""
+        for connection in self._connections:
+            if connection.can_send:
+                self._send_time(connection, self._clock.shown_us())
+
     # --- what clients say --------------------------------------------------------------------------
 
     def on_message(self, connection: Connection, payload: bytes, is_binary: bool) -> None:
@@ -130,15 +141,7 @@ class ProtocolV2(ClientProtocol):
             return
         self._metrics.count_received(str(message.__struct_config__.tag))
         if isinstance(message, Ping):
-            self._send(
-                connection,
-                Pong(
-                    id=message.id,
-                    received_at=received_us / 1000,
-                    timestamp=self._clock.shown_us() / 1000,
-                    error_ms=self._clock.error_ms(),
-                ),
-            )
+            self._send_time(connection, received_us, message.id)
         elif isinstance(message, Reauth):
             self._reauthenticate(connection, message)
         else:
@@ -197,6 +200,20 @@ class ProtocolV2(ClientProtocol):
             self._send_error(connection, error, request.id)
 
     # --- answers -----------------------------------------------------------------------------------
+
+    def _send_time(
+        self, connection: Connection, received_us: int, id_: RequestId | UnsetType = UNSET
+    ) -> None:
+        self._send(
+            connection,
+            Pong(
+                id=id_,
+                received_at=received_us / 1000,
+                timestamp=self._clock.shown_us() / 1000,
+                error_ms=self._clock.error_ms(),
+                stands_still=self._stands_still,
+            ),
+        )
 
     def _refuse(self, connection: Connection, error: BadMessage) -> None:
         self._send(connection, Error(id=error.id, code=error.code, message=error.message))

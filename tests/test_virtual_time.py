@@ -53,11 +53,12 @@ async def follower(api: Api, *session_ids: str, headers: dict[str, str] | None =
 
 
 async def told(client: WsClient) -> list[dict[str, Any]]:
-    """What it has been sent until now."""
+    """What it has been sent until now, except for the time."""
     await client.send({"type": "PING", "id": "so far"})
     messages = []
-    while (message := await client.recv())["type"] != "PONG":
-        messages.append(message)
+    while (message := await client.recv()).get("id") != "so far":
+        if message["type"] != "PONG":
+            messages.append(message)
     return messages
 
 
@@ -91,9 +92,12 @@ async def test_time_stands_still_and_moves_by_what_it_is_told() -> None:
         pong = await client.recv()
         assert int(pong["receivedAt"]) == int(pong["timestamp"]) == began_ms
         assert pong["errorMs"] < 0.1
+        assert pong["standsStill"] is True
         for ms in (1, 999, 80_000_000, 7):
             began_ms += ms
             assert await advance(api, ms) == await now(api) == began_ms
+            pong = await client.recv()
+            assert (int(pong["timestamp"]), pong["standsStill"], "id" in pong) == (began_ms, True, False)
         assert instant_ms((await api.done(created["session_id"], "start"))["updated_at"]) == began_ms
 
 
@@ -306,6 +310,10 @@ async def test_it_is_a_route_like_the_others() -> None:
 async def test_where_time_passes_by_itself_there_is_no_such_route() -> None:
     async with serving() as api:
         error_of(await api("POST", "/v1/time/advance", {"ms": 1}), 404, "NOT_FOUND")
+        client = await WsClient.connect(api.url.replace("http", "ws") + "/ws", headers=V2)
+        await client.send({"type": "PING"})
+        assert "standsStill" not in await client.recv_type("PONG")
+        client.abort()
 
 
 async def test_with_keys_it_takes_an_admin_of_all_sessions(tmp_path: Path) -> None:

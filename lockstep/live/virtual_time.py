@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from lockstep.contract import Agenda, Clock
@@ -46,9 +47,15 @@ class VirtualTime:
     """
 
     def __init__(
-        self, clock: VirtualClock, broker: VirtualTimeBroker, deadlines: Deadlines, hub: Hub
+        self,
+        clock: VirtualClock,
+        broker: VirtualTimeBroker,
+        deadlines: Deadlines,
+        hub: Hub,
+        tell_clients: Callable[[], None],
     ) -> None:
         self._clock = clock
+        self._tell_clients = tell_clients
         self._broker = broker
         self._deadlines = deadlines
         self._hub = hub
@@ -70,6 +77,7 @@ class VirtualTime:
                 await self._happen()
             self._move(left_ms)
             await self._hub.flush()
+            self._tell_clients()
             return self._broker.now_ms()
 
     async def _next_ms(self, within_ms: int) -> int | None:

@@ -183,10 +183,13 @@ class Reauthenticated(_Message, tag="REAUTHENTICATED", kw_only=True):
 
 
 class Pong(_Message, tag="PONG", kw_only=True):
+    """Where time `stands_still`, it comes also without a PING, when time was moved."""
+
     id: RequestId | UnsetType = UNSET
     received_at: PreciseMs
     timestamp: PreciseMs
     error_ms: ErrorMs | None
+    stands_still: Literal[True] | UnsetType = UNSET
 
 
 class GoingAway(_Message, tag="GOING_AWAY", kw_only=True):
