@@ -1,5 +1,6 @@
 /** Requests to a server, each made until it is answered. */
 
+import { serverAddress } from "./address.js";
 import { backoffMs } from "./backoff.js";
 import { LockstepError } from "./errors.js";
 
@@ -15,7 +16,7 @@ const MAX_BACKOFF_STEP = 2; // somebody waits for the answer: 2 s at most betwee
  * @property {number | undefined} [timeoutMs] how long a call may take, with all its attempts; 10,000 unless given
  */
 
-/** A server, asked by HTTP. What is asked has to bear being asked again. */
+/** A server, asked by HTTP. What is asked has to bear being asked again, unless it `isOnce`. */
 export class Http {
   #base;
   #token;
@@ -27,9 +28,7 @@ export class Http {
    * @param {HttpOptions} options
    */
   constructor(url, { token, fetch, timeoutMs = 10_000 }) {
-    this.#base = new URL(url, globalThis.document?.baseURI);
-    this.#base.protocol = this.#base.protocol.replace("ws", "http");
-    this.#base.pathname = this.#base.pathname.replace(/\/*$/, "/");
+    this.#base = serverAddress(url);
     this.#token = token;
     // Browsers want it called without `this`; asked for late, it may be one that a test puts there.
     this.#fetch = (/** @type {Request} */ request) => (fetch ?? globalThis.fetch)(request);
@@ -39,10 +38,11 @@ export class Http {
   /**
    * @param {"GET" | "POST" | "DELETE"} method
    * @param {string} path what follows /v1/
-   * @param {{ headers?: Record<string, string>, body?: unknown, signal?: AbortSignal | undefined }} [request]
+   * @param {{ headers?: Record<string, string>, body?: unknown, signal?: AbortSignal | undefined, isOnce?: boolean
+   *   }} [request]
    * @returns {Promise<Record<string, unknown> | undefined>} the answer's JSON; undefined where it has none
    */
-  async send(method, path, { headers, body, signal } = {}) {
+  async send(method, path, { headers, body, signal, isOnce = false } = {}) {
     const url = new URL(`v1/${path}`, this.#base);
     const init = {
       method,
@@ -53,10 +53,10 @@ export class Http {
     for (let attempt = 0; ; attempt++) {
       try {
         // A line can be dead without anybody saying so: half of the time is left for another one.
-        const withinMs = Math.min(this.#timeoutMs / 2, giveUpAtMs - performance.now());
+        const withinMs = Math.min(isOnce ? Infinity : this.#timeoutMs / 2, giveUpAtMs - performance.now());
         return await limited(withinMs, signal, (limit) => this.#attempt(url, init, limit));
       } catch (error) {
-        if (!(error instanceof LockstepError) || !isTransient(error)) throw error;
+        if (isOnce || !(error instanceof LockstepError) || !isTransient(error)) throw error;
         const waitMs = (error.retryAfterMs ?? 0) + backoffMs(Math.min(attempt, MAX_BACKOFF_STEP));
         if (performance.now() + waitMs >= giveUpAtMs) throw error;
         await pause(waitMs, signal);

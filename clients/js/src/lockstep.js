@@ -71,6 +71,11 @@ export class Lockstep extends /** @type {{ new (): TypedEventTarget<LockstepEven
     return this.#connection.access;
   }
 
+  /** @returns {Subscription[]} those that are open */
+  get subscriptions() {
+    return [...this.#subscriptions.values()];
+  }
+
   /** Connect, and stay connected until `close()` or until the server ends it for good. */
   connect() {
     this.#connection.connect();

@@ -51,12 +51,13 @@ export class Pings {
    * @param {Pong} pong
    * @returns {boolean} whether it was asked for
    */
-  receive({ id, timestamp, receivedAt, errorMs }) {
+  receive({ id, timestamp, receivedAt, errorMs, standsStill }) {
     const receivedMs = this.#time.localMs();
+    if (standsStill) this.#time.stand(Math.floor(timestamp));
     if (!this.#isDue || id !== this.#lastId) return false;
     this.#isDue = false;
     // null: it does not know.
-    this.#time.learn(this.#sentMs, receivedMs, timestamp, receivedAt, errorMs ?? Infinity);
+    if (!standsStill) this.#time.learn(this.#sentMs, receivedMs, timestamp, receivedAt, errorMs ?? Infinity);
     this.#burst -= 1;
     this.#wait(() => this.ping(), this.#burst > 0 ? BURST_PAUSE_MS : PING_EVERY_MS);
     return true;

@@ -81,6 +81,8 @@ export class ServerTime {
   #shownAtMs;
   #toSlewMs = 0;
   #wallLeadMs;
+  /** @type {number | undefined} */
+  #standsAtMs;
 
   /**
    * @param {() => number} [localMs] a monotonic clock
@@ -110,11 +112,12 @@ export class ServerTime {
 
   /** Server time in epoch ms, not rounded. */
   now() {
-    return this.#shownMs(this.localMs());
+    return this.#standsAtMs ?? this.#shownMs(this.localMs());
   }
 
   /** The most by which `now()` can be wrong, in ms; Infinity until it is measured, and after a jump. */
   get errorMs() {
+    if (this.#standsAtMs !== undefined) return 0;
     const localMs = this.localMs();
     if (this.#apartMs(localMs) > JUMP_MS) return Infinity;
     const { low, high } = widened(this.#possible, this.#uncertaintyMs(localMs, MAX_DRIFT));
@@ -140,6 +143,7 @@ export class ServerTime {
   learn(sentMs, receivedMs, timestampMs, receivedAtMs = timestampMs + 1, serverErrorMs = 0) {
     if (this.hasJumped) this.forget();
     if (sentMs < this.#forgottenAtMs) return;
+    this.#standsAtMs = undefined;
     const offsets = { low: timestampMs - receivedMs, high: receivedAtMs - sentMs };
     const answer = widened(offsets, this.#readingErrorMs + this.#sleptMs(receivedMs));
     // Clocks drifted also while the question and the answer were on their way.
@@ -159,6 +163,15 @@ export class ServerTime {
     this.#learnedAtMs = receivedMs;
     const middle = likely.low + (likely.high - likely.low) / 2;
     this.#show(Math.max(known.low, Math.min(known.high, middle)), isStep);
+  }
+
+  /**
+   * The server's time stands still, at this instant, until it says otherwise: only a test moves it.
+   *
+   * @param {number} timestampMs
+   */
+  stand(timestampMs) {
+    this.#standsAtMs = timestampMs;
   }
 
   /**
