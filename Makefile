@@ -6,18 +6,23 @@ CODE = lockstep handlers broker
 PEERS = bench/peers/node_modules/.package-lock.json
 JS = clients/js/node_modules/.package-lock.json
 PYTHON_CLIENT = clients/python
+CHESS = examples/chess/web
+CHESS_MODULES = $(CHESS)/node_modules/.package-lock.json
 SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl curl=curl nginx=nginx \
 	promtool=prometheus
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run install test test-long fuzz conformance docs check lint lock audit bench up roll doctor down
+.PHONY: run install chess test test-long fuzz conformance docs check lint lock audit bench up roll doctor down
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
 
 install: .venv/.installed  ## .venv with what the server needs
+
+chess: .venv/.examples $(CHESS)/dist/index.html  ## chess on Lockstep, at http://127.0.0.1:8000; see examples/chess
+	@$(BIN)/python -m examples.chess
 
 up: .venv/.deployed  ## Redis, four processes and nginx at http://127.0.0.1:8080; STACK="--processes=8" and such
 	@$(BIN)/python deploy/stack.py up $(STACK)
@@ -58,12 +63,13 @@ docs: .venv/.tested $(JS)  ## the reference of both clients, from their docstrin
 
 check: lint test  ## what CI runs
 
-lint: .venv/.tested $(JS)
+lint: .venv/.tested $(JS) $(CHESS_MODULES)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(CODE) server.py cli.py deploy examples
 	$(BIN)/mypy $(PYTHON_CLIENT)/src
 	npm run --silent --prefix clients/js types
+	npm run --silent --prefix $(CHESS) check
 
 lock: .venv/bin/python  ## requirements.lock: the newest versions that setup.cfg allows, and their hashes
 	$(BIN)/python -m pip install --quiet uv
@@ -86,9 +92,13 @@ audit: .venv/bin/python  ## known vulnerabilities of what requirements.lock name
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	@touch $@
 
+.venv/.examples: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[fast,examples]' --editable ./$(PYTHON_CLIENT)
+	@touch $@
+
 .venv/.tested: .venv/.deployed
 	deploy/system-packages $(SYSTEM)
-	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy]' --editable ./$(PYTHON_CLIENT)
+	$(BIN)/python -m pip install --quiet --editable '.[fast,test,deploy,examples]' --editable ./$(PYTHON_CLIENT)
 	@touch $@
 
 .venv/.benched: .venv/.tested
@@ -98,6 +108,14 @@ audit: .venv/bin/python  ## known vulnerabilities of what requirements.lock name
 
 $(JS): clients/js/package-lock.json | .venv/.tested
 	npm ci --prefix clients/js --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(CHESS_MODULES): $(CHESS)/package-lock.json | .venv/.examples
+	npm ci --prefix $(CHESS) --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(CHESS)/dist/index.html: $(CHESS_MODULES) $(wildcard $(CHESS)/*.* $(CHESS)/src/* clients/js/src/*)
+	npm run --silent --prefix $(CHESS) build -- --logLevel=warn
 	@touch $@
 
 $(PEERS): bench/peers/package-lock.json | .venv/.benched

@@ -1,12 +1,17 @@
-"""A game of the chess example, from the history of its session."""
+"""A game of the chess example, from the history of its session; and the same in the browser."""
 
+import random
 from collections.abc import Iterable
 from typing import Any, cast
 
 from lockstep_client.types import HistoryEvent
 
 from examples.chess.game import MAX_MOVES, Game, game_of
+from examples.chess.rules import START, Move, Position, legal_moves, play
+from tests.support.node import run_js
+from tests.support.processes import ROOT
 
+SQUARES = ROOT / "examples" / "chess" / "web" / "src" / "squares.ts"
 WHITE, BLACK = "w", "b"
 LOYDS_STALEMATE = (
     "e2e3 a7a5 d1h5 a8a6 h5a5 h7h5 h2h4 a6h6 a5c7 f7f6 c7d7 e8f7 d7b7 d8d3 b7b8 d3h7 b8c8 f7g6 c8e6"
@@ -62,3 +67,36 @@ def test_a_game_ends_before_its_first_moves_are_forgotten() -> None:
     there_and_back = ["g1f3", "g8f6", "f3g1", "f6g8"] * (MAX_MOVES // 4)
     assert game(there_and_back[:-1]).outcome is None
     assert game(there_and_back).outcome == {"result": "1/2-1/2", "reason": f"{MAX_MOVES} moves"}
+
+
+def is_special(position: Position, move: Move) -> bool:
+    """Castling, promotion or taking in passing."""
+    piece = position.board[move.origin]
+    castles = piece in "Kk" and abs(move.target - move.origin) == 2
+    return castles or bool(move.promotion) or (piece in "Pp" and move.target == position.en_passant)
+
+
+def test_a_page_shows_what_stands_on_the_board() -> None:
+    """In Node, over games at random in which what is special is done as soon as it can be."""
+    chance = random.Random(1)
+    games, boards, specials = [], [], set()
+    for _ in range(15):
+        position, moves, shown = START, [], []
+        while len(moves) < 100 and (legal := legal_moves(position)):
+            special = [move for move in legal if is_special(position, move)]
+            specials.update((position.board[move.origin], move.target % 8) for move in special)
+            others = [move for move in legal if position.board[move.origin] not in "Kk"]
+            move = chance.choice(special or others or legal)
+            position = play(position, move)
+            moves.append(str(move))
+            shown.append(position.board.replace(".", " "))
+        games.append(moves)
+        boards.append(shown)
+    script = """
+        const { played, START } = await import(args[0]);
+        const text = (board) => board.map((piece) => piece || " ").join("");
+        const boards = (moves, board = START) => moves.map((move) => text((board = played(board, move))));
+        return args[1].map((moves) => boards(moves));
+    """
+    assert run_js(script, SQUARES.as_uri(), games) == boards
+    assert {("K", 6), ("K", 2), ("k", 6), ("k", 2)} <= specials

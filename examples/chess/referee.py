@@ -50,7 +50,7 @@ class Referee:
         the player.
         """
         game = await self.game(game_id)
-        if ply < len(game.moves) and game.moves[ply]["move"] == text:
+        if 0 <= ply < len(game.moves) and game.moves[ply]["move"] == text:
             return game.moves[ply]  # it was made before; the answer was lost
         if game.outcome or game.has_ended:
             raise Refused(409, "GAME_OVER", "The game is over")
