@@ -33,9 +33,13 @@ class Peer:
         for message in messages:
             await self.socket.send(json.dumps(message) if isinstance(message, dict) else message)
 
+    async def request(self) -> dict[str, Any]:
+        """The next request. PINGs are answered by the way."""
+        return await self._requests.get()
+
     async def hear(self, type_: str) -> dict[str, Any]:
-        """The next request, which is of this type. PINGs are answered by the way."""
-        request = await asyncio.wait_for(self._requests.get(), 10)
+        """The next request, which is of this type."""
+        request = await asyncio.wait_for(self.request(), 10)
         assert request["type"] == type_, request
         return request
 

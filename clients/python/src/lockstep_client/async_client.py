@@ -6,8 +6,8 @@ from typing import Self
 
 from lockstep_client.addresses import socket_url
 from lockstep_client.async_rest import AsyncRest
+from lockstep_client.server_time import ServerTime
 from lockstep_client.sockets import Sockets
-from lockstep_client.stand_in import ServerTime
 from lockstep_client.tokens import AsyncTokenSource
 from lockstep_client.types import CommandBody, CommandName, CommandResult
 from lockstep_client.updates import Update
@@ -37,7 +37,7 @@ class AsyncLockstep(AsyncRest):
         super().__init__(url, token, timeout_s)
         self.time = ServerTime()
         """What time it is at the server, while something is followed."""
-        self._sockets = Sockets(socket_url(url), self._tokens, self.time, timeout_s)
+        self._sockets = Sockets(socket_url(url), self._sender.tokens, self.time, timeout_s)
 
     async def follow(self, session_id: str) -> AsyncGenerator[Update, None]:
         """The session as it is now (`state` is None where there is none), and then each change, in order.
@@ -93,7 +93,7 @@ class AsyncLockstep(AsyncRest):
         try:
             await self._sockets.close()
         finally:
-            await self._http.aclose()
+            await self._sender.close()
 
     async def __aenter__(self) -> Self:
         return self

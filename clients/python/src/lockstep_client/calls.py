@@ -31,7 +31,7 @@ _KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request, and how its answer is read. Sent twice it does what it does once: a change has a key."""
+    """A request, and how its answer is read."""
 
     method: str
     path: str
@@ -40,6 +40,8 @@ class Call(Generic[T]):
     params: Mapping[str, str] = field(default_factory=dict)
     content: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_repeatable: bool = True
+    """Whether it may be sent again where it is not known if it was done: what changes something has a key."""
 
 
 class Page(NamedTuple, Generic[T]):
@@ -120,7 +122,7 @@ def read_time() -> Call[TimeAnswer]:
 
 
 def advance(ms: int) -> Call[int]:
-    return Call("POST", "/v1/time/advance", _advanced, **_json({"ms": ms}))
+    return Call("POST", "/v1/time/advance", _advanced, **_json({"ms": ms}), is_repeatable=False)
 
 
 def new_key() -> str:

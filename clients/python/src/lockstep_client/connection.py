@@ -10,6 +10,7 @@ from lockstep_client.backoff import TOKEN_REFUSED, after_close
 from lockstep_client.errors import LockstepError
 from lockstep_client.exchange import error_in
 from lockstep_client.messages import FORMER_SUBPROTOCOL, SUBPROTOCOL
+from lockstep_client.tls import tls_context
 
 CONNECT_WITHIN_S = 10.0
 CLOSE_WITHIN_S = 1.0
@@ -41,6 +42,7 @@ async def open_connection(url: str, token: str | None) -> ClientConnection:
                 additional_headers=headers,
                 open_timeout=None,
                 close_timeout=CLOSE_WITHIN_S,
+                ssl=tls_context() if url.startswith("wss:") else None,
                 ping_interval=None,  # the PINGs of the protocol find out more
                 max_size=MAX_MESSAGE_BYTES,
             )

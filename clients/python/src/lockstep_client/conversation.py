@@ -30,7 +30,7 @@ from lockstep_client.messages import (
     read_message,
 )
 from lockstep_client.pending_commands import PendingCommands
-from lockstep_client.stand_in import ServerTime
+from lockstep_client.server_time import ServerTime
 from lockstep_client.tokens import RENEW_BEFORE_S, AsyncTokens, expiry_s
 from lockstep_client.types import JsonObject
 

@@ -68,7 +68,7 @@ def exchange(
             error = _unanswered(outcome)
         wait_s = ((error.retry_after_ms or 0) + backoff_ms(min(attempt, MAX_BACKOFF_STEP))) / 1000
         attempt += 1
-        if time.monotonic() + wait_s > ends_at_s:
+        if not call.is_repeatable or time.monotonic() + wait_s > ends_at_s:
             raise error from (outcome if isinstance(outcome, httpx.RequestError) else None)
         yield Wait(wait_s)
 

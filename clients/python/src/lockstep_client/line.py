@@ -19,7 +19,7 @@ from lockstep_client.conversation import Conversation
 from lockstep_client.errors import LockstepError
 from lockstep_client.messages import BadMessage
 from lockstep_client.pending_commands import PendingCommands
-from lockstep_client.stand_in import ServerTime
+from lockstep_client.server_time import ServerTime
 from lockstep_client.subscription import Subscription
 from lockstep_client.tokens import AsyncTokens
 from lockstep_client.types import JsonObject

@@ -1,19 +1,13 @@
 """REST for programs that wait for each answer."""
 
-import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, Self, TypeVar, cast, overload
-
-import httpx
+from typing import Literal, Self, overload
 
 from lockstep_client import calls
-from lockstep_client.addresses import rest_url
 from lockstep_client.calls import Call, Page
-from lockstep_client.errors import LockstepError
-from lockstep_client.exchange import Outcome, Wait, exchange
-from lockstep_client.tls import tls_context
-from lockstep_client.tokens import Credentials, TokenSource
+from lockstep_client.senders import Sender
+from lockstep_client.tokens import TokenSource
 from lockstep_client.types import (
     CommandBody,
     CommandName,
@@ -27,8 +21,6 @@ from lockstep_client.types import (
     Switched,
     TimeAnswer,
 )
-
-T = TypeVar("T")
 
 
 class Lockstep:
@@ -49,24 +41,21 @@ class Lockstep:
         `token` is needed where the server has keys. A function is called for the first token, again shortly
         before that has run out, and where the server refuses it; what it raises is raised.
         """
-        self._url = rest_url(url)
-        self._credentials = Credentials(token)
-        self._timeout_s = timeout_s
-        self._http = httpx.Client(verify=tls_context())
+        self._sender = Sender(url, token, timeout_s)
 
     def create_session(self, body: CreateBody, idempotency_key: str | None = None) -> State:
         """Create a session; its state. SESSION_EXISTS where there is one by the `session_id` in the body."""
-        return self._do(calls.create_session(body, idempotency_key))
+        return self._sender.do(calls.create_session(body, idempotency_key))
 
     def session(self, session_id: str) -> State:
         """The state as it is now. SESSION_NOT_FOUND where there is none."""
-        return self._do(calls.session(session_id))
+        return self._sender.do(calls.session(session_id))
 
     def sessions(self, status: Status | None = None) -> Iterator[State]:
         """All sessions, or those in this status, as they are stored: a clock may have run out since."""
         call: Call[Page[State]] | None = calls.sessions(status)
         while call is not None:
-            page = self._do(call)
+            page = self._sender.do(call)
             yield from page.items
             call = page.next_call
 
@@ -107,7 +96,7 @@ class Lockstep:
         expects does not hold. With `if_match`, a position, it is only done to that very state (else
         CONFLICT, status 412).
         """
-        return self._do(calls.command(session_id, name, body, idempotency_key, if_match))
+        return self._sender.do(calls.command(session_id, name, body, idempotency_key, if_match))
 
     def events(self, session_id: str, since: int = 0, epoch: str | None = None) -> Iterator[HistoryEvent]:
         """What has happened to a session after version `since`; the server keeps the last 1,000 events.
@@ -116,35 +105,35 @@ class Lockstep:
         """
         call: Call[Page[HistoryEvent]] | None = calls.events(session_id, since, epoch)
         while call is not None:
-            page = self._do(call)
+            page = self._sender.do(call)
             yield from page.items
             call = page.next_call
 
     def publish(self, session_id: str, message: JsonObject, idempotency_key: str | None = None) -> None:
         """Send a message, an object with a `type`, to everybody who is connected to the session."""
-        self._do(calls.publish(session_id, message, idempotency_key))
+        self._sender.do(calls.publish(session_id, message, idempotency_key))
 
     def presence(self, session_id: str) -> Presence:
         """Who is connected to the session."""
-        return self._do(calls.presence(session_id))
+        return self._sender.do(calls.presence(session_id))
 
     def disconnect(self, session_id: str, subject: str) -> None:
         """End what a subject, the `sub` of its tokens, follows of the session. Its tokens stay good."""
-        self._do(calls.disconnect(session_id, subject))
+        self._sender.do(calls.disconnect(session_id, subject))
 
     def delete(
         self, session_id: str, *, idempotency_key: str | None = None, if_match: str | None = None
     ) -> None:
         """Delete the session, if there is one."""
-        self._do(calls.delete(session_id, idempotency_key, if_match))
+        self._sender.do(calls.delete(session_id, idempotency_key, if_match))
 
     def read_time(self) -> TimeAnswer:
         """What time it is at the server, and which version that is."""
-        return self._do(calls.read_time())
+        return self._sender.do(calls.read_time())
 
     def close(self) -> None:
         """Close the connections. No other method may be called afterwards (CLOSED)."""
-        self._http.close()
+        self._sender.close()
 
     def __enter__(self) -> Self:
         return self
@@ -153,23 +142,3 @@ class Lockstep:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _do(self, call: Call[T]) -> T:
-        steps = exchange(call, self._url, self._credentials, self._timeout_s)
-        outcome: Outcome = None
-        while True:
-            if self._http.is_closed:
-                raise LockstepError("CLOSED", "This client was closed")
-            try:
-                step = steps.send(outcome)
-            except StopIteration as end:
-                return cast(T, end.value)
-            if isinstance(step, httpx.Request):
-                try:
-                    outcome = self._http.send(step)
-                except httpx.RequestError as error:
-                    outcome = error
-            elif isinstance(step, Wait):
-                time.sleep(step.seconds)
-            else:
-                outcome = self._credentials.take(self._credentials.ask())

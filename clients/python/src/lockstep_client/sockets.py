@@ -9,7 +9,7 @@ from lockstep_client.calls import checked_id, checked_key
 from lockstep_client.errors import LockstepError
 from lockstep_client.line import Line
 from lockstep_client.pending_commands import Command
-from lockstep_client.stand_in import ServerTime
+from lockstep_client.server_time import ServerTime
 from lockstep_client.subscription import Subscription
 from lockstep_client.tokens import AsyncTokens
 from lockstep_client.types import CommandBody, CommandName, CommandResult
