@@ -83,6 +83,7 @@ def answer(phone: Page, text: str) -> None:
 
 def test_a_quiz_from_its_first_question_to_its_end(tabs: Tabs, quiz: Example) -> None:
     hall = Hall(tabs, quiz)
+    assert hall.host.locator("#qr path").get_attribute("d")
     reds = hall.join("Reds")
     expect(hall.team("Reds").locator(".here")).to_be_visible()
     hall.ask("The capital of Norway?")

@@ -27,6 +27,7 @@ from examples.running import ROOT, Pages, Setup
 TOKEN_LASTS_S = 12 * 3600
 MAX_SECONDS = 600
 CLIENT = ROOT / "clients" / "js" / "src"
+QR = ROOT / "handlers" / "page"
 
 
 @dataclass
@@ -213,6 +214,7 @@ async def application(setup: Setup) -> AsyncIterator[Application]:
                 (f"{quiz}/answers", Answers, hall),
                 (f"{quiz}/answers/([0-9]{{1,4}})", AnswersTo, hall),
                 (f"{quiz}/verdicts", Verdicts, hall),
+                ("/(qr.js)", Pages, {"path": str(QR)}),
                 ("/client/(.*)", Pages, {"path": str(CLIENT)}),
                 ("/(.*)", Pages, {"path": str(setup.pages), "default_filename": "index.html"}),
             ],

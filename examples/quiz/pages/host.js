@@ -2,6 +2,7 @@
 
 import { $, ask, attempt, isOver, isTimeUp, oneAtATime, questionOf, showQuestion, showTime } from "./api.js";
 import { Lockstep } from "./client/index.js";
+import { qrCode } from "./qr.js";
 
 const quizId = new URLSearchParams(location.search).get("quiz");
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
@@ -11,6 +12,13 @@ const session = lockstep.subscribe(quizId);
 
 const join = new URL(`team.html?quiz=${quizId}`, location.href).href;
 $("join").href = $("join").textContent = join;
+drawQr(qrCode(join));
+
+function drawQr({ size, modules }) {
+  const squares = [...modules].map((isDark, at) => (isDark ? `M${at % size} ${Math.floor(at / size)}h1v1h-1z` : ""));
+  $("qr").setAttribute("viewBox", `-4 -4 ${size + 8} ${size + 8}`); // four modules of quiet around it
+  $("qr").firstElementChild.setAttribute("d", squares.join(""));
+}
 
 const readTeams = oneAtATime(() =>
   attempt(async () => {
