@@ -55,6 +55,7 @@ bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machi
 	$(BIN)/python -m bench.expiry
 	$(BIN)/python -m bench.faults
 	$(BIN)/python -m bench.roll
+	$(BIN)/python -m bench.server_time
 	$(BIN)/python -m bench
 
 docs: .venv/.tested $(JS)  ## the reference of both clients, from their docstrings: build/docs

@@ -28,7 +28,7 @@ class Event(NamedTuple):
     wall_ms: float
     truth_ms: float
     """Server time, which the client cannot see."""
-    answer: tuple[float | None, ...] = ()
+    answer: tuple[Any, ...] = ()
 
     @property
     def seen(self) -> list[Any]:
@@ -189,7 +189,7 @@ class _World:
     def look(self) -> None:
         self.happens("look")
 
-    def happens(self, name: str, answer: tuple[float | None, ...] = ()) -> None:
+    def happens(self, name: str, answer: tuple[Any, ...] = ()) -> None:
         self.events.append(Event(name, self.reading_ms(), math.floor(self.wall_ms), self.truth_ms, answer))
 
     def reading_ms(self) -> float:
