@@ -12,11 +12,12 @@ import { useMemo, useSyncExternalStore } from "react";
 import { ClockView, NO_FACE } from "./clock-view.js";
 import { LockstepError } from "./errors.js";
 
-/** @import { ClockFace, ClockOptions } from "./clock-view.js" */
 /** @import { Lockstep } from "./lockstep.js" */
 /** @import { Subscription } from "./subscription.js" */
 /** @import { Presence, State, SubscriptionStatus } from "./types.js" */
 
+/** @typedef {import("./clock-view.js").ClockFace} ClockFace */
+/** @typedef {import("./clock-view.js").ClockOptions} ClockOptions */
 /** @typedef {{ session: Subscription, holders: number, code: string | null }} Held */
 
 /** @type {WeakMap<Lockstep, Map<string, Held>>} by id: what components show, and what has commands under way */
