@@ -16,7 +16,7 @@ from bench import contest, machine
 
 SCENARIOS = (
     *("fanout", "changes", "rooms", "latency", "rest", "commands", "idle", "connect", "resume", "rings"),
-    *("slow", "hostile", "lag"),
+    *("slow", "hostile", "lag", "clients"),
 )
 
 HEAD = """# Benchmarks
