@@ -536,6 +536,25 @@ def test_a_flag_says_whose_it_is(tabs: Tabs, body: dict[str, Any], status: str) 
         expect(page.locator("#status")).to_have_text(f"Paused · {status}")
 
 
+def test_an_exam_that_is_finished_early_keeps_what_it_had_left(tabs: Tabs) -> None:
+    page = tabs.open_session(short("global", 600_000, people=0))
+    page.click("#primary")
+    expect(page.locator(RUNS)).to_be_visible()
+    page.evaluate(COMMAND, ["adjust", {"delta_ms": -99_000}])
+    page.click("#primary")  # it pauses
+    expect(page.locator("#status")).to_have_text("Paused")
+    left = page.locator(".face").text_content() or ""
+    assert left.startswith("8:")
+    page.click("#primary")
+    expect(page.locator("#status")).to_have_text("Running")
+    for _ in range(2):
+        page.click("#finish")
+    for tab in (page, tabs.also_open(page)):
+        expect(tab.locator("#status")).to_have_text(re.compile(r"Finished with 8:\d\d left"))
+        expect(tab.locator(".face")).to_have_text(re.compile(r"8:\d\d"))
+        expect(tab.locator(".note")).to_have_text("left")
+
+
 # ---- Tokens ----
 
 
@@ -800,8 +819,13 @@ def test_axe_finds_no_barrier_in_a_clock_that_runs_low_and_out(
 
 def test_axe_finds_no_barrier_around_the_clocks(tabs: Tabs, cable: Cable) -> None:
     page = tabs.open()
+    page.get_by_text("Your own names").click()
     assert barriers(page) == []
-    page = tabs.start("chess", url=cable.url)
+    page = tabs.start("quiz", url=cable.url)
+    page.get_by_role("button", name="+ Team").click()
+    expect(page.locator("#team-dialog")).to_be_visible()
+    assert barriers(page) == []
+    page.keyboard.press("Escape")
     page.click("#share")
     expect(page.locator("#share-dialog")).to_be_visible()
     assert barriers(page) == []
