@@ -46,12 +46,25 @@ def forget(local_ms: float, wall_ms: float = WALL_MS) -> list[Any]:
     return ["forget", local_ms, wall_ms + local_ms]
 
 
+def stand(local_ms: float, timestamp_ms: float, wall_ms: float = WALL_MS) -> list[Any]:
+    return ["stand", local_ms, wall_ms + local_ms, timestamp_ms]
+
+
 def shown(functions: ClientFunctions, *events: list[Any], resolution_ms: float = 0) -> list[Any]:
     return [tuple(each) for each in functions("shown_times", resolution_ms, [look(0), *events])[1:]]
 
 
 def about(ms: float) -> Any:
     return pytest.approx(ms, abs=EXACTLY)
+
+
+def test_time_that_stands_still_is_shown_as_it_is_until_it_passes_again(functions: ClientFunctions) -> None:
+    events = [stand(10, T0), look(10), look(5_000), stand(5_000, T0 + 7), look(6_000), forget(6_000)]
+    assert shown(functions, *events, look(6_001)) == [(T0, 0), (T0, 0), (T0 + 7, 0), (T0 + 7, 0)]
+    passing = [learn(7_000, 7_002, T0 + 1_000, T0 + 1_000), look(7_002), look(7_102)]
+    (first, _), (later, error_ms) = shown(functions, *events, *passing)[-2:]
+    assert later - first == about(100)
+    assert 1 < error_ms < 2
 
 
 def test_before_the_first_answer_the_wall_clock_is_the_best_guess(functions: ClientFunctions) -> None:

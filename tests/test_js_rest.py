@@ -420,8 +420,12 @@ def test_a_proxy_that_is_alone_for_a_while_is_asked_again(cable: Cable) -> None:
     script = SOON + BEGIN + "return (await rest.create(body)).version;"
     assert run_js(script, cable.url, body_of()) == 1
     assert len(requests) == 3
-    answering(cable, *[HTML % 502] * 1_000)
-    script = BEGIN + "return failing(new client.LockstepRest(url, { timeoutMs: 300 }).create(body));"
+    script = (
+        BEGIN
+        + """
+        const fetch = async () => new Response("<html></html>", { status: 502 });
+        return failing(new client.LockstepRest(url, { timeoutMs: 300, fetch }).create(body));"""
+    )
     outcome = run_js(script, cable.url, body_of())
     assert (outcome["code"], outcome["status"]) == ("INVALID_ANSWER", 502)
 

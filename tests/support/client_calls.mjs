@@ -18,6 +18,7 @@ function shownTimes(resolutionMs, events) {
     localMs = eventLocalMs;
     wallMs = eventWallMs;
     if (name === "forget") time.forget();
+    else if (name === "stand") time.stand(answer);
     else if (name === "look") shown.push([time.now(), Number.isFinite(time.errorMs) ? time.errorMs : null]);
     else time.learn(...answer.slice(0, 3), answer[3] ?? undefined, answer[4] ?? Infinity);
   }

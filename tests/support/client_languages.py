@@ -24,7 +24,7 @@ class Always(float):
 
 
 TimeEvent = Sequence[Any]
-"""`learn`, `forget` or `look`; what the monotonic and the wall clock show then; the answer to learn from."""
+"""`learn`, `stand`, `forget` or `look`; what the monotonic and the wall clock show then; what is learned."""
 
 
 def shown_times(resolution_ms: float, events: Sequence[TimeEvent]) -> list[tuple[float, float | None]]:
@@ -38,6 +38,8 @@ def shown_times(resolution_ms: float, events: Sequence[TimeEvent]) -> list[tuple
             shown.append((time.now_ms(), error_ms if math.isfinite(error_ms) else None))
         elif at[0] == "forget":
             time.forget()
+        elif at[0] == "stand":
+            time.stand(at[3])
         else:
             answer = [*at[3]]
             answer[4] = math.inf if answer[4] is None else answer[4]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import random
 from collections.abc import Callable
 
@@ -169,9 +170,12 @@ class Conversation:
             raise Lost("no answer")
         del self._pongs[id_]
         pong, received_ms = answer.result()
-        self._time.learn(sent_ms, received_ms, pong.timestamp_ms, pong.received_at_ms, pong.error_ms)
+        if not pong.stands_still:
+            self._time.learn(sent_ms, received_ms, pong.timestamp_ms, pong.received_at_ms, pong.error_ms)
 
     def _answer_ping(self, pong: Pong) -> None:
+        if pong.stands_still:
+            self._time.stand(math.floor(pong.timestamp_ms))
         answer = self._pongs.get(pong.id) if isinstance(pong.id, int) else None
         if answer is not None and not answer.done():
             answer.set_result((pong, self._time.local_ms()))

@@ -92,12 +92,16 @@ class Reauthenticated:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """`error_ms` is infinite where the server does not know by how much it is wrong."""
+    """`error_ms` is infinite where the server does not know by how much it is wrong.
+
+    Where its time `stands_still`, one comes without having been asked for when that was moved.
+    """
 
     id: object
     received_at_ms: float
     timestamp_ms: float
     error_ms: float
+    stands_still: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +237,8 @@ def _error(said: _Fields, code: str) -> LockstepError:
 
 def _pong(said: _Fields) -> Pong:
     error_ms = float("inf") if said.get("errorMs") is None else _number(said, "errorMs")
-    return Pong(said.get("id"), _number(said, "receivedAt"), _number(said, "timestamp"), error_ms)
+    instants = _number(said, "receivedAt"), _number(said, "timestamp")
+    return Pong(said.get("id"), *instants, error_ms, said.get("standsStill") is True)
 
 
 def _result(said: _Fields) -> Result:

@@ -91,14 +91,19 @@ class ServerTime:
         self._shown_from_ms = wall_ms()
         self._to_slew_ms = 0.0
         self._wall_lead_ms = self._shown_from_ms - self._shown_at_ms
+        self._stands_at_ms: float | None = None
 
     def now_ms(self) -> float:
         """Server time in epoch ms, not rounded."""
+        if self._stands_at_ms is not None:
+            return self._stands_at_ms
         return self._shown_ms(self.local_ms())
 
     @property
     def error_ms(self) -> float:
         """The most by which `now_ms()` can be wrong; infinite until it is measured, and after a jump."""
+        if self._stands_at_ms is not None:
+            return 0.0
         local_ms = self.local_ms()
         if self._apart_ms(local_ms) > JUMP_MS:
             return math.inf
@@ -130,6 +135,7 @@ class ServerTime:
             self.forget()
         if sent_ms < self._forgotten_at_ms:
             return
+        self._stands_at_ms = None
         asked_at_ms = timestamp_ms + 1 if received_at_ms is None else received_at_ms
         answer = _Interval(timestamp_ms - received_ms, asked_at_ms - sent_ms)
         answer = answer.widened(self._reading_error_ms + self._slept_ms(received_ms))
@@ -146,6 +152,10 @@ class ServerTime:
             likely = answer.within(known)
         self._possible, self._likely, self._learned_at_ms = known, likely, received_ms
         self._show(max(known.low, min(known.high, likely.middle)), is_step)
+
+    def stand(self, timestamp_ms: float) -> None:
+        """The server's time stands still, at this instant, until it says otherwise: only a test moves it."""
+        self._stands_at_ms = timestamp_ms
 
     def forget(self) -> None:
         """Measure anew, as after a sleep. `now_ms()` goes on as before until the first answer.
