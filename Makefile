@@ -14,7 +14,7 @@ SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run install chess test test-long fuzz conformance docs check lint lock audit bench up roll doctor down
+.PHONY: run install chess quiz test test-long fuzz conformance docs check lint lock audit bench up roll doctor down
 
 run: install  ## the server on its embedded broker, at http://127.0.0.1:8080
 	@$(BIN)/python server.py
@@ -23,6 +23,9 @@ install: .venv/.installed  ## .venv with what the server needs
 
 chess: .venv/.examples $(CHESS)/dist/index.html  ## chess on Lockstep, at http://127.0.0.1:8000; see examples/chess
 	@$(BIN)/python -m examples.chess
+
+quiz: .venv/.examples  ## a quiz for a hall on Lockstep, at http://127.0.0.1:8000; see examples/quiz
+	@$(BIN)/python -m examples.quiz
 
 up: .venv/.deployed  ## Redis, four processes and nginx at http://127.0.0.1:8080; STACK="--processes=8" and such
 	@$(BIN)/python deploy/stack.py up $(STACK)
@@ -59,7 +62,7 @@ bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machi
 	$(BIN)/python -m bench
 
 docs: .venv/.tested $(JS)  ## the reference of both clients, from their docstrings: build/docs
-	$(BIN)/pdoc --output-directory build/docs/python lockstep_client lockstep_client.types lockstep_client.testing
+	$(BIN)/pdoc --output-directory build/docs/python lockstep_client lockstep_client.clocks lockstep_client.testing lockstep_client.types
 	npm run --silent --prefix clients/js docs
 
 check: lint test  ## what CI runs

@@ -7,6 +7,8 @@ import { Http, invalid, isObject } from "./http.js";
 
 const MAX_PAGE = 100;
 
+/** @typedef {import("./http.js").HttpOptions} HttpOptions */
+
 /**
  * @typedef {object} ReadOptions
  * @property {AbortSignal | undefined} [signal] ends the call, which throws the signal's reason
@@ -46,7 +48,7 @@ export class LockstepRest {
 
   /**
    * @param {string | URL} url the server's address, below which /v1 is; in a document it may be relative to that
-   * @param {import("./http.js").HttpOptions} [options]
+   * @param {HttpOptions} [options]
    */
   constructor(url, options = {}) {
     this.#http = new Http(url, options);
