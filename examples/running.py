@@ -20,6 +20,8 @@ from tornado.web import Application, StaticFileHandler
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "127.0.0.1"
+# Where `npm run dev` shows a page that is being changed: vite's own port.
+DEVELOPED_AT = "http://localhost:5173"
 READY = re.compile(r"Lockstep is ready at (http://\S+)")
 
 
@@ -75,7 +77,7 @@ async def _run(
     port = sockets[0].getsockname()[1]
     with TemporaryDirectory(prefix=f"{name}-") as folder:
         secret_file = options.secret_file or _new_secret(Path(folder))
-        origins = f"http://{ADDRESS}:{port},http://localhost:{port}"
+        origins = f"http://{ADDRESS}:{port},http://localhost:{port},{DEVELOPED_AT}"
         async with _lockstep(
             f"--jwt-secret-file={secret_file.resolve()}", f"--origins={origins}", *settings
         ) as (url, ended):

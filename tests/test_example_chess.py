@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.cable import Cable
 from tests.support.examples import example
 from tests.support.front_ends import built
-from tests.support.pages import SMALL_PHONE, Tabs, barriers
+from tests.support.pages import Tabs, barriers
 from tests.support.processes import ROOT
 from tests.support.tokens import SECRET, token
 
@@ -37,28 +37,58 @@ def chess(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+class Seats(Tabs):
+    """The players' tabs and the spectators', kept from test to test: opening them takes most of the time."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        super().__init__(browser, url)
+        self._kept: dict[str, Page] = {}
+
+    def take(self, who: str, link: str) -> Page:
+        page = self._kept.get(who) or self.open("about:blank")
+        self._kept[who] = page
+        page.goto(link)
+        return page
+
+    def leave(self) -> None:
+        """Close the others."""
+        for context in self.browser.contexts:
+            if context not in [page.context for page in self._kept.values()]:
+                context.close()
+        for page in self._kept.values():
+            page.goto("about:blank")
+
+
+@pytest.fixture(scope="module")
+def seats(browser: Browser, chess: str) -> Iterator[Seats]:
+    seats = Seats(browser, chess)
+    yield seats
+    seats.close()
+
+
 @pytest.fixture
-def tabs(browser: Browser, chess: str) -> Iterator[Tabs]:
-    tabs = Tabs(browser, chess)
-    yield tabs
-    tabs.close()
-    assert tabs.complaints == []
+def tabs(seats: Seats) -> Iterator[Seats]:
+    yield seats
+    seats.leave()
+    complaints = seats.complaints[:]
+    seats.complaints.clear()
+    assert complaints == []
 
 
 @dataclass
 class Game:
     """A new game: its links, and tabs and requests by them."""
 
-    tabs: Tabs
+    tabs: Seats
     links: dict[str, str]
 
     @classmethod
-    def new(cls, tabs: Tabs) -> "Game":
+    def new(cls, tabs: Seats) -> "Game":
         body = {"time_ms": 300_000, "increment_ms": 3_000}
         return cls(tabs, httpx.post(f"{tabs.url}/api/games", json=body).json())
 
-    def open(self, who: str, **options: object) -> Page:
-        page = self.tabs.open(self.tabs.url + self.links[who], **options)
+    def open(self, who: str) -> Page:
+        page = self.tabs.take(who, self.tabs.url + self.links[who])
         expect(page.locator(".table[data-current=true]")).to_be_visible()
         return page
 
@@ -108,17 +138,18 @@ def expect_said(page: Page, text: str) -> None:
     expect(page.get_by_role("status")).to_have_text(text)
 
 
-def test_a_game_is_made_and_its_links_are_seats(tabs: Tabs) -> None:
+def test_a_game_is_made_and_its_links_are_seats(tabs: Seats) -> None:
     page = tabs.open()
     page.get_by_label("3 + 2").check()
     page.get_by_role("button", name="New game").click()
-    page.get_by_role("link", name="Black").click()
-    seat = page.context.wait_for_event("page") if len(page.context.pages) == 1 else page.context.pages[1]
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Black").click()
+    seat = popup.value
     expect(seat.get_by_text("Black (you)")).to_be_visible()
     expect(seat.locator(".clock").first).to_have_text("3:00")
 
 
-def test_a_legal_move_presses_the_clock_and_shows_everywhere(tabs: Tabs) -> None:
+def test_a_legal_move_presses_the_clock_and_shows_everywhere(tabs: Seats) -> None:
     pages = Game.new(tabs).open_all()
     white, black, spectator = pages
     expect_said(white, "Your move. The clocks start with it")
@@ -135,7 +166,7 @@ def test_a_legal_move_presses_the_clock_and_shows_everywhere(tabs: Tabs) -> None
     expect(spectator.get_by_role("list", name="Moves")).to_have_text("e4e5")
 
 
-def test_an_illegal_move_presses_nothing_and_shows_nowhere(tabs: Tabs) -> None:
+def test_an_illegal_move_presses_nothing_and_shows_nowhere(tabs: Seats) -> None:
     game = Game.new(tabs)
     white, spectator = game.open("white"), game.open("spectators")
     before = game.read()
@@ -150,7 +181,7 @@ def test_an_illegal_move_presses_nothing_and_shows_nowhere(tabs: Tabs) -> None:
     expect(white.get_by_role("alert")).to_be_empty()
 
 
-def test_scholars_mate_ends_the_game_and_a_reload_keeps_everything(tabs: Tabs) -> None:
+def test_scholars_mate_ends_the_game_and_a_reload_keeps_everything(tabs: Seats) -> None:
     game = Game.new(tabs)
     pages = game.open_all()
     game.play(SCHOLARS_MATE[:3])
@@ -171,7 +202,7 @@ def test_scholars_mate_ends_the_game_and_a_reload_keeps_everything(tabs: Tabs) -
         expect(page.get_by_role("listitem")).to_have_text(["e4e5", "Qh5Nc6", "Bc4Nf6", "Qxf7#"])
 
 
-def test_a_clock_that_runs_out_ends_the_game(tabs: Tabs) -> None:
+def test_a_clock_that_runs_out_ends_the_game(tabs: Seats) -> None:
     game = Game.new(tabs)
     pages = game.open_all()
     game.play(["e2e4"])
@@ -183,7 +214,7 @@ def test_a_clock_that_runs_out_ends_the_game(tabs: Tabs) -> None:
     assert (late.status_code, late.json()["error"]["code"]) == (409, "GAME_OVER")
 
 
-def test_who_resigns_has_lost(tabs: Tabs) -> None:
+def test_who_resigns_has_lost(tabs: Seats) -> None:
     game = Game.new(tabs)
     black, spectator = game.open("black"), game.open("spectators")
     expect(spectator.get_by_role("button", name="Resign")).to_have_count(0)
@@ -191,7 +222,7 @@ def test_who_resigns_has_lost(tabs: Tabs) -> None:
     expect_said(spectator, "1-0 · White wins: resignation")
 
 
-def test_a_pawn_becomes_what_its_player_chooses(tabs: Tabs) -> None:
+def test_a_pawn_becomes_what_its_player_chooses(tabs: Seats) -> None:
     game = Game.new(tabs)
     white, spectator = game.open("white"), game.open("spectators")
     game.play(["e2e4", "d7d5", "e4d5", "c7c6", "d5c6", "a7a6", "c6b7", "a6a5"])
@@ -201,7 +232,7 @@ def test_a_pawn_becomes_what_its_player_chooses(tabs: Tabs) -> None:
     expect_piece(spectator, "a8", "N")
 
 
-def test_a_move_can_be_made_by_keyboard(tabs: Tabs) -> None:
+def test_a_move_can_be_made_by_keyboard(tabs: Seats) -> None:
     page = Game.new(tabs).open("white")
     page.locator("[data-square=e2]").focus()
     for key in ("Enter", "ArrowUp", "ArrowUp", "Enter"):
@@ -209,7 +240,7 @@ def test_a_move_can_be_made_by_keyboard(tabs: Tabs) -> None:
     expect_piece(page, "e4", "P")
 
 
-def test_who_is_here_has_a_dot(tabs: Tabs) -> None:
+def test_who_is_here_has_a_dot(tabs: Seats) -> None:
     game = Game.new(tabs)
     white = game.open("white")
     dots = white.locator(".player .presence")
@@ -220,19 +251,19 @@ def test_who_is_here_has_a_dot(tabs: Tabs) -> None:
     expect(white.get_by_text("1 watching")).to_be_visible()
 
 
-def test_a_lost_connection_is_told_and_mended(tabs: Tabs) -> None:
+def test_a_lost_connection_is_told_and_mended(tabs: Seats) -> None:
     game = Game.new(tabs)
     game.play(["e2e4"])
     lockstep_url = game.read()["lockstep_url"]
     with closing(Cable(int(lockstep_url.rpartition(":")[2]))) as cable:
-        white = game.open("white")
+        white = tabs.open("about:blank")
         by_cable = f"""window.WebSocket = class extends WebSocket {{
             constructor(url, protocols) {{
                 super(url.replace("{lockstep_url[5:]}", "{cable.url[5:]}"), protocols);
             }}
         }}"""
         white.add_init_script(by_cable)
-        white.reload()
+        white.goto(tabs.url + game.links["white"])
         expect(white.locator(".table[data-current=true]")).to_be_visible()
         cable.pull()
         expect(white.get_by_role("alert")).to_contain_text("No connection")
@@ -244,7 +275,7 @@ def test_a_lost_connection_is_told_and_mended(tabs: Tabs) -> None:
     tabs.complaints.clear()  # the console tells of attempts that failed
 
 
-def test_only_the_player_whose_turn_it_is_moves(tabs: Tabs) -> None:
+def test_only_the_player_whose_turn_it_is_moves(tabs: Seats) -> None:
     game = Game.new(tabs)
     first = {"ply": 0, "move": "e2e4"}
     assert game.ask("black", "POST", "/moves", first).json()["error"]["code"] == "NOT_YOUR_TURN"
@@ -256,7 +287,7 @@ def test_only_the_player_whose_turn_it_is_moves(tabs: Tabs) -> None:
     assert game.read()["version"] == 1
 
 
-def test_a_move_that_is_sent_again_is_made_once(tabs: Tabs) -> None:
+def test_a_move_that_is_sent_again_is_made_once(tabs: Seats) -> None:
     game = Game.new(tabs)
     game.play(["e2e4"])
     game.play(["e2e4"])
@@ -267,7 +298,7 @@ def test_a_move_that_is_sent_again_is_made_once(tabs: Tabs) -> None:
     assert other.json()["error"]["code"] == "NOT_YOUR_TURN"
 
 
-def test_a_press_around_the_back_end_loses(tabs: Tabs) -> None:
+def test_a_press_around_the_back_end_loses(tabs: Seats) -> None:
     game = Game.new(tabs)
     black = game.open("black")
     game.play(["e2e4", "e7e5"])
@@ -276,7 +307,7 @@ def test_a_press_around_the_back_end_loses(tabs: Tabs) -> None:
     expect_said(black, "0-1 · Black wins: a press without a legal move")
 
 
-def test_a_bad_body_is_refused(tabs: Tabs) -> None:
+def test_a_bad_body_is_refused(tabs: Seats) -> None:
     game = Game.new(tabs)
     for body in (
         None,
@@ -292,9 +323,9 @@ def test_a_bad_body_is_refused(tabs: Tabs) -> None:
         assert httpx.post(f"{tabs.url}/api/games", json=body).status_code == 400
 
 
-def test_nothing_on_the_board_keeps_people_out(tabs: Tabs) -> None:
+def test_nothing_on_the_board_keeps_people_out(tabs: Seats) -> None:
     game = Game.new(tabs)
-    white = game.open("white", viewport=SMALL_PHONE)
+    white = tabs.open(tabs.url + game.links["white"])
     game.play(["e2e4", "e7e5"])
     expect_said(white, "Your move")
     assert barriers(white) == []

@@ -18,12 +18,13 @@ interface Props {
   mayMove: boolean;
   legalMoves: readonly string[];
   lastMove: string | undefined;
-  isCheck: boolean;
+  /** The king that is in check: "K", "k", or "" where none is. */
+  checked: string;
   onMove: (move: string) => void;
 }
 
 /** Squares as buttons: click, or go by arrow keys and press Enter, on a piece and then on where it goes. */
-export function Board({ board, isWhiteBelow, mayMove, legalMoves, lastMove, isCheck, onMove }: Props) {
+export function Board({ board, isWhiteBelow, mayMove, legalMoves, lastMove, checked, onMove }: Props) {
   const [chosen, setChosen] = useState<number | null>(null);
   const [promotion, setPromotion] = useState<string | null>(null);
   const [focused, setFocused] = useState(squareOf(isWhiteBelow ? "e2" : "e7"));
@@ -62,7 +63,6 @@ export function Board({ board, isWhiteBelow, mayMove, legalMoves, lastMove, isCh
   }
 
   const squares = Array.from({ length: 64 }, (_, place) => (isWhiteBelow ? place ^ 56 : place ^ 7));
-  const king = isCheck ? (turnOf(lastMove, board) ? "K" : "k") : null;
   return (
     <div className="board">
       <div className="squares" role="group" aria-label="Board" ref={element} onKeyDown={onKeyDown}>
@@ -82,7 +82,7 @@ export function Board({ board, isWhiteBelow, mayMove, legalMoves, lastMove, isCh
                 (square + Math.floor(square / 8)) % 2 ? "light" : "dark",
                 lastMove?.slice(0, 4).includes(name) && "last",
                 targets.has(name) && "target",
-                piece && piece === king && "check",
+                piece && piece === checked && "check",
                 isOwn(square) && "own",
               ]
                 .filter(Boolean)
@@ -117,6 +117,3 @@ export function Board({ board, isWhiteBelow, mayMove, legalMoves, lastMove, isCh
     </div>
   );
 }
-
-/** True if it is white's turn after this move. */
-const turnOf = (lastMove: string | undefined, board: Squares) => !lastMove || !isWhite(board[squareOf(lastMove.slice(2))] ?? "");

@@ -57,7 +57,7 @@ export function Table({ lockstep, claims, token, first }: Props) {
           mayMove={mayMove}
           legalMoves={game.legal_moves ?? []}
           lastMove={moves.at(-1)}
-          isCheck={isCheck}
+          checked={!isCheck ? "" : moves.length % 2 ? "k" : "K"}
           onMove={(move) => ask(makeMove(claims.sid, token, moves.length, move))}
         />
         {player(isWhiteBelow ? white : black)}
