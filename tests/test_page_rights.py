@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.support.node import run_js
 from tests.support.pages import SMALL_PHONE, Tabs, barriers
 from tests.support.processes import ROOT, ServerProcess, running
 from tests.support.tokens import SECRET, token
@@ -317,3 +318,67 @@ def test_names_that_a_session_brings_stay_text_in_the_dialog(open_tabs: Tabs) ->
     link_for(page, name)
     expect(page.locator("#share-text")).to_contain_text(name)
     assert json.loads(page.evaluate("JSON.stringify(document.querySelectorAll('img[src=x]').length)")) == 0
+
+
+# ---- What the client knows of it ----
+
+
+def access(url: str, *tokens: str) -> Any:
+    """What a client with this token, or none, says that it may do: before it is connected, and then."""
+    return run_js(
+        """const [url, token] = args;
+        const lockstep = new client.Lockstep(url, { token });
+        const seen = [lockstep.access];
+        await new Promise((done) => {
+            lockstep.addEventListener("status", ({ detail: { status } }) => status === "online" && done());
+            lockstep.connect();
+        });
+        seen.push(lockstep.access);
+        lockstep.close();
+        return seen;""",
+        url,
+        *tokens,
+    )
+
+
+def test_the_client_knows_what_it_may_do(guarded: ServerProcess, server_process: ServerProcess) -> None:
+    assert access(guarded.url, token("play", sub=ANN)) == [None, {"scope": "play", "subject": ANN}]
+    assert access(guarded.url) == [None, {"scope": "view"}]
+    assert access(server_process.url) == [None, {}]
+
+
+def test_the_client_knows_what_it_may_do_by_its_next_token() -> None:
+    seen = run_js(
+        """const lasting = (seconds) => {
+            const exp = Math.ceil(Date.now() / 1000) + seconds;
+            return ["", JSON.stringify({ exp }), ""].map(btoa).join(".");
+        };
+        const tokens = [lasting(2), lasting(600)];
+        class Socket {
+            protocol = "lockstep.v2.json";
+            readyState = 1;
+            constructor() {
+                queueMicrotask(() => this.say({ type: "WELCOME", scope: "view", timestamp: Date.now() }));
+            }
+            say(message) {
+                this.onmessage({ data: JSON.stringify(message) });
+            }
+            send(text) {
+                const { type, id } = JSON.parse(text);
+                if (type !== "REAUTH") return;
+                this.say({ type: "REAUTHENTICATED", id, scope: "control", subject: "anna" });
+                done();
+            }
+            close() {}
+        }
+        let done;
+        const isDone = new Promise((resolve) => (done = resolve));
+        const options = { token: () => tokens.shift(), WebSocket: Socket };
+        const lockstep = new client.Lockstep("http://clocks.example", options);
+        lockstep.connect();
+        await isDone;
+        const { access } = lockstep;
+        lockstep.close();
+        return access;"""
+    )
+    assert seen == {"scope": "control", "subject": "anna"}
