@@ -479,7 +479,7 @@ def test_a_token_that_is_not_good_or_not_to_be_had_is_an_error(strict_process: S
         ["LockstepError", "TOKEN_UNAVAILABLE", None, "no luck"],
         ["LockstepError", "TOKEN_UNAVAILABLE", None, "later"],
     ]
-    assert [each[:2] for each in outcome[5:]] == [["LockstepError", "TOKEN_UNAVAILABLE"], ["TypeError", None]]
+    assert [each[:2] for each in outcome[5:]] == [["LockstepError", "UNREACHABLE"], ["TypeError", None]]
 
 
 @pytest.mark.parametrize(

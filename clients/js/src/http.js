@@ -59,7 +59,7 @@ export class Http {
         if (isOnce || !(error instanceof LockstepError) || !isTransient(error)) throw error;
         const waitMs = (error.retryAfterMs ?? 0) + backoffMs(Math.min(attempt, MAX_BACKOFF_STEP));
         if (performance.now() + waitMs >= giveUpAtMs) throw error;
-        await pause(waitMs, signal);
+        await limited(waitMs, signal, () => new Promise(() => {})).catch(() => signal?.throwIfAborted());
       }
     }
   }
@@ -70,28 +70,25 @@ export class Http {
    * @param {AbortSignal} limit
    */
   async #attempt(url, init, limit) {
-    const token = await this.#tokenWithin(limit);
     const headers = new Headers(init.headers);
+    const token = await this.#tokenNow();
     if (token) headers.set("Authorization", `Bearer ${token}`);
     // Followed, a redirected POST becomes a GET, whose answer would be taken for that of the change.
     const request = new Request(url, { ...init, headers, redirect: "manual", cache: "no-store", signal: limit });
     let response, text;
     try {
-      response = await unlessAborted(this.#fetch(request), limit);
-      text = await unlessAborted(response.text(), limit);
+      response = await this.#fetch(request);
+      text = await response.text();
     } catch (cause) {
-      throw limit.aborted ? limit.reason : unreachable(cause);
+      throw unreachable(cause);
     }
     return jsonOf(response, text);
   }
 
-  /** @param {AbortSignal} limit */
-  async #tokenWithin(limit) {
-    if (typeof this.#token !== "function") return this.#token;
+  async #tokenNow() {
     try {
-      return await unlessAborted(this.#token(), limit);
+      return typeof this.#token === "function" ? await this.#token() : this.#token;
     } catch (cause) {
-      if (limit.aborted && !(limit.reason instanceof LockstepError)) throw limit.reason;
       throw new LockstepError("TOKEN_UNAVAILABLE", "There is no token to ask with", { cause });
     }
   }
@@ -100,7 +97,7 @@ export class Http {
 /** @param {LockstepError} error */
 const isTransient = ({ code, status = 0 }) => code === "UNREACHABLE" || status === 429 || status >= 500;
 
-/** @param {unknown} cause */
+/** @param {unknown} [cause] */
 const unreachable = (cause) => new LockstepError("UNREACHABLE", "The server does not answer", { cause });
 
 /**
@@ -108,7 +105,7 @@ const unreachable = (cause) => new LockstepError("UNREACHABLE", "The server does
  * @param {{ status?: number, retryAfterMs?: number | undefined }} [more]
  */
 export const invalid = (why, more) =>
-  new LockstepError("INVALID_ANSWER", `What came is not the answer of a Lockstep server: ${why}`, more);
+  new LockstepError("INVALID_ANSWER", `This is no answer of Lockstep's: ${why}`, more);
 
 /**
  * @param {unknown} value
@@ -143,7 +140,8 @@ function jsonOf(response, text) {
 }
 
 /**
- * What `work` makes, which is given a signal that aborts after `ms`, as UNREACHABLE, or with `signal`, as that says.
+ * What `work` makes, unless `ms` are over, which is UNREACHABLE, or `signal` aborts, which throws its reason; then the
+ * signal that it is given aborts.
  *
  * @template T
  * @param {number} ms
@@ -155,35 +153,15 @@ async function limited(ms, signal, work) {
   signal?.throwIfAborted();
   const limit = new AbortController();
   const abort = () => limit.abort(signal?.reason);
-  const timer = setTimeout(() => limit.abort(unreachable(undefined)), ms);
+  const timer = setTimeout(() => limit.abort(unreachable()), ms);
   signal?.addEventListener("abort", abort);
   try {
-    return await work(limit.signal);
+    return await new Promise((resolve, reject) => {
+      limit.signal.onabort = () => reject(limit.signal.reason);
+      work(limit.signal).then(resolve, reject);
+    });
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", abort);
   }
-}
-
-/**
- * @template T
- * @param {T | PromiseLike<T>} promised
- * @param {AbortSignal} limit
- * @returns {Promise<T>} what was promised; the signal's reason is thrown if that aborts before
- */
-function unlessAborted(promised, limit) {
-  return new Promise((resolve, reject) => {
-    if (limit.aborted) reject(limit.reason);
-    limit.addEventListener("abort", () => reject(limit.reason));
-    Promise.resolve(promised).then(resolve, reject);
-  });
-}
-
-/**
- * @param {number} ms
- * @param {AbortSignal | undefined} signal
- */
-async function pause(ms, signal) {
-  await limited(ms, signal, (limit) => unlessAborted(new Promise(() => {}), limit)).catch(() => {});
-  signal?.throwIfAborted();
 }

@@ -41,7 +41,7 @@ const MAX_PAGE = 100;
  * until `timeoutMs` are over. Each change carries an idempotency key, so that it is made once all the same. What is not
  * answered with success throws a LockstepError: with the server's code, or UNREACHABLE (nobody answered; a change may
  * have been made), INVALID_ANSWER (what answered was not Lockstep: a proxy, a page to log in at) or TOKEN_UNAVAILABLE
- * (a token function threw `cause`, or gave none in time). What cannot be sent is a TypeError.
+ * (a token function threw `cause`). What cannot be sent is a TypeError.
  */
 export class LockstepRest {
   #http;
