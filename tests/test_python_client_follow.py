@@ -57,6 +57,14 @@ async def cuttable(server: ServerProcess, **options: Any) -> AsyncIterator[tuple
         yield proxy, lockstep
 
 
+async def cut_off(proxy: Proxy, lockstep: AsyncLockstep, session_id: str) -> None:
+    """The line is cut, the client has noticed, and there is no other."""
+    proxy.refuses = True
+    proxy.cut()
+    while lockstep.is_current(session_id):
+        await asyncio.sleep(0.001)
+
+
 def versions(followed: Followed) -> list[int]:
     return [event["version"] for update in followed.updates for event in update.events]
 
@@ -149,12 +157,10 @@ async def test_what_was_missed_comes_when_the_line_is_back(api: Api, rest_proces
     session_id = (await api.running("count_up", 1))["session_id"]
     async with cuttable(rest_process) as (proxy, lockstep), following(lockstep, session_id) as followed:
         await followed.count(1)
-        proxy.refuses = True
-        proxy.cut()
+        await cut_off(proxy, lockstep, session_id)
         for _ in range(5):
             await api.done(session_id, "switch")
         assert len(followed.updates) == 1
-        assert not lockstep.is_current(session_id)
         proxy.refuses = False
         await followed.until_version(7)
         assert versions(followed) == [3, 4, 5, 6, 7]
@@ -169,8 +175,7 @@ async def test_what_was_missed_for_too_long_comes_as_the_latest_state(
     session_id = (await api.running("count_up", 1))["session_id"]
     async with cuttable(rest_process) as (proxy, lockstep), following(lockstep, session_id) as followed:
         await followed.count(1)
-        proxy.refuses = True
-        proxy.cut()
+        await cut_off(proxy, lockstep, session_id)
         for _ in range(101):
             await api.done(session_id, "annotate", {"metadata": {}})
         proxy.refuses = False
@@ -185,8 +190,7 @@ async def test_who_begins_to_follow_offline_is_told_when_it_is_known(
     session_id = (await api.running("count_up", 1))["session_id"]
     async with cuttable(rest_process) as (proxy, lockstep), following(lockstep, session_id) as first:
         await first.count(1)
-        proxy.refuses = True
-        proxy.cut()
+        await cut_off(proxy, lockstep, session_id)
         await api.done(session_id, "switch")
         async with following(lockstep, session_id) as second:
             proxy.refuses = False
@@ -239,7 +243,7 @@ async def test_a_dead_line_is_noticed_though_nothing_closes_it(
     "seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 40))]
 )
 async def test_every_state_is_one_that_rest_showed(seed: int, api: Api, rest_process: ServerProcess) -> None:
-    """Random histories over a line that is cut, refused and slowed at random."""
+    """Random histories over a line that is cut, refused, slowed and silent at random."""
     rng = Random(seed)
     session_id = random_histories.uuid_of(rng)
     shown: dict[str, dict[str, Any]] = {}
@@ -253,11 +257,17 @@ async def test_every_state_is_one_that_rest_showed(seed: int, api: Api, rest_pro
                 state = await api.read(session_id)
                 if rng.random() < 0.15:
                     proxy.refuses = rng.random() < 0.5
+                    proxy.swallows_replies = False
+                    proxy.bytes_per_s = rng.choice([None, 20_000])
                     proxy.cut()
+                elif rng.random() < 0.1:
+                    proxy.swallows_replies = True  # until the client notices, or it is cut
                 elif rng.random() < 0.3:
                     proxy.refuses = False
                     await asyncio.sleep(rng.random() * 0.05)
-            proxy.refuses = False
+            proxy.refuses = proxy.swallows_replies = False
+            proxy.bytes_per_s = None
+            proxy.cut()
             shown[f"{state['epoch']}-{state['version']}-{state['commit']}"] = state
             await followed.until(lambda each: bool(each.updates) and each.last.state == state)  # noqa: B023
             await api("DELETE", f"/v1/sessions/{session_id}")
@@ -449,6 +459,26 @@ async def test_more_sessions_than_one_connection_may_have_are_followed(tmp_path:
             assert {each.error for each in all_followed.values()} == {None}
     finally:
         await asyncio.to_thread(server.stop)
+
+
+@pytest.mark.long
+async def test_a_thousand_sessions_are_followed_over_ten_connections(api: Api) -> None:
+    async with AsyncLockstep(api.url) as lockstep, contextlib.AsyncExitStack() as stack:
+        before = (await figures(api.url))["lockstep_connections"]
+        sessions = [(await api.create("count_up", 1))["session_id"] for _ in range(1_000)]
+        all_followed = [await stack.enter_async_context(following(lockstep, each)) for each in sessions]
+        for followed in all_followed:
+            await followed.count(1)
+        assert (await figures(api.url))["lockstep_connections"] - before == 10
+        for session_id in sessions:
+            await api.done(session_id, "start")
+        for followed in all_followed:
+            await followed.until_version(2)
+            assert versions(followed) == [2]
+        await stack.aclose()
+        async with asyncio.timeout(10):  # one stays for what comes next
+            while (await figures(api.url))["lockstep_connections"] - before > 1:
+                await asyncio.sleep(0.1)
 
 
 # --- rights ----------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 from zipfile import ZipFile
 
 import pytest
 from lockstep_client import AsyncLockstep, Lockstep, LockstepError
+from lockstep_client.clocks import session_clock
 from lockstep_client.testing import VirtualServer, advance, virtual_server
 
 from tests.support.api import body_of
@@ -47,18 +49,16 @@ async def test_whoever_follows_is_told_all_that_falls_due(virtual: VirtualServer
         session_id = state["session_id"]
         await lockstep.command(session_id, "start")
         async with following(lockstep, session_id) as followed:
-            await followed.count(1)
-            await asyncio.to_thread(virtual.advance, 10_000 * 100 + 5_000)
+            # It waits until the client follows, and then until it knows.
+            now_ms = await virtual.advance_async(10_000 * 100 + 5_000, clients=[lockstep])
+            assert (lockstep.time.now_ms(), lockstep.time.error_ms) == (now_ms, 0)
             await followed.until_version(102)
+            clock = session_clock(followed.last.state, lockstep.time.now_ms())  # type: ignore[arg-type]
+            assert clock == ("cycle", 5_000)
             told = [event for update in followed.updates for event in update.events]
             assert [event["version"] for event in told] == list(range(3, 103))
             assert {event["type"] for event in told} == {"advanced"}
             assert followed.last.state == await lockstep.session(session_id)
-            now_ms = (await lockstep.read_time())["timestamp_ms"]
-            async with asyncio.timeout(10):  # it is told behind what has happened
-                while lockstep.time.now_ms() != now_ms:
-                    await asyncio.sleep(0.001)
-            assert lockstep.time.error_ms == 0
 
 
 async def test_time_is_advanced_with_a_token_where_there_are_keys(tmp_path: Path) -> None:
@@ -69,6 +69,18 @@ async def test_time_is_advanced_with_a_token_where_there_are_keys(tmp_path: Path
             with pytest.raises(LockstepError) as caught:
                 server.advance(1, wrong)
             assert caught.value.code == ("UNAUTHORIZED" if wrong is None else "FORBIDDEN")
+
+
+async def test_a_client_that_is_not_told_of_the_time_is_an_error(
+    virtual: VirtualServer, rest_process: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep_client.testing.TOLD_WITHIN_S", 0.1)
+    async with AsyncLockstep(virtual.url) as unused, AsyncLockstep(rest_process.url) as elsewhere:
+        await virtual.advance_async(1, clients=[unused])
+        async with following(elsewhere, str(uuid4())) as followed:
+            await followed.count(1)
+            with pytest.raises(LockstepError, match="not told"):
+                await virtual.advance_async(1, clients=[elsewhere])
 
 
 def test_what_is_no_span_of_time_is_refused(virtual: VirtualServer) -> None:

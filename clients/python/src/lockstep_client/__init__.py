@@ -8,10 +8,23 @@
 - `lockstep_client.testing`: a server whose time a test moves
 """
 
+from lockstep_client import clocks, types
 from lockstep_client.async_client import AsyncLockstep
+from lockstep_client.changes import apply_changes
 from lockstep_client.errors import LockstepError
 from lockstep_client.rest import Lockstep
+from lockstep_client.server_time import ServerTime
 from lockstep_client.tokens import mint_token
 from lockstep_client.updates import Update
 
-__all__ = ["AsyncLockstep", "Lockstep", "LockstepError", "Update", "mint_token"]
+__all__ = [
+    "AsyncLockstep",
+    "Lockstep",
+    "LockstepError",
+    "ServerTime",
+    "Update",
+    "apply_changes",
+    "clocks",
+    "mint_token",
+    "types",
+]

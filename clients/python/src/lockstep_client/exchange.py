@@ -53,7 +53,8 @@ def exchange(
             token = given
         # Half of the time at most, so that a dead connection leaves time for another.
         left_s = ends_at_s - time.monotonic()
-        outcome = yield _request(call, base_url, token, max(min(left_s, timeout_s / 2), MIN_ATTEMPT_S))
+        most_s = timeout_s / 2 if call.is_repeatable else timeout_s
+        outcome = yield _request(call, base_url, token, max(min(left_s, most_s), MIN_ATTEMPT_S))
         if isinstance(outcome, httpx.Response):
             error = _error_of(outcome)
             if error is None:

@@ -62,6 +62,10 @@ class Sockets:
             line.subscriptions.drop(subscription)
             self._close_if_idle(line)
 
+    @property
+    def followed(self) -> list[str]:
+        return list(self._subscriptions)
+
     def is_current(self, session_id: str) -> bool:
         subscription = self._subscriptions.get(session_id.lower())
         return subscription is not None and subscription.is_current
@@ -124,8 +128,12 @@ class Sockets:
     async def _run(self, line: Line) -> None:
         try:
             await line.run()
-        except LockstepError as error:
-            log.warning("the connection has ended for good: %s", error)
+        except Exception as error:
+            if isinstance(error, LockstepError):
+                log.warning("the connection has ended for good: %s", error)
+            else:  # a bug of ours: whoever follows is not to believe that nothing happens
+                log.exception("the connection cannot be kept up")
+                error = LockstepError("INTERNAL_ERROR", f"A fault of this client: {error!r}")
             self._lines.pop(line, None)
             self._end(line, error)
 
