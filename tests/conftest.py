@@ -15,6 +15,8 @@ from tests.support.api import Api  # noqa: E402
 from tests.support.browser import chromium  # noqa: E402
 from tests.support.processes import ServerProcess  # noqa: E402
 from tests.support.redis_server import RedisServer  # noqa: E402
+from tests.support.tabs import NodeTab, in_node  # noqa: E402
+from tests.support.tokens import SECRET  # noqa: E402
 from tests.support.ws_client import abort_all  # noqa: E402
 
 TEST_TIMEOUT_S = 150
@@ -70,6 +72,29 @@ def rest_process() -> Iterator[ServerProcess]:
     server = ServerProcess("--log-level=info")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def guarded_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server on the embedded broker that wants tokens, shared by the tests that leave it as it was."""
+    secret = tmp_path_factory.mktemp("keys") / "secret"
+    secret.write_text(SECRET)
+    server = ServerProcess(f"--jwt-secret-file={secret}", "--log-level=warning")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def node(server_process: ServerProcess) -> Iterator[NodeTab]:
+    """Where clients/js runs, at the server that is shared."""
+    with in_node(server_process.url) as tab:
+        yield tab
+
+
+@pytest.fixture
+def guarded_node(guarded_process: ServerProcess) -> Iterator[NodeTab]:
+    with in_node(guarded_process.url) as tab:
+        yield tab
 
 
 @pytest.fixture

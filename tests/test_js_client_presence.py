@@ -2,70 +2,61 @@
 
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
 
-from tests.support.processes import ServerProcess, running
-from tests.support.tabs import Tab, older, opened
-from tests.support.tokens import SECRET, token
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    secret: Path = tmp_path_factory.mktemp("keys") / "secret"
-    secret.write_text(SECRET)
-    with running(ServerProcess(f"--jwt-secret-file={secret}", "--log-level=warning")) as server:
-        yield server
+from tests.support.processes import ServerProcess
+from tests.support.tabs import NodeTab, in_node
+from tests.support.tokens import token
 
 
 @pytest.fixture
-def tab(browser: Browser, guarded: ServerProcess) -> Iterator[Tab]:
-    with opened(browser, guarded.url) as tab:
-        yield tab
+def host(guarded_process: ServerProcess) -> Iterator[NodeTab]:
+    """The application's back end."""
+    with in_node(guarded_process.url) as node:
+        node.run('restHeaders = { Authorization: "Bearer " + args[0] };', token())
+        yield node
 
 
-def post(tab: Tab, server: ServerProcess, path: str, body: dict[str, Any]) -> None:
-    """As the application's back end."""
-    headers = {"Authorization": f"Bearer {token()}"}
-    assert tab.page.request.post(f"{server.url}/v1/sessions{path}", data=body, headers=headers).ok
+def post(host: NodeTab, path: str, body: dict[str, Any]) -> None:
+    assert host.run('return (await rest("POST", args[0], args[1])).status;', path, body) < 300
 
 
-def a_session(tab: Tab, server: ServerProcess, **fields: Any) -> str:
+def a_session(host: NodeTab, **fields: Any) -> str:
     session_id = str(uuid.uuid4())
     body = {"session_id": session_id, "sync_mode": "count_up", "presence": True}
-    post(tab, server, "", body | fields)
+    post(host, "", body | fields)
     return session_id
 
 
 # Follow the session as this subject; `heard` are the details of each `presence`.
 FOLLOW = """const [sessionId, ...tokens] = args;
-    await follow({ token: tokens[0] }, location.origin + "/ws", sessionId);
-    const heard = [];
-    link.addEventListener("presence", ({ detail }) => heard.push(detail));
-    const names = () => link.presence?.present?.map(({ subject }) => subject) ?? null;
-    const say_ = (message) => say(JSON.stringify({ type: "PRESENCE", anonymous: 0, ...message }));
-    link.connect();
+    await follow({ token: tokens[0] }, sessionId);
+    const heard = globalThis.heard = [];
+    session.addEventListener("presence", ({ detail }) => heard.push(detail));
+    const names = () => session.presence?.present?.map(({ subject }) => subject) ?? null;
+    const change = (fields) => say({ type: "PRESENCE", sessionId, anonymous: 0, ...fields });
 """
-HERE = FOLLOW + "await until(() => link.presence && measured());"
+HERE = FOLLOW + "await until(() => session.presence && current());"
 
 
 def of(subject: str) -> str:
     return token("view", sub=subject)
 
 
-def test_who_is_there_is_known_from_the_first_and_who_comes_is_told(tab: Tab, guarded: ServerProcess) -> None:
-    session_id = a_session(tab, guarded)
-    first, second, own, shown = tab.run(
+def test_who_is_there_is_known_from_the_first_and_who_comes_is_told(
+    guarded_node: NodeTab, host: NodeTab
+) -> None:
+    session_id = a_session(host)
+    first, second, own, shown = guarded_node.run(
         HERE
-        + """const { Lockstep } = await import("/client/index.js");
-        const other = new Lockstep(location.origin + "/ws", sessionId, { token: tokens[1] });
-        other.connect();
-        await until(() => link.presence.total === 2 && other.presence);
-        other.close();
-        return [heard[0], heard[1], link.presence === heard[1].presence, other.presence.present];""",
+        + """const { Lockstep } = await import(INDEX);
+        const another = new Lockstep(ORIGIN, { token: tokens[1] });
+        const other = another.subscribe(sessionId);
+        await until(() => session.presence.total === 2 && other.presence);
+        another.close();
+        return [heard[0], heard[1], session.presence === heard[1].presence, other.presence.present];""",
         session_id,
         of("anna"),
         of("bert"),
@@ -77,14 +68,14 @@ def test_who_is_there_is_known_from_the_first_and_who_comes_is_told(tab: Tab, gu
     assert (second["joined"], second["left"], own) == ([bert], [], True)
 
 
-def test_what_is_told_adds_up_to_who_is_there(tab: Tab, guarded: ServerProcess) -> None:
-    session_id = a_session(tab, guarded)
-    steps = tab.run(
+def test_what_is_told_adds_up_to_who_is_there(guarded_node: NodeTab, host: NodeTab) -> None:
+    session_id = a_session(host)
+    steps = guarded_node.run(
         HERE
         + """const steps = [];
         const step = (message) => {
-            say_(message);
-            steps.push([names(), link.presence.anonymous, link.presence.total]);
+            change(message);
+            steps.push([names(), session.presence.anonymous, session.presence.total]);
         };
         const [bert, cleo] = ["bert", "cleo"].map((subject) => ({ subject, connections: 1, since: "x" }));
         step({ joined: [bert, cleo], left: [], total: 3 });
@@ -122,89 +113,94 @@ def test_what_is_told_adds_up_to_who_is_there(tab: Tab, guarded: ServerProcess) 
     ],
     ids=str,
 )
-def test_a_presence_gone_wrong_changes_nothing_and_is_told(
-    tab: Tab, guarded: ServerProcess, broken: dict[str, Any]
+def test_a_presence_gone_wrong_changes_nothing_and_is_asked_for_anew(
+    guarded_node: NodeTab, host: NodeTab, broken: dict[str, Any]
 ) -> None:
-    outcome = tab.run(
+    outcome = guarded_node.run(
         HERE
-        + """const broken = args[2], before = link.presence;
-        say_(broken);
-        return [link.presence === before, heard.length, log.at(-1).event, log.at(-1).code];""",
-        a_session(tab, guarded),
+        + """const broken = args[2], before = session.presence;
+        change(broken);
+        const after = [session.presence === before, heard.length, logged("error").at(-1).error.code];
+        await until(() => heard.length === 2);
+        return [...after, names(), session.isCurrent];""",
+        a_session(host),
         of("anna"),
         broken,
     )
-    assert outcome == [True, 1, "error", "INVALID_MESSAGE"]
+    assert outcome == [True, 1, "INVALID_ANSWER", ["anna"], True]
 
 
-def test_who_comes_back_has_what_is_told_then(tab: Tab, guarded: ServerProcess) -> None:
-    outcome = tab.run(
+def test_who_comes_back_has_what_is_told_then(guarded_node: NodeTab, host: NodeTab) -> None:
+    outcome = guarded_node.run(
         HERE
-        + """say_({ joined: [{ subject: "ghost", connections: 1, since: "x" }], left: [], total: 2 });
+        + """change({ joined: [{ subject: "ghost", connections: 1, since: "x" }], left: [], total: 2 });
         Math.random = () => 0; // it comes back at once
         let offline;
-        link.addEventListener("status", () => { if (link.status === "offline") offline = names(); });
-        sockets[0].close(4000);
-        await until(() => measured() && heard.length === 3);
+        lockstep.addEventListener("status", () => { if (lockstep.status === "offline") offline = names(); });
+        drop();
+        await until(() => current() && heard.length === 3);
         return [offline, names(), "joined" in heard[2]];""",
-        a_session(tab, guarded),
+        a_session(host),
         of("anna"),
     )
     assert outcome == [["anna", "ghost"], ["anna"], False]
 
 
-def test_a_session_without_presence_has_none(tab: Tab, guarded: ServerProcess) -> None:
-    outcome = tab.run(
+def test_a_session_without_presence_has_none(guarded_node: NodeTab, host: NodeTab) -> None:
+    outcome = guarded_node.run(
         FOLLOW
-        + """await until(() => link.state && measured());
-        return [link.presence, heard];""",
-        a_session(tab, guarded, presence=False),
+        + """await until(current);
+        return [session.presence, heard];""",
+        a_session(host, presence=False),
         of("anna"),
     )
     assert outcome == [None, []]
 
 
-def test_protocol_v1_tells_nothing_of_it(browser: Browser, guarded: ServerProcess) -> None:
-    with older(guarded.port) as cable, opened(browser, cable.url) as tab:
-        outcome = tab.run(
-            FOLLOW
-            + """await until(() => link.state && measured());
-            const errors = log.filter(({ event }) => event === "error");
-            return [sockets[0].protocol, link.state.presence, link.presence, heard, errors];""",
-            a_session(tab, guarded),
-            of("anna"),
-        )
-    assert outcome == ["lockstep.v1.json", True, None, [], []]
-
-
-def test_presence_ends_with_its_session_and_begins_with_the_next(tab: Tab, guarded: ServerProcess) -> None:
-    session_id = a_session(tab, guarded)
-    tab.run(HERE + "window.heard = heard;", session_id, of("anna"))
-    url = f"{guarded.url}/v1/sessions/{session_id}"
-    assert tab.page.request.delete(url, headers={"Authorization": f"Bearer {token()}"}).ok
-    gone = tab.run('await until(() => link.status === "gone"); return link.presence;')
-    a_session(tab, guarded, session_id=session_id)
-    again = tab.run("await until(() => heard.length === 2); return heard[1];")
-    assert gone is None
+def test_presence_ends_with_its_session_and_begins_with_the_next(
+    guarded_node: NodeTab, host: NodeTab
+) -> None:
+    session_id = a_session(host)
+    guarded_node.run(HERE, session_id, of("anna"))
+    assert host.run('return (await rest("DELETE", "/" + args[0])).status;', session_id) == 204
+    gone = guarded_node.run(
+        'await until(() => session.status === "deleted"); return [session.presence, heard.at(-1)];'
+    )
+    a_session(host, session_id=session_id)
+    again = guarded_node.run("await until(() => heard.length === 3); return heard[2];")
+    assert gone == [None, {"presence": None}]
     assert [each["subject"] for each in again["presence"]["present"]] == ["anna"]
     assert again["joined"] == again["presence"]["present"]
+
+
+def test_each_session_on_a_socket_has_its_own(guarded_node: NodeTab, host: NodeTab) -> None:
+    outcome = guarded_node.run(
+        HERE
+        + """const other = subscribe(tokens[1], "other");
+        await until(() => other.presence);
+        session.close();
+        const again = subscribe(sessionId, "again");
+        await until(() => again.presence);
+        return [other.presence.present.map(({ subject, connections }) => [subject, connections]),
+            again.presence.present.map(({ subject, connections }) => [subject, connections])];""",
+        a_session(host),
+        of("anna"),
+        a_session(host),
+    )
+    assert outcome == [[["anna", 1]], [["anna", 1]]]
 
 
 # ---- Sent away ----
 
 
-@pytest.mark.parametrize("protocol", ["lockstep.v2.json", "lockstep.v1.json"])
-def test_who_is_sent_away_is_told_and_does_not_come_back(
-    browser: Browser, guarded: ServerProcess, protocol: str
-) -> None:
-    with older(guarded.port) as cable, opened(browser, cable.url if "v1" in protocol else guarded.url) as tab:
-        session_id = a_session(tab, guarded)
-        tab.run(FOLLOW + "await until(() => link.state && measured());", session_id, of("anna"))
-        post(tab, guarded, f"/{session_id}/disconnect", {"subject": "bert"})
-        post(tab, guarded, f"/{session_id}/disconnect", {"subject": "anna"})
-        outcome = tab.run(
-            """await until(() => link.status === "refused");
-            const { code, reason } = log.at(-1);
-            return [sockets[0].protocol, statuses(), code, reason, timers.size, sockets.length];"""
-        )
-    assert outcome == [protocol, ["online", "refused"], 4504, "Disconnected", 0, 1]
+def test_who_is_sent_away_is_told_and_does_not_come_back(guarded_node: NodeTab, host: NodeTab) -> None:
+    session_id = a_session(host)
+    guarded_node.run(FOLLOW + "await until(current);", session_id, of("anna"))
+    post(host, f"/{session_id}/disconnect", {"subject": "bert"})
+    post(host, f"/{session_id}/disconnect", {"subject": "anna"})
+    outcome = guarded_node.run(
+        """await until(() => session.status === "refused");
+        const { code, reason } = logged("status").at(-1);
+        return [statuses(), statuses("session"), code, reason, sockets.length];"""
+    )
+    assert outcome == [["online"], ["current", "refused"], "DISCONNECTED", "Disconnected", 1]

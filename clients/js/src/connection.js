@@ -220,7 +220,7 @@ export class Connection {
     this.#onlineSinceMs = performance.now();
     line.isOnline = true;
     this.#renewal?.start(line.token, nowMs);
-    this.#pings.measureAnew();
+    this.#pings.measure();
     this.pump();
     this.#setStatus("online");
   }
@@ -295,11 +295,9 @@ export class Connection {
   }
 
   #jumped() {
-    if (!this.#line?.isOnline) {
-      this.time.forget();
-      return this.probe();
-    }
-    this.#pings.measureAnew();
+    this.time.forget();
+    if (!this.#line?.isOnline) return this.probe();
+    this.#pings.measure();
     this.#setStatus("unsure");
   }
 

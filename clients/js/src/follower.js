@@ -108,14 +108,12 @@ export class Follower {
    * @returns {boolean} whether that is something to `tell`
    */
   lost(status) {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#answered();
     this.#isSubscribed = this.#isAsked = false;
-    this.#failures = 0;
-    if (this.status === status || (this.status === "refused" && status === "waiting")) return false;
-    this.status = status;
-    this.#mustAsk = status === "waiting";
-    return true;
+    const isAnother = this.status !== status && !(this.status === "refused" && status === "waiting");
+    if (isAnother) this.status = status;
+    this.#mustAsk = this.status === "waiting";
+    return isAnother;
   }
 
   /** Ask anew although it was refused. */
@@ -134,9 +132,17 @@ export class Follower {
     if (this.status === status) this.#emit("status", { status, ...why });
   }
 
+  /** Nothing is to be asked any more. */
+  #answered() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#mustAsk = false;
+    this.#failures = 0;
+  }
+
   /** @param {Subscribed} message */
   #subscribed({ updates, state, position, presence, timestamp }) {
-    this.#failures = 0;
+    this.#answered();
     const had = this.presence;
     const { present = null, anonymous = 0, total = 0 } = presence ?? {};
     this.presence = presence ? { present, anonymous, total } : null;

@@ -32,13 +32,17 @@ export class Line {
     this.token = token;
     const socket = new WebSocket(url, [V2, V1, ...(token ? [`bearer.${token}`] : [])]);
     this.#socket = socket;
+    let hasOpened = false;
     socket.onopen = () => {
+      hasOpened = true;
       if (socket.protocol !== V2) onForeign();
     };
     socket.onmessage = (/** @type {{ data: unknown }} */ { data }) => onMessage(data);
     socket.onclose = (/** @type {{ code: number, reason: string }} */ { code, reason }) => onClose(code, reason);
-    // What there is to say of it is said by `close`; the package `ws` throws where nobody listens.
-    socket.onerror = () => {};
+    // Node says nothing else where there is no server; the others say `close` as well, with no more in it.
+    socket.onerror = () => {
+      if (!hasOpened) onClose(1006, "");
+    };
   }
 
   /** @param {string} text */
@@ -52,6 +56,7 @@ export class Line {
     this.#socket = null;
     if (!socket) return;
     socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.onerror = () => {}; // the package `ws` throws where nobody listens
     socket.close();
   }
 }

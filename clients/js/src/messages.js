@@ -12,7 +12,7 @@
  *   reason: SnapshotReason, state: State }} Snapshot
  * @typedef {OfSession & { type: "PRESENCE", joined?: Present[], left?: { subject: string }[], anonymous: number,
  *   total: number }} PresenceChange
- * @typedef {{ type: "PONG", id: number, timestamp: number, receivedAt: number, errorMs: number | null,
+ * @typedef {{ type: "PONG", id: string, timestamp: number, receivedAt: number, errorMs: number | null,
  *   standsStill?: true }} Pong
  * @typedef {{ type: "ERROR", id?: number, sessionId?: string, code: string, message: string, details?: unknown,
  *   retryAfterMs?: number }} ErrorMessage

@@ -31,9 +31,8 @@ export class Pings {
     this.#onSilence = onSilence;
   }
 
-  /** What was under way was asked before: its answer would mislead. */
-  measureAnew() {
-    this.#time.forget();
+  /** Ask several times; what was asked before needs no answer any more. */
+  measure() {
     this.#burst = BURST;
     this.#isDue = false;
     this.ping();
@@ -44,7 +43,8 @@ export class Pings {
     this.#isDue = true;
     this.#sentMs = this.#time.localMs();
     this.#wait(this.#onSilence, PONG_WITHIN_MS);
-    this.#send(JSON.stringify({ type: "PING", id: ++this.#lastId }));
+    this.#lastId += 1;
+    this.#send(JSON.stringify({ type: "PING", id: this.#id }));
   }
 
   /**
@@ -54,13 +54,18 @@ export class Pings {
   receive({ id, timestamp, receivedAt, errorMs, standsStill }) {
     const receivedMs = this.#time.localMs();
     if (standsStill) this.#time.stand(Math.floor(timestamp));
-    if (!this.#isDue || id !== this.#lastId) return false;
+    if (!this.#isDue || id !== this.#id) return false;
     this.#isDue = false;
     // null: it does not know.
     if (!standsStill) this.#time.learn(this.#sentMs, receivedMs, timestamp, receivedAt, errorMs ?? Infinity);
     this.#burst -= 1;
     this.#wait(() => this.ping(), this.#burst > 0 ? BURST_PAUSE_MS : PING_EVERY_MS);
     return true;
+  }
+
+  /** None that a request has. */
+  get #id() {
+    return `ping-${this.#lastId}`;
   }
 
   stop() {
