@@ -189,6 +189,19 @@ def test_a_session_that_does_not_exist_is_missing_endit_is_made_and_after_it_was
     assert statuses == ["waiting", "missing", "current", "deleted"]
 
 
+def test_a_session_that_is_refused_says_why_to_every_component(tab: Tab) -> None:
+    refused = tab.run(
+        """const show = (...names) =>
+            root.render(names.map((name) => h(Session, { key: name, name, lockstep, sessionId: "none" })));
+        show("first");
+        await until(() => last("first")?.status === "refused");
+        show("first", "second");
+        await until(() => last("second"));
+        return ["first", "second"].map((name) => [last(name).status, last(name).code, last(name).state]);"""
+    )
+    assert refused == [["refused", "INVALID_MESSAGE", None]] * 2
+
+
 def test_a_command_is_answered_though_its_component_has_gone(tab: Tab) -> None:
     session_id = create(tab)
     version, asked = tab.run(
