@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
+
+from tests.support.processes import wait_until
 
 # Without those about the background, each start looks for hosts that are none of the tests' business.
 FLAGS = [
@@ -44,17 +47,18 @@ def everyday_chromium() -> Iterator[BrowserContext]:
 
     Playwright's own browsers take every tab for the one in front, and keep nothing.
     """
-    with tempfile.TemporaryDirectory(prefix="lockstep-chromium-") as profile:
+    # Its last process may still write as the first one ends.
+    with tempfile.TemporaryDirectory(prefix="lockstep-chromium-", ignore_cleanup_errors=True) as profile:
         command = [chromium_path(), "--headless=new", *FLAGS, "--remote-debugging-port=0"]
         process = subprocess.Popen(
-            [*command, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.PIPE, text=True
+            [*command, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL
         )
         try:
-            assert process.stderr is not None
-            said = next(line for line in process.stderr if line.startswith("DevTools listening on "))
+            file = Path(profile) / "DevToolsActivePort"
+            port = wait_until(lambda: file.exists() and file.read_text().partition("\n")[0], 20)
             with sync_playwright() as playwright:
-                address = said.rsplit(" ", 1)[1].strip()
+                address = f"http://127.0.0.1:{port}"
                 yield playwright.chromium.connect_over_cdp(address, no_defaults=True).contexts[0]
         finally:
             process.terminate()
-            process.communicate()
+            process.wait()
