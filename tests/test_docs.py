@@ -234,6 +234,23 @@ def test_the_page_of_a_client_does_what_it_says_once_the_start_is_done(
         walk.run(snippets(path))
 
 
+@pytest.mark.long
+def test_make_docs_writes_the_reference_of_both_clients() -> None:
+    """What it needs is there: it was installed for this test."""
+    installed = ["-o", ".venv/.tested", "-o", "clients/js/node_modules/.package-lock.json"]
+    done = subprocess.run(
+        ["make", *installed, "docs"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path, told in (
+        ("python/lockstep_client.html", "mint_token"),
+        ("python/lockstep_client/clocks.html", "session_clock"),
+        ("js/classes/lockstep-client.Lockstep.html", "subscribe"),
+        ("js/functions/lockstep-client_react.useClock.html", "useClock"),
+    ):
+        assert told in (ROOT / "build" / "docs" / path).read_text(), path
+
+
 # --- links -----------------------------------------------------------------------------------------
 
 

@@ -173,6 +173,7 @@ class Walk:
             "PATH": os.pathsep.join([str(bin_folder), clean["PATH"]]),
             "PYTHONPATH": os.pathsep.join(python_path),
             "PYTHONUNBUFFERED": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a reader has none of those that are needed here
         }
 
     def run(self, snippets: list[Snippet]) -> None:
