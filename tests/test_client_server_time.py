@@ -58,13 +58,16 @@ def about(ms: float) -> Any:
     return pytest.approx(ms, abs=EXACTLY)
 
 
-def test_time_that_stands_still_is_shown_as_it_is_until_it_passes_again(functions: ClientFunctions) -> None:
-    events = [stand(10, T0), look(10), look(5_000), stand(5_000, T0 + 7), look(6_000), forget(6_000)]
-    assert shown(functions, *events, look(6_001)) == [(T0, 0), (T0, 0), (T0 + 7, 0), (T0 + 7, 0)]
-    passing = [learn(7_000, 7_002, T0 + 1_000, T0 + 1_000), look(7_002), look(7_102)]
-    (first, _), (later, error_ms) = shown(functions, *events, *passing)[-2:]
-    assert later - first == about(100)
-    assert 1 < error_ms < 2
+def test_time_that_stands_still_is_exact_until_it_is_forgotten_or_runs(functions: ClientFunctions) -> None:
+    jumped = WALL_MS + 400
+    times = shown(
+        functions,
+        *[learn(0, 20, T0, T0), stand(30, 5_000), look(40), stand(50, 6_000), look(5_000)],
+        *[look(5_000, jumped), forget(5_000), look(5_000), stand(5_000, 6_000), look(5_000)],
+        *[learn(5_010, 5_030, T0, T0), look(5_030)],
+    )
+    assert times[:5] == [(5_000, 0), (6_000, 0), (6_000, None), (6_000, None), (6_000, 0)]
+    assert times[5] == (about(T0 + 10), about(10.03))
 
 
 def test_before_the_first_answer_the_wall_clock_is_the_best_guess(functions: ClientFunctions) -> None:

@@ -26,6 +26,8 @@ const READINGS_OF_A_FINE_CLOCK = 50_000; // within them one of whole ms has move
 
 /** @type {Interval} */
 const ANYTHING = { low: -Infinity, high: Infinity };
+/** @type {Interval} An answer of a clock that runs contradicts it. */
+const NO_CLOCK = { low: 0, high: 0 };
 
 /** @type {(interval: Interval, byMs: number) => Interval} */
 const widened = ({ low, high }, byMs) => ({ low: low - byMs, high: high + byMs });
@@ -117,9 +119,9 @@ export class ServerTime {
 
   /** The most by which `now()` can be wrong, in ms; Infinity until it is measured, and after a jump. */
   get errorMs() {
-    if (this.#standsAtMs !== undefined) return 0;
     const localMs = this.localMs();
     if (this.#apartMs(localMs) > JUMP_MS) return Infinity;
+    if (this.#standsAtMs !== undefined) return this.#possible === ANYTHING ? Infinity : 0;
     const { low, high } = widened(this.#possible, this.#uncertaintyMs(localMs, MAX_DRIFT));
     const offsetMs = this.#shownMs(localMs) - localMs;
     return Math.max(high - offsetMs, offsetMs - low) + this.#readingErrorMs;
@@ -172,6 +174,8 @@ export class ServerTime {
    */
   stand(timestampMs) {
     this.#standsAtMs = timestampMs;
+    this.#possible = this.#likely = NO_CLOCK;
+    this.#wallLeadMs = this.#wallMs() - this.localMs();
   }
 
   /**

@@ -45,6 +45,8 @@ class _Interval(NamedTuple):
 
 
 _ANYTHING = _Interval(-math.inf, math.inf)
+_NO_CLOCK = _Interval(0.0, 0.0)
+"""An answer of a clock that runs contradicts it."""
 
 
 def _local_ms() -> float:
@@ -102,11 +104,11 @@ class ServerTime:
     @property
     def error_ms(self) -> float:
         """The most by which `now_ms()` can be wrong; infinite until it is measured, and after a jump."""
-        if self._stands_at_ms is not None:
-            return 0.0
         local_ms = self.local_ms()
         if self._apart_ms(local_ms) > JUMP_MS:
             return math.inf
+        if self._stands_at_ms is not None:
+            return math.inf if self._possible == _ANYTHING else 0.0
         low, high = self._possible.widened(self._uncertainty_ms(local_ms, MAX_DRIFT))
         offset_ms = self._shown_ms(local_ms) - local_ms
         return max(high - offset_ms, offset_ms - low) + self._reading_error_ms
@@ -156,6 +158,8 @@ class ServerTime:
     def stand(self, timestamp_ms: float) -> None:
         """The server's time stands still, at this instant, until it says otherwise: only a test moves it."""
         self._stands_at_ms = timestamp_ms
+        self._possible = self._likely = _NO_CLOCK
+        self._wall_lead_ms = self._wall_ms() - self.local_ms()
 
     def forget(self) -> None:
         """Measure anew, as after a sleep. `now_ms()` goes on as before until the first answer.
