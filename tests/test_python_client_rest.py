@@ -29,6 +29,24 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     server.stop()
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried again at once."""
+    monkeypatch.setattr("lockstep_client.exchange.backoff_ms", lambda attempt: 1)
+
+
+@pytest.fixture(scope="module")
+def crowd(rest_process: ServerProcess) -> Iterator[list[str]]:
+    """More sessions than are listed at once, of which the first has a history longer than a page."""
+    with Lockstep(rest_process.url) as lockstep:
+        made = [lockstep.create_session({"sync_mode": "count_up"})["session_id"] for _ in range(101)]
+        for number in range(300):
+            lockstep.command(made[0], "annotate", {"metadata": {}, "data": {"x": f"{number:0900}"}})
+        yield made
+        for each in made:
+            lockstep.delete(each)
+
+
 async def created(lockstep: Either, *args: Any, **fields: Any) -> dict[str, Any]:
     state: dict[str, Any] = await lockstep.create_session(body_of(*args, **fields))
     return state
@@ -69,18 +87,14 @@ async def _sessions(lockstep: Either, status: str) -> Any:
         yield each
 
 
-async def test_lists_and_histories_are_read_to_their_end(kind: str, rest_process: ServerProcess) -> None:
+async def test_lists_and_histories_are_read_to_their_end(
+    kind: str, crowd: list[str], rest_process: ServerProcess
+) -> None:
     async with either(kind, rest_process.url) as lockstep:
-        made = {(await created(lockstep, "count_up", 0))["session_id"] for _ in range(101)}
-        session_id = min(made)
-        await lockstep.command(session_id, "start")
-        for number in range(300):
-            await lockstep.command(session_id, "annotate", {"metadata": {}, "data": {"x": f"{number:0900}"}})
-        assert made - {session_id} <= {each["session_id"] for each in await lockstep.sessions("pending")}
-        history = await lockstep.events(session_id)
-        assert [event["version"] for event in history] == list(range(1, 303))
-        for each in made:
-            await lockstep.delete(each)
+        assert set(crowd) <= {each["session_id"] for each in await lockstep.sessions("pending")}
+        history = await lockstep.events(crowd[0])
+        assert [event["version"] for event in history] == list(range(1, 302))
+        assert len({event["data"]["x"] for event in history[1:]}) == 300
 
 
 async def test_messages_presence_and_time_are_told(kind: str, rest_process: ServerProcess) -> None:
@@ -150,6 +164,7 @@ async def test_a_closed_client_says_so(kind: str, rest_process: ServerProcess) -
 # --- tried again -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick")
 async def test_a_change_whose_answer_is_lost_is_made_once(kind: str, rest_process: ServerProcess) -> None:
     async with Proxy(rest_process.port) as proxy, either(kind, f"http://127.0.0.1:{proxy.port}") as lockstep:
         lost = 0
@@ -189,6 +204,7 @@ LIMITED = http_answer(
 HTML = http_answer(502, "<html>Bad gateway</html>", Content_Type="text/html")
 
 
+@pytest.mark.usefixtures("quick")
 async def test_it_comes_again_when_the_server_says(kind: str) -> None:
     answers = [BUSY, http_answer(429, "<p>slow down", Retry_After="0"), b"", GOOD_TIME]
     async with scripted(answers) as server, either(kind, server.url) as lockstep:
@@ -198,6 +214,7 @@ async def test_it_comes_again_when_the_server_says(kind: str) -> None:
         assert len(server.heads) == 4
 
 
+@pytest.mark.usefixtures("quick")
 async def test_a_change_keeps_its_key_when_it_comes_again(kind: str) -> None:
     answers = [HTML, b"", http_answer(204, "")]
     async with scripted(answers) as server, either(kind, server.url) as lockstep:
