@@ -2,29 +2,21 @@
 
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.bundles import JS_CLIENT, bundle
+from tests.support.bundles import bundle
 from tests.support.node import run_js
 from tests.support.processes import ROOT, ServerProcess
 from tests.support.tabs import Tab, opened
-
-DEVELOPMENT = ('--define:process.env.NODE_ENV="development"',)
-# As package.json has it.
-AS_INSTALLED = (
-    f"--alias:lockstep-client/react={JS_CLIENT / 'src/react.js'}",
-    f"--alias:lockstep-client={JS_CLIENT / 'src/index.js'}",
-)
 
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, server_process: ServerProcess) -> Iterator[Tab]:
     """A tab with React and the hooks, in which React may complain of nothing."""
-    script = bundle(ROOT / "tests/support/react_page.jsx", *DEVELOPMENT)
+    script = bundle(ROOT / "tests/support/react_page.jsx", '--define:process.env.NODE_ENV="development"')
     with opened(browser, server_process.url) as tab:
         complaints: list[str] = []
         tab.page.on(
@@ -443,35 +435,6 @@ def test_a_clock_that_has_run_out_is_over_and_the_one_of_how_long_it_is_runs(tab
     assert faces[0] == {"text": "0:00.0", "ms": 0, "isRunning": False, "isOver": True}
     assert faces[1] == {"text": "0:01", "ms": 1000, "isRunning": False, "isOver": False}
     assert faces[2:] == [True, True]
-
-
-# ---- As the README has it ----
-
-AROUND_THE_README = """
-import { createRoot } from "react-dom/client";
-window.showGame = (host, sessionId) => createRoot(host).render(<Game sessionId={sessionId} />);
-"""
-
-
-def test_the_components_of_the_readme_show_a_game_and_end_a_turn(tab: Tab, tmp_path: Path) -> None:
-    readme = (JS_CLIENT / "README.md").read_text()
-    code = readme.split("## React")[1].split("```tsx\n")[1].split("```")[0]
-    file = tmp_path / "readme.tsx"
-    file.write_text(code.replace("https://clocks.example.org/", tab.url) + AROUND_THE_README)
-    tab.page.evaluate(bundle(file, *DEVELOPMENT, *AS_INSTALLED))
-    before, after = tab.run(
-        """const host = document.body.appendChild(document.createElement("div"));
-        showGame(host, args[0]);
-        const clocks = host.getElementsByTagName("output");
-        const looks = () => host.querySelector("main.current") && [...clocks].map((clock) => clock.className);
-        await until(() => looks()?.[0] === "running");
-        const before = looks();
-        host.querySelector("button").click();
-        await until(() => looks()?.[0] === "waiting");
-        return [before, looks()];""",
-        create(tab),
-    )
-    assert (before, after) == (["running", "waiting"], ["waiting", "running"])
 
 
 # ---- Rendered on a server ----
