@@ -1,18 +1,26 @@
 """What time clients take it to be at the server: by hand; on simulated paths they never claim too much."""
 
+import asyncio
+import math
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from lockstep_client import AsyncLockstep
 
 from tests.support.client_languages import LANGUAGES, ClientFunctions, functions_of
+from tests.support.processes import ServerProcess
 from tests.support.time_paths import PATHS, Event, Path, events_of
 
 T0 = 1_704_110_400_000
 EXACTLY = 0.02
 """ms; what rounding adds to an error."""
+STARTED_WITHIN_MS = 20
+"""Between the two clocks that a server reads when it starts; by so much it may be off the wall clock."""
 WALL_MS = 1_700_000_000_000
 
 
@@ -246,3 +254,37 @@ def test_the_bound_is_true_and_time_goes_forward_in_a_thousand_runs(
     functions: ClientFunctions, path: Path
 ) -> None:
     check_runs(functions, path, 1_000)
+
+
+# ---- At a real server ----
+
+
+def check_beside_the_wall(before_ms: float, now_ms: float, error_ms: float, after_ms: float) -> None:
+    """What was shown between two readings of the wall clock, which the server on the same machine follows."""
+    assert error_ms < 5_000
+    assert now_ms + error_ms >= before_ms - STARTED_WITHIN_MS
+    assert now_ms - error_ms <= after_ms + STARTED_WITHIN_MS
+
+
+async def test_python_on_the_servers_own_machine_shows_its_wall_clock(server_process: ServerProcess) -> None:
+    async with AsyncLockstep(server_process.url) as lockstep, asyncio.timeout(20):
+        updates = lockstep.follow(str(uuid.uuid4()))
+        await anext(updates)
+        while not math.isfinite(lockstep.time.error_ms):
+            await asyncio.sleep(0.01)
+        before_ms = time.time() * 1000
+        shown = lockstep.time.now_ms(), lockstep.time.error_ms
+        check_beside_the_wall(before_ms, *shown, time.time() * 1000)
+        await updates.aclose()
+
+
+def test_node_on_the_servers_own_machine_shows_its_wall_clock(server_process: ServerProcess) -> None:
+    script = f"""
+        const {{ Lockstep }} = await import("./clients/js/src/index.js");
+        const lockstep = new Lockstep("{server_process.url}"), {{ time }} = lockstep;
+        lockstep.connect();
+        while (!Number.isFinite(time.errorMs)) await new Promise((done) => setTimeout(done, 10));
+        console.log(Date.now(), time.now(), time.errorMs, Date.now() + 1);
+        lockstep.close();"""
+    told = subprocess.check_output(["node", "--input-type=module", "-e", script], text=True, timeout=30)
+    check_beside_the_wall(*map(float, told.split()))
