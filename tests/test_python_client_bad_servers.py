@@ -429,6 +429,31 @@ async def test_a_server_that_goes_away_says_when_to_come_back(quick: list[int]) 
         assert set(quick) <= {0}
 
 
+@pytest.mark.parametrize("delay_ms", [0, -1, 10**12])
+async def test_a_server_that_only_sends_away_is_not_asked_again_and_again(
+    delay_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep_client.line.MAX_WAIT_MS", 20)
+    waits: list[int] = []
+    gives_up = asyncio.Event()
+
+    def backoff_ms(attempt: int) -> float:
+        waits.append(attempt)
+        if len(waits) == 3:
+            gives_up.set()
+        return 1
+
+    monkeypatch.setattr("lockstep_client.line.backoff_ms", backoff_ms)
+
+    async def script(peer: Peer) -> None:
+        await peer.say(WELCOME, {"type": "GOING_AWAY", "reconnectAfterMs": delay_ms})
+
+    async with scripted_following(script) as (server, _):
+        await asyncio.wait_for(gives_up.wait(), 20)
+        assert waits == [0, 1, 2]
+        assert server.connections >= 12
+
+
 async def test_requests_under_way_stay_few_enough_for_pings_to_be_read(quick: list[int]) -> None:
     most = 0
 
@@ -463,6 +488,20 @@ async def test_requests_under_way_stay_few_enough_for_pings_to_be_read(quick: li
         for each in followers:
             await each.count(1)
         assert 10 < most < 16
+
+
+async def test_a_command_that_would_have_to_wait_for_too_long_is_refused() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.say(WELCOME)
+        request = await peer.hear("COMMAND")
+        error = {"type": "ERROR", "id": request["id"], "code": "RATE_LIMIT_EXCEEDED", "message": "slow down"}
+        await peer.say(error | {"retryAfterMs": 30_000})
+        await forever(peer)
+
+    async with scripted_socket(script) as server, AsyncLockstep(server.url) as lockstep:
+        with pytest.raises(LockstepError) as caught:
+            await lockstep.send_command(ID, "start")
+        assert (caught.value.code, caught.value.retry_after_ms) == ("RATE_LIMIT_EXCEEDED", 30_000)
 
 
 async def test_a_command_that_cannot_be_done_now_is_sent_again_in_its_order(quick: list[int]) -> None:

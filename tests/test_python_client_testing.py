@@ -13,7 +13,7 @@ from uuid import uuid4
 from zipfile import ZipFile
 
 import pytest
-from lockstep_client import AsyncLockstep, Lockstep, LockstepError
+from lockstep_client import AsyncLockstep, Lockstep, LockstepError, mint_token
 from lockstep_client.clocks import session_clock
 from lockstep_client.testing import VirtualServer, advance, virtual_server
 
@@ -61,14 +61,20 @@ async def test_whoever_follows_is_told_all_that_falls_due(virtual: VirtualServer
             assert followed.last.state == await lockstep.session(session_id)
 
 
-async def test_time_is_advanced_with_a_token_where_there_are_keys(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text(SECRET)
-    with virtual_server(COMMAND, f"--jwt-secret-file={tmp_path / 'secret'}") as server:
-        assert server.advance(1, token()) > 0
-        for wrong in (None, token(scope="control")):
-            with pytest.raises(LockstepError) as caught:
-                server.advance(1, wrong)
-            assert caught.value.code == ("UNAUTHORIZED" if wrong is None else "FORBIDDEN")
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualServer]:
+    secret = tmp_path_factory.mktemp("keys") / "secret"
+    secret.write_text(SECRET)
+    with virtual_server(COMMAND, f"--jwt-secret-file={secret}") as server:
+        yield server
+
+
+def test_time_is_advanced_with_a_token_where_there_are_keys(guarded: VirtualServer) -> None:
+    assert guarded.advance(1, token()) > 0
+    for wrong in (None, token(scope="control")):
+        with pytest.raises(LockstepError) as caught:
+            guarded.advance(1, wrong)
+        assert caught.value.code == ("UNAUTHORIZED" if wrong is None else "FORBIDDEN")
 
 
 async def test_a_client_that_is_not_told_of_the_time_is_an_error(
@@ -81,6 +87,22 @@ async def test_a_client_that_is_not_told_of_the_time_is_an_error(
             await followed.count(1)
             with pytest.raises(LockstepError, match="not told"):
                 await virtual.advance_async(1, clients=[elsewhere])
+
+
+async def test_tokens_run_out_in_real_time(guarded: VirtualServer) -> None:
+    asked = []
+
+    def source() -> str:
+        asked.append(1)
+        return mint_token(SECRET, scope="admin", lifetime_s=60)
+
+    guarded.advance(86_400_000, token())
+    async with AsyncLockstep(guarded.url, token=source) as lockstep:
+        async for update in lockstep.follow(str(uuid4())):
+            assert update.reason == "missing"
+            await asyncio.sleep(1.5)  # a token that is taken for one that has run out is renewed by then
+            assert asked == [1]
+            break
 
 
 def test_what_is_no_span_of_time_is_refused(virtual: VirtualServer) -> None:

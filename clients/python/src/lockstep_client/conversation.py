@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import random
+import time
 from collections.abc import Callable
 
 from websockets.asyncio.client import ClientConnection
@@ -52,7 +53,7 @@ class Conversation:
         connection: ClientConnection,
         token: str | None,
         tokens: AsyncTokens,
-        time: ServerTime,
+        server_time: ServerTime,
         new_id: Callable[[], int],
         subscriptions: CarriedSubscriptions,
         commands: PendingCommands,
@@ -60,13 +61,14 @@ class Conversation:
         self._connection = connection
         self._token = token
         self._tokens = tokens
-        self._time = time
+        self._time = server_time
         self._new_id = new_id
         self._subscriptions = subscriptions
         self._commands = commands
         self._outgoing: asyncio.Queue[str] = asyncio.Queue()
         self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self._pongs: dict[int, asyncio.Future[tuple[Pong, float]]] = {}
+        self._first_pong: asyncio.Future[Pong] = asyncio.get_running_loop().create_future()
         self._renewal: tuple[int, asyncio.Future[LockstepError | None]] | None = None
         self.reconnect_after_ms: float | None = None
         """What the server wants to be waited for, where it goes away."""
@@ -174,6 +176,8 @@ class Conversation:
             self._time.learn(sent_ms, received_ms, pong.timestamp_ms, pong.received_at_ms, pong.error_ms)
 
     def _answer_ping(self, pong: Pong) -> None:
+        if not self._first_pong.done():
+            self._first_pong.set_result(pong)
         if pong.stands_still:
             self._time.stand(math.floor(pong.timestamp_ms))
         answer = self._pongs.get(pong.id) if isinstance(pong.id, int) else None
@@ -184,13 +188,15 @@ class Conversation:
 
     async def _renew(self) -> None:
         """Brings the next token before this one has run out, at an instant that not everybody chooses."""
-        welcome = await asyncio.shield(self._welcome)
-        is_at_ms = welcome.timestamp_ms - self._time.local_ms()
+        pong = await self._first_pong
+        # Tokens run out in real time, also where a test moves the server's.
+        server_ms = time.time() * 1000 if pong.stands_still else pong.timestamp_ms
+        lead_ms = server_ms - self._time.local_ms()
         while self._tokens.is_renewable and self._token is not None:
             ends_at_s = expiry_s(self._token)
             if ends_at_s is None:
                 break
-            left_s = ends_at_s - (self._time.local_ms() + is_at_ms) / 1000
+            left_s = ends_at_s - (self._time.local_ms() + lead_ms) / 1000
             wait_s = left_s - min(RENEW_BEFORE_S, left_s / 2) * (1 - random.random() / 4)
             await asyncio.sleep(max(1, wait_s))
             await self._reauthenticate(self._token)

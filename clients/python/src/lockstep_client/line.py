@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 
 STEADY_AFTER_S = 10.0
 """A connection that has lasted so long begins the backoff anew."""
-MAX_AWAY_MS = 10_000
-"""No server asks to be left alone for longer."""
+MAX_WAIT_MS = 15_000
+MAX_SENT_AWAY = 10
+"""So often in a row a server is believed that says when to come back: in a rolling restart, several do."""
 GOING_AWAY = 1001
 MESSAGE_TOO_BIG = 1009
 
@@ -66,7 +67,7 @@ class Line:
 
     async def run(self) -> None:
         """Raises LockstepError where it was refused for good; there is no other end."""
-        attempt = 0
+        attempt = sent_away = 0
         while True:
             began_s = time.monotonic()
             code, is_doubtful = None, False
@@ -88,14 +89,19 @@ class Line:
                 self.commands.reject_longest(LockstepError("MESSAGE_TOO_BIG", "Too long: send it by REST"))
             self.subscriptions.lose(is_doubtful=is_doubtful)
             self.commands.lose()
-            is_steady = time.monotonic() - began_s > STEADY_AFTER_S or code == GOING_AWAY
-            if is_steady and said is not None and said.is_welcome:
-                attempt = 0
-            wait_ms = backoff_ms(attempt)
-            if said is not None and said.reconnect_after_ms is not None:
-                wait_ms = min(said.reconnect_after_ms, MAX_AWAY_MS)
-            else:
+            if said is not None and said.is_welcome and time.monotonic() - began_s > STEADY_AFTER_S:
+                attempt = sent_away = 0
+            wait_ms = None
+            if said is not None and said.is_welcome and sent_away < MAX_SENT_AWAY:
+                # Whoever is sent away is expected elsewhere.
+                wait_ms = said.reconnect_after_ms
+                if wait_ms is not None or code == GOING_AWAY:
+                    attempt = 0
+                    sent_away += 1
+            if wait_ms is None:
+                wait_ms = backoff_ms(attempt)
                 attempt += 1
+            wait_ms = max(0, min(wait_ms, MAX_WAIT_MS))
             log.info("no connection to %s: %s; back in %.1f s", self._url, self.trouble, wait_ms / 1000)
             await asyncio.sleep(wait_ms / 1000)
 

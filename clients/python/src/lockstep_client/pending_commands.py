@@ -20,6 +20,8 @@ class Command:
     id: int
     text: str
     answer: asyncio.Future[Result]
+    ends_at_s: float
+    """By the loop's time: nobody waits for longer."""
     attempts: int = 0
     timer: asyncio.TimerHandle | None = None
     """Runs until it is sent again, where the server could not do it just then."""
@@ -80,14 +82,21 @@ class PendingCommands:
             return False
         self._under_way.discard(id_)
         command = self._commands.get(id_)
-        if command is not None and error.retry_after_ms is not None:
-            wait_ms = error.retry_after_ms + backoff_ms(command.attempts)
-            command.attempts += 1
-            loop = asyncio.get_running_loop()
-            command.timer = loop.call_later(wait_ms / 1000, self._send_again, command)
-        elif command is not None:
+        if command is not None and not self._is_sent_again(command, error):
             self._reject(command, error)
         self._send_due()
+        return True
+
+    def _is_sent_again(self, command: Command, error: LockstepError) -> bool:
+        """Whether it will be, where the server could not do it just then, and somebody waits for so long."""
+        if error.retry_after_ms is None:
+            return False
+        loop = asyncio.get_running_loop()
+        wait_s = (error.retry_after_ms + backoff_ms(command.attempts)) / 1000
+        if loop.time() + wait_s > command.ends_at_s:
+            return False
+        command.attempts += 1
+        command.timer = loop.call_later(wait_s, self._send_again, command)
         return True
 
     def reject_longest(self, error: LockstepError) -> None:

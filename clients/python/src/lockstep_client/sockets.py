@@ -106,7 +106,8 @@ class Sockets:
         text = json.dumps(message, separators=(",", ":"), allow_nan=False)
         self._require_open()
         line = next(iter(self._lines), None) or self._open_line()
-        command = Command(id_, text, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        command = Command(id_, text, loop.create_future(), loop.time() + self._timeout_s)
         line.commands.add(command)
         try:
             async with asyncio.timeout(self._timeout_s):
