@@ -2,8 +2,10 @@
 
 import { backoffMs } from "./backoff.js";
 import { LockstepError } from "./errors.js";
+import { Timer } from "./timer.js";
+import { randomKey } from "./values.js";
 
-/** @import { Answer, ErrorMessage } from "./messages.js" */
+/** @import { Answer } from "./messages.js" */
 /** @import { Requests } from "./requests.js" */
 /** @import { CommandOptions, Result } from "./types.js" */
 /**
@@ -11,7 +13,7 @@ import { LockstepError } from "./errors.js";
  * @property {string} sessionId
  * @property {string} text
  * @property {boolean} isUnderWay
- * @property {ReturnType<typeof setTimeout> | undefined} timer runs until it is sent again
+ * @property {Timer} timer runs until it is sent again
  * @property {(result: Result) => void} resolve
  * @property {(reason: unknown) => void} reject
  * @property {() => void} forget
@@ -19,9 +21,6 @@ import { LockstepError } from "./errors.js";
 
 // The server could not, for reasons of its own; another time it can.
 const TRIED_AGAIN = ["BROKER_UNAVAILABLE", "SESSION_BUSY", "RECEIVED_TOO_LONG_AGO", "SHUTTING_DOWN"];
-
-// crypto.randomUUID exists on https and localhost only.
-const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
 /**
  * They are sent in the order in which they were given. One that is to be sent again later holds up those of its session
@@ -52,7 +51,7 @@ export class Commands {
       const onAbort = () => this.#settle(command, () => reject(signal?.reason));
       const forget = () => signal?.removeEventListener("abort", onAbort);
       /** @type {Command} */
-      const command = { sessionId, text, isUnderWay: false, timer: undefined, resolve, reject, forget };
+      const command = { sessionId, text, isUnderWay: false, timer: new Timer(), resolve, reject, forget };
       signal?.addEventListener("abort", onAbort);
       this.#commands.add(command);
       this.#onReady();
@@ -68,7 +67,7 @@ export class Commands {
     const held = new Set();
     for (const command of this.#commands) {
       if (!requests.hasRoom) return;
-      if (command.timer !== undefined) held.add(command.sessionId);
+      if (command.timer.isSet) held.add(command.sessionId);
       if (command.isUnderWay || held.has(command.sessionId)) continue;
       command.isUnderWay = true;
       requests.send(command.text, (answer) => this.#answered(command, answer));
@@ -78,8 +77,7 @@ export class Commands {
   /** The connection is lost: the next one sends them. */
   lost() {
     for (const command of this.#commands) {
-      clearTimeout(command.timer);
-      command.timer = undefined;
+      command.timer.clear();
       command.isUnderWay = false;
     }
   }
@@ -105,25 +103,10 @@ export class Commands {
     if (answer.type === "RESULT") {
       const { type, id, sessionId, ...result } = answer;
       this.#settle(command, () => command.resolve(result));
-    } else if (answer.type === "ERROR") {
-      this.#failed(command, answer);
-    }
-  }
-
-  /**
-   * @param {Command} command
-   * @param {ErrorMessage} error
-   */
-  #failed(command, { code, message, details, retryAfterMs }) {
-    if (!TRIED_AGAIN.includes(code)) {
-      const error = new LockstepError(code, message, { details, retryAfterMs });
-      this.#settle(command, () => command.reject(error));
-    } else if (this.#commands.has(command)) {
-      const again = () => {
-        command.timer = undefined;
-        this.#onReady();
-      };
-      command.timer = setTimeout(again, (retryAfterMs ?? 0) + backoffMs(1));
+    } else if (answer.type === "ERROR" && !TRIED_AGAIN.includes(answer.code)) {
+      this.#settle(command, () => command.reject(new LockstepError(answer.code, answer.message, answer)));
+    } else if (answer.type === "ERROR" && this.#commands.has(command)) {
+      command.timer.set(this.#onReady, (answer.retryAfterMs ?? 0) + backoffMs(1));
     }
   }
 
@@ -133,7 +116,7 @@ export class Commands {
    */
   #settle(command, settle) {
     if (!this.#commands.delete(command)) return;
-    clearTimeout(command.timer);
+    command.timer.clear();
     command.forget();
     settle();
   }

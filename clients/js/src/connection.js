@@ -8,10 +8,11 @@ import { Machine } from "./machine.js";
 import { parse } from "./messages.js";
 import { Pings } from "./pings.js";
 import { ServerTime } from "./server-time.js";
-import { isToken, Renewal } from "./tokens.js";
+import { Timer } from "./timer.js";
+import { isToken, NO_TOKEN, Renewal } from "./tokens.js";
 
 /** @import { Follower } from "./follower.js" */
-/** @import { SessionMessage } from "./messages.js" */
+/** @import { ErrorMessage, SessionMessage } from "./messages.js" */
 /** @import { Access, CommandOptions, LinkStatus, LockstepEvents, Token, WebSocketClass } from "./types.js" */
 /** @typedef {Omit<LockstepEvents["status"], "status" | "retryMs">} Why */
 /** @type {Record<number, string>} */
@@ -47,19 +48,19 @@ export class Connection {
     (text) => this.#line?.send(text),
     () => this.#lost({ code: "DISCONNECTED", reason: "No answer" }),
   );
-  #machine = new Machine(this.time, {
-    onJump: () => this.#jumped(),
-    onWake: () => this.probe(),
-    onLeave: () => this.#left(),
-  });
+  #machine = new Machine(
+    this.time,
+    () => this.#jumped(),
+    () => this.probe(),
+    () => this.#left(),
+  );
   /** @type {Renewal | null} */
   #renewal = null;
   /** @type {Line | null} */
   #line = null;
   #attempt = 0;
   #onlineSinceMs = 0;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer; // runs until the next attempt, or while one waits for a token or for the server
+  #timer = new Timer(); // runs until the next attempt, or while one waits for a token or for the server
   #url;
   #token;
   #WebSocket;
@@ -87,7 +88,7 @@ export class Connection {
 
   connect() {
     if (this.#line) return;
-    clearTimeout(this.#timer);
+    this.#timer.clear();
     this.#machine.watch();
     const line = (this.#line = new Line());
     const isAnew = this.status === "refused";
@@ -168,12 +169,15 @@ export class Connection {
     try {
       const token = typeof this.#token === "function" ? await this.#token() : this.#token;
       if (line !== this.#line) return;
-      if (!isToken(token)) throw new TypeError("what the token function gives is no JWT");
-      line.open(this.#url, this.#WebSocket, token ?? "", {
-        onForeign: () => this.#end("refused", FOREIGN),
-        onMessage: (data) => this.#receive(line, data),
-        onClose: (code, reason) => this.#closed(code, reason),
-      });
+      if (!isToken(token)) throw new TypeError(NO_TOKEN);
+      line.open(
+        this.#url,
+        this.#WebSocket,
+        token ?? "",
+        () => this.#end("refused", FOREIGN),
+        (data) => this.#receive(line, data),
+        (code, reason) => this.#closed(code, reason),
+      );
     } catch (error) {
       if (line === this.#line) this.#lost({ code: "TOKEN_UNAVAILABLE", reason: "No token", error });
       return;
@@ -206,9 +210,9 @@ export class Connection {
     else if (message.type === "ERROR") this.#failed(message);
   }
 
-  /** @param {{ code: string, message: string, details?: unknown, retryAfterMs?: number }} error */
-  #failed({ code, message, details, retryAfterMs }) {
-    this.#emit("error", { error: new LockstepError(code, message, { details, retryAfterMs }) });
+  /** @param {ErrorMessage} error */
+  #failed(error) {
+    this.#emit("error", { error: new LockstepError(error.code, error.message, error) });
   }
 
   /**
@@ -216,7 +220,7 @@ export class Connection {
    * @param {number} nowMs
    */
   #welcome(line, nowMs) {
-    clearTimeout(this.#timer);
+    this.#timer.clear();
     this.#onlineSinceMs = performance.now();
     line.isOnline = true;
     this.#renewal?.start(line.token, nowMs);
@@ -246,8 +250,7 @@ export class Connection {
    * @param {Why} orElse
    */
   #expect(orElse) {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#lost(orElse), CONNECT_WITHIN_MS);
+    this.#timer.set(() => this.#lost(orElse), CONNECT_WITHIN_MS);
   }
 
   /**
@@ -271,7 +274,7 @@ export class Connection {
     if (lastedMs > STEADY_AFTER_MS || (lastedMs > 0 && why.code === "SHUTTING_DOWN")) this.#attempt = 0;
     const retryMs = line.reconnectAfterMs ?? backoffMs(this.#attempt++);
     this.#drop();
-    this.#timer = setTimeout(() => this.connect(), retryMs);
+    this.#timer.set(() => this.connect(), retryMs);
     this.#setAll("offline", { ...why, retryMs });
   }
 
@@ -302,7 +305,7 @@ export class Connection {
   }
 
   #drop() {
-    clearTimeout(this.#timer);
+    this.#timer.clear();
     this.#pings.stop();
     this.#renewal?.stop();
     this.#commands.lost();
@@ -321,8 +324,7 @@ export class Connection {
     const ofFollowers = status === "offline" ? "waiting" : status;
     const changed = [...this.#followers.values()].filter((follower) => follower.lost(ofFollowers));
     this.#setStatus(status, why);
-    const { code, reason } = why;
-    for (const follower of changed) follower.tell(ofFollowers, { ...(code && { code }), ...(reason && { reason }) });
+    for (const follower of changed) follower.tell(ofFollowers, why.code, why.reason);
   }
 
   /**

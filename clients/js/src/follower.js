@@ -3,6 +3,7 @@
 import { backoffMs } from "./backoff.js";
 import { applyChanges } from "./changes.js";
 import { LockstepError } from "./errors.js";
+import { Timer } from "./timer.js";
 
 /** @import { ErrorMessage, PresenceChange, SessionMessage, Subscribed, Update } from "./messages.js" */
 /** @import { Requests } from "./requests.js" */
@@ -29,8 +30,7 @@ export class Follower {
   #isAsked = false; // SUBSCRIBE or SYNC has no answer yet
   #mustAsk = true;
   #failures = 0;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer; // runs until it is asked again, which the server could not answer
+  #timer = new Timer(); // runs until it is asked again, which the server could not answer
   #emit;
   #onReady;
 
@@ -57,7 +57,7 @@ export class Follower {
    * @param {Requests} requests
    */
   ask(requests) {
-    if (!this.#mustAsk || this.#isAsked || this.#timer !== undefined || !requests.hasRoom) return;
+    if (!this.#mustAsk || this.#isAsked || this.#timer.isSet || !requests.hasRoom) return;
     this.#mustAsk = false;
     this.#isAsked = true;
     const request = { type: "SUBSCRIBE", sessionId: this.sessionId, position: this.position ?? undefined };
@@ -126,16 +126,16 @@ export class Follower {
 
   /**
    * @param {SubscriptionStatus} status nothing is said where it is another one by now
-   * @param {{ code?: string, reason?: string }} [why]
+   * @param {string} [code]
+   * @param {string} [reason]
    */
-  tell(status, why) {
-    if (this.status === status) this.#emit("status", { status, ...why });
+  tell(status, code, reason) {
+    if (this.status === status) this.#emit("status", { status, code, reason });
   }
 
   /** Nothing is to be asked any more. */
   #answered() {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#timer.clear();
     this.#mustAsk = false;
     this.#failures = 0;
   }
@@ -203,20 +203,15 @@ export class Follower {
       present = [...bySubject.values()];
     }
     this.presence = { present, anonymous, total };
-    this.#emit("presence", { presence: this.presence, ...(joined && { joined }), ...(left && { left }) });
+    this.#emit("presence", { presence: this.presence, joined, left });
   }
 
   /** @param {ErrorMessage} error after which it may be that what is known is no more so */
-  #failed({ code, message, details, retryAfterMs }) {
+  #failed(error) {
     this.#mustAsk = true;
-    clearTimeout(this.#timer);
-    const again = () => {
-      this.#timer = undefined;
-      this.#onReady();
-    };
-    this.#timer = setTimeout(again, (retryAfterMs ?? 0) + backoffMs(this.#failures++));
+    this.#timer.set(this.#onReady, (error.retryAfterMs ?? 0) + backoffMs(this.#failures++));
     this.#setStatus("waiting");
-    this.#emit("error", { error: new LockstepError(code, message, { details, retryAfterMs }) });
+    this.#emit("error", { error: new LockstepError(error.code, error.message, error) });
   }
 
   /**
@@ -225,16 +220,17 @@ export class Follower {
    */
   #refuse(code, reason) {
     this.#mustAsk = false;
-    this.#setStatus("refused", { code, reason });
+    this.#setStatus("refused", code, reason);
   }
 
   /**
    * @param {SubscriptionStatus} status
-   * @param {{ code?: string, reason?: string }} [why]
+   * @param {string} [code]
+   * @param {string} [reason]
    */
-  #setStatus(status, why) {
+  #setStatus(status, code, reason) {
     if (this.status === status) return;
     this.status = status;
-    this.#emit("status", { status, ...why });
+    this.tell(status, code, reason);
   }
 }

@@ -3,6 +3,7 @@
 import { serverAddress } from "./address.js";
 import { backoffMs } from "./backoff.js";
 import { LockstepError } from "./errors.js";
+import { isObject } from "./values.js";
 
 /** @import { Token } from "./types.js" */
 
@@ -106,12 +107,6 @@ const unreachable = (cause) => new LockstepError("UNREACHABLE", "The server does
  */
 export const invalid = (why, more) =>
   new LockstepError("INVALID_ANSWER", `This is no answer of Lockstep's: ${why}`, more);
-
-/**
- * @param {unknown} value
- * @returns {value is Record<string, unknown>}
- */
-export const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
  * The JSON of an answer. Throws what any other answer than success means.

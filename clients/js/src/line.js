@@ -25,10 +25,11 @@ export class Line {
    * @param {string} url
    * @param {WebSocketClass} WebSocket
    * @param {string} token
-   * @param {{ onForeign: () => void, onMessage: (data: unknown) => void, onClose: (code: number, reason: string) => void }} on
-   *   the server speaks another protocol than v2; the rest is as WebSocket has it
+   * @param {() => void} onForeign the server speaks another protocol than v2
+   * @param {(data: unknown) => void} onMessage
+   * @param {(code: number, reason: string) => void} onClose
    */
-  open(url, WebSocket, token, { onForeign, onMessage, onClose }) {
+  open(url, WebSocket, token, onForeign, onMessage, onClose) {
     this.token = token;
     const socket = new WebSocket(url, [V2, V1, ...(token ? [`bearer.${token}`] : [])]);
     this.#socket = socket;

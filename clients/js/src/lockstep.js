@@ -3,7 +3,7 @@
 import { serverAddress } from "./address.js";
 import { Connection } from "./connection.js";
 import { Subscription } from "./subscription.js";
-import { isToken } from "./tokens.js";
+import { isToken, NO_TOKEN } from "./tokens.js";
 
 /** @import { ServerTime } from "./server-time.js" */
 /** @import { Access, LinkStatus, LockstepEvents, Token, TypedEventTarget, WebSocketClass } from "./types.js" */
@@ -37,9 +37,9 @@ export class Lockstep extends /** @type {{ new (): TypedEventTarget<LockstepEven
   constructor(url, { token, WebSocket = globalThis.WebSocket } = {}) {
     super();
     if (typeof token !== "function" && !isToken(token)) {
-      throw new TypeError("token is neither a JWT nor a function that gives one");
+      throw new TypeError(NO_TOKEN);
     }
-    if (!WebSocket) throw new TypeError("There is no WebSocket here: hand one in, such as that of the package ws");
+    if (!WebSocket) throw new TypeError("There is no WebSocket: hand one in");
     const address = new URL("ws", serverAddress(url));
     address.protocol = address.protocol.replace("http", "ws");
     this.#connection = new Connection(

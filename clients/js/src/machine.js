@@ -11,16 +11,21 @@ export class Machine {
   #watching = null;
   #seenMs = 0;
   #time;
-  #on;
+  #onJump;
+  #onWake;
+  #onLeave;
 
   /**
    * @param {ServerTime} time
-   * @param {{ onJump: () => void, onWake: () => void, onLeave: () => void }} on the machine has slept, or its clock was
-   *   set; something may have changed, so that a question is due; the page is left
+   * @param {() => void} onJump the machine has slept, or its clock was set
+   * @param {() => void} onWake something may have changed, so that a question is due
+   * @param {() => void} onLeave the page is left
    */
-  constructor(time, on) {
+  constructor(time, onJump, onWake, onLeave) {
     this.#time = time;
-    this.#on = on;
+    this.#onJump = onJump;
+    this.#onWake = onWake;
+    this.#onLeave = onLeave;
   }
 
   /**
@@ -32,7 +37,7 @@ export class Machine {
     // The timers of a hidden page come seldom.
     const isLate = nowMs - this.#seenMs > SLEPT_MS && !globalThis.document?.hidden;
     this.#seenMs = nowMs;
-    if (isLate || this.#time.hasJumped) this.#on.onJump();
+    if (isLate || this.#time.hasJumped) this.#onJump();
   }
 
   watch() {
@@ -42,18 +47,16 @@ export class Machine {
     const { signal } = this.#watching;
     const looking = setInterval(() => this.look(), LOOK_EVERY_MS);
     signal.addEventListener("abort", () => clearInterval(looking));
-    const { onWake, onLeave } = this.#on;
     const onShown = () => {
       this.#seenMs = this.#time.localMs(); // late timers of a hidden page say nothing
       if (globalThis.document?.hidden) return;
       this.look();
-      onWake();
+      this.#onWake();
     };
     const { document, addEventListener } = globalThis; // Node has neither
-    addEventListener?.("online", onWake, { signal });
-    addEventListener?.("offline", onWake, { signal });
+    for (const type of ["online", "offline"]) addEventListener?.(type, this.#onWake, { signal });
     // A page that is left may be kept and shown again; not everywhere with a connection that is open.
-    addEventListener?.("pagehide", onLeave, { signal });
+    addEventListener?.("pagehide", this.#onLeave, { signal });
     addEventListener?.("pageshow", onShown, { signal });
     document?.addEventListener("visibilitychange", onShown, { signal });
   }

@@ -1,5 +1,7 @@
 /** What the server says, in protocol v2. */
 
+import { isObject } from "./values.js";
+
 /** @import { Access, Changes, Event, Message, Present, Result, SnapshotReason, State } from "./types.js" */
 
 /** @typedef {{ sessionId: string, timestamp: number }} OfSession */
@@ -28,56 +30,51 @@
  *   { type: "GOING_AWAY", reconnectAfterMs: number }} ServerMessage
  */
 
-/** @typedef {Record<string, unknown>} Fields */
+/** @typedef {(value: unknown) => boolean} Check */
+/** @typedef {Record<string, Check>} Shape */
 
-/** @type {(value: unknown) => value is Fields} */
-const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
-/** @type {(isOne: (value: unknown) => boolean, value: unknown) => boolean} */
-const isListOf = (isOne, value) => Array.isArray(value) && value.every(isOne);
-/** @type {(value: unknown) => boolean} */
+/** @type {Check} */
+const isNumber = Number.isFinite;
+/** @type {Check} */
 const isText = (value) => typeof value === "string";
-/** @type {(value: unknown) => boolean} */
-const isState = (value) => isObject(value) && isListOf(isObject, value.participants);
-/** @type {(value: unknown) => boolean} */
-const isUpdate = (value) =>
-  isObject(value) &&
-  isText(value.from) &&
-  isText(value.position) &&
-  Number.isFinite(value.timestamp) &&
-  isObject(value.changes) &&
-  isListOf(isObject, value.changes.participants ?? []) &&
-  isListOf(isObject, value.events);
-/** @type {(value: unknown) => boolean} */
-const areSubjects = (value) =>
-  value === undefined || isListOf((one) => isObject(one) && typeof one.subject === "string", value);
-/** @type {(value: Fields) => boolean} */
-const isPresence = (value) =>
-  Number.isFinite(value.anonymous) &&
-  Number.isFinite(value.total) &&
-  [value.present, value.joined, value.left].every(areSubjects);
-/** @type {(value: unknown) => boolean} */
-const isPosition = (value) => value === null || typeof value === "string";
+/** @type {(shape: Shape) => Check} */
+const has = (shape) => (value) => isObject(value) && Object.keys(shape).every((name) => shape[name]?.(value[name]));
+/** @type {(isOne: Check) => Check} */
+const areAll = (isOne) => (value) => Array.isArray(value) && value.every(isOne);
+/** @type {(check: Check, none?: null) => Check} */
+const orNone = (check, none) => (value) => value === none || check(value);
+
+const areObjects = areAll(isObject);
+const isState = has({ participants: areObjects });
+const areSubjects = orNone(areAll(has({ subject: isText })));
+const presence = { anonymous: isNumber, total: isNumber, present: areSubjects, joined: areSubjects, left: areSubjects };
+const committed = { position: isText, timestamp: isNumber };
+const state = { position: orNone(isText, null), timestamp: isNumber };
+const isUpdate = has({
+  ...committed,
+  from: isText,
+  changes: has({ participants: orNone(areObjects) }),
+  events: areObjects,
+});
 
 /**
  * By type: whether a message has what is needed of it.
  *
- * @type {Record<string, (message: Fields) => boolean>}
+ * @type {Record<string, Check>}
  */
 const IS_WHOLE = {
-  WELCOME: ({ timestamp }) => Number.isFinite(timestamp),
-  PONG: ({ timestamp, receivedAt }) => Number.isFinite(timestamp) && Number.isFinite(receivedAt),
-  SUBSCRIBED: ({ updates, state, position, presence, timestamp }) =>
-    (updates
-      ? isListOf(isUpdate, updates)
-      : isPosition(position) && (state === null || isState(state)) && Number.isFinite(timestamp)) &&
-    (presence === undefined || (isObject(presence) && isPresence(presence))),
-  SNAPSHOT: ({ state, position, timestamp }) => isState(state) && isPosition(position) && Number.isFinite(timestamp),
+  WELCOME: has({ timestamp: isNumber }),
+  PONG: has({ timestamp: isNumber, receivedAt: isNumber }),
+  SUBSCRIBED: (message) =>
+    has({ presence: orNone(has(presence)) })(message) &&
+    [{ updates: areAll(isUpdate) }, { ...state, state: orNone(isState, null) }].some((shape) => has(shape)(message)),
+  SNAPSHOT: has({ ...state, state: isState }),
   UPDATE: isUpdate,
-  PRESENCE: isPresence,
-  MESSAGE: ({ message }) => isObject(message) && isText(message.type),
-  RESULT: ({ position, timestamp }) => isText(position) && Number.isFinite(timestamp),
-  ERROR: ({ code, message }) => isText(code) && isText(message),
-  GOING_AWAY: ({ reconnectAfterMs }) => Number.isFinite(reconnectAfterMs),
+  PRESENCE: has(presence),
+  MESSAGE: has({ message: has({ type: isText }) }),
+  RESULT: has(committed),
+  ERROR: has({ code: isText, message: isText }),
+  GOING_AWAY: has({ reconnectAfterMs: isNumber }),
 };
 
 /**
@@ -95,11 +92,9 @@ export function parse(data) {
   } catch {
     // Said below.
   }
-  /** @type {Fields} */
-  const fields = isObject(message) ? message : {};
-  const { type, id, sessionId } = fields;
-  const isWhole = typeof type === "string" && (!Object.hasOwn(IS_WHOLE, type) || IS_WHOLE[type]?.(fields));
+  const { type, id, sessionId } = isObject(message) ? message : {};
+  const isWhole = typeof type === "string" && (!Object.hasOwn(IS_WHOLE, type) || IS_WHOLE[type]?.(message));
   if (isWhole) return /** @type {ServerMessage} */ (/** @type {unknown} */ (message));
-  const broken = { type: "ERROR", code: "INVALID_ANSWER", message: "The server sent what is no message", id, sessionId };
+  const broken = { type: "ERROR", code: "INVALID_ANSWER", message: "What came is no message", id, sessionId };
   return /** @type {ErrorMessage} */ (broken);
 }

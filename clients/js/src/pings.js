@@ -1,5 +1,7 @@
 /** Questions for the time, which also show whether the line is alive. */
 
+import { Timer } from "./timer.js";
+
 /** @import { Pong } from "./messages.js" */
 /** @import { ServerTime } from "./server-time.js" */
 
@@ -10,8 +12,7 @@ const BURST_PAUSE_MS = 60;
 
 /** One is under way at most. A dead line closes nothing: it may take minutes to be noticed, so silence is taken for the end. */
 export class Pings {
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer;
+  #timer = new Timer();
   #lastId = 0;
   #sentMs = 0;
   #isDue = false;
@@ -42,7 +43,7 @@ export class Pings {
     if (this.#isDue) return;
     this.#isDue = true;
     this.#sentMs = this.#time.localMs();
-    this.#wait(this.#onSilence, PONG_WITHIN_MS);
+    this.#timer.set(this.#onSilence, PONG_WITHIN_MS);
     this.#lastId += 1;
     this.#send(JSON.stringify({ type: "PING", id: this.#id }));
   }
@@ -59,7 +60,7 @@ export class Pings {
     // null: it does not know.
     if (!standsStill) this.#time.learn(this.#sentMs, receivedMs, timestamp, receivedAt, errorMs ?? Infinity);
     this.#burst -= 1;
-    this.#wait(() => this.ping(), this.#burst > 0 ? BURST_PAUSE_MS : PING_EVERY_MS);
+    this.#timer.set(() => this.ping(), this.#burst > 0 ? BURST_PAUSE_MS : PING_EVERY_MS);
     return true;
   }
 
@@ -69,16 +70,7 @@ export class Pings {
   }
 
   stop() {
-    clearTimeout(this.#timer);
+    this.#timer.clear();
     this.#isDue = false;
-  }
-
-  /**
-   * @param {() => void} then
-   * @param {number} ms
-   */
-  #wait(then, ms) {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(then, ms);
   }
 }

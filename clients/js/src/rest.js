@@ -1,6 +1,7 @@
 /** Sessions created, changed and read over REST, as an application's back end does. */
 
-import { Http, invalid, isObject } from "./http.js";
+import { Http, invalid } from "./http.js";
+import { isObject, randomKey } from "./values.js";
 
 /** @import { CommandBodies, CommandName, HistoryEvent, Message, NewSession, Participant } from "./types.js" */
 /** @import { Presence, SessionStatus, State } from "./types.js" */
@@ -221,9 +222,6 @@ const pathOf = (id, rest) => `sessions/${encodeURIComponent(id)}${rest ? `/${enc
 /** @param {string | State} meant */
 const tagOf = (meant) =>
   `"${typeof meant === "string" ? meant : `${meant.epoch}-${meant.version}-${meant.commit}`}"`;
-
-// crypto.randomUUID exists on https and localhost only.
-const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
 /** @param {Record<string, any> | undefined} answer */
 function dataOf(answer) {

@@ -1,7 +1,11 @@
 /** Tokens, and exchanging one before it has run out. */
 
+import { Timer } from "./timer.js";
+
 const RENEW_BEFORE_MS = 60_000; // a token is exchanged about so long before it runs out
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
+export const NO_TOKEN = "The token is no JWT";
 
 /**
  * @param {unknown} token
@@ -25,8 +29,7 @@ function expiryMs(token) {
 
 /** Asks for the next token before the present one has run out. */
 export class Renewal {
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer;
+  #timer = new Timer();
   #token = "";
   #ask;
   #nowMs;
@@ -53,7 +56,7 @@ export class Renewal {
   }
 
   stop() {
-    clearTimeout(this.#timer);
+    this.#timer.clear();
     this.#token = "";
   }
 
@@ -63,10 +66,10 @@ export class Renewal {
    * @param {number} lastsMs
    */
   #wait(lastsMs) {
-    clearTimeout(this.#timer);
+    this.#timer.clear();
     if (!(lastsMs > 0)) return;
     const waitMs = lastsMs - Math.min(RENEW_BEFORE_MS, lastsMs / 2) * (1 - Math.random() / 4);
-    this.#timer = setTimeout(() => void this.#renew(), Math.min(Math.max(waitMs, 1_000), LONGEST_TIMER_MS));
+    this.#timer.set(() => void this.#renew(), Math.min(Math.max(waitMs, 1_000), LONGEST_TIMER_MS));
   }
 
   /** One that is not to be had, or no other than before, costs nothing: the present one lasts for a while. */

@@ -246,10 +246,11 @@
  * @property {StateDetail} state
  * @property {{}} missing
  * @property {{}} deleted
- * @property {{ presence: Presence | null, joined?: Present[], left?: { subject: string }[] }} presence
+ * @property {{ presence: Presence | null, joined?: Present[] | undefined,
+ *   left?: { subject: string }[] | undefined }} presence
  * @property {{ message: Message }} message
  * @property {{ error: LockstepError }} error
- * @property {{ status: SubscriptionStatus, code?: string, reason?: string }} status
+ * @property {{ status: SubscriptionStatus, code?: string | undefined, reason?: string | undefined }} status
  */
 
 /**
