@@ -326,6 +326,54 @@ def test_a_clock_is_rendered_when_its_text_changes_and_at_no_other_time(tab: Tab
     assert most == 1, "50 clocks asked for more than one frame at a time"
 
 
+EVERY_FRAME = """
+const { ClockView } = await import(args[0]);
+let nowMs = Date.parse("2024-01-01T00:00:00.000Z");
+let frame;
+globalThis.requestAnimationFrame = (run) => (frame = run);
+globalThis.cancelAnimationFrame = () => {};
+const one = { participant_id: "a", is_active: true, time_remaining_ms: 30_400, time_used_ms: 1_250 };
+const running = { status: "running", participants: [one], active_participant_id: "a", on_timeout: "flag" };
+const states = [
+    { ...running, sync_mode: "per_participant", clock: { kind: "participant", remaining_ms: 30_400 } },
+    { ...running, sync_mode: "count_up", clock: { kind: "elapsed", elapsed_ms: 900 }, lap_elapsed_ms: 450 },
+];
+const stepsMs = [0.25, 16.75, 133.5, 700];
+let seed = 7;
+const random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;
+const wrong = [];
+let frames = 0, renders = 0, changes = 0;
+for (const state of states)
+    for (const shows of ["time", "used", "lap", "over"])
+        for (const decimals of [0, 1, 2])
+            for (const decimalsBelowMs of [Infinity, 20_000, 1_500]) {
+                const options = { shows, decimals, decimalsBelowMs };
+                const session = Object.assign(new EventTarget(), { time: { now: () => nowMs } });
+                session.state = { ...state, cycle_started_at: new Date(nowMs + 3).toISOString() };
+                const view = new ClockView(session, options);
+                const leave = view.subscribe(() => renders++);
+                for (let was = view.face(), i = 0; i < 400; i++, frames++) {
+                    nowMs += stepsMs[Math.floor(random() * stepsMs.length)];
+                    frame?.();
+                    const right = new ClockView(session, options).face();
+                    if (view.face().text !== right.text) wrong.push([options, right.text, view.face().text]);
+                    if (right.text !== was.text) changes++;
+                    was = right;
+                }
+                leave();
+                frame = undefined;
+            }
+return [wrong.slice(0, 3), frames, renders, changes];
+"""
+
+
+def test_in_every_frame_a_clock_says_what_one_that_is_made_there_and_then_does() -> None:
+    clock_view = (ROOT / "clients/js/src/clock-view.js").as_uri()
+    wrong, frames, renders, changes = run_js(EVERY_FRAME, clock_view)
+    assert wrong == []
+    assert changes <= renders < frames / 2
+
+
 def test_frames_are_asked_for_only_while_a_clock_runs_that_is_seen(tab: Tab) -> None:
     due = tab.run(
         """const due = {};

@@ -54,22 +54,31 @@ function clockMs(state, { participantId, shows }, nowMs) {
 }
 
 /**
+ * What is shown, and for how long it is the same at least if nothing happens: no clock is quicker than time.
+ *
  * @param {State | null} state
  * @param {ClockOptions} options
  * @param {number} nowMs
- * @returns {ClockFace}
+ * @returns {{ face: ClockFace, sameForMs: number }}
  */
 function faceOf(state, options, nowMs) {
   const ms = state && clockMs(state, options, nowMs);
-  if (state === null || ms === null) return NO_FACE;
+  if (state === null || ms === null) return { face: NO_FACE, sameForMs: Infinity };
   const up = options.shows !== "time" || state.sync_mode === "count_up";
-  const decimals = ms < (options.decimalsBelowMs ?? Infinity) ? (options.decimals ?? 0) : 0;
+  const { decimals: digits = 0, decimalsBelowMs = Infinity } = options;
+  const decimals = ms < decimalsBelowMs ? digits : 0;
   const unitMs = 10 ** (3 - decimals);
+  const shownMs = (up ? Math.floor(ms / unitMs) : Math.ceil(ms / unitMs)) * unitMs;
+  const toNextMs = unitMs - Math.abs(shownMs - ms);
+  const toDecimalsMs = up ? decimalsBelowMs - ms : ms - decimalsBelowMs;
   return {
-    text: formatClock(ms, { decimals, up }),
-    ms: (up ? Math.floor(ms / unitMs) : Math.ceil(ms / unitMs)) * unitMs,
-    isRunning: clockMs(state, options, Infinity) !== ms,
-    isOver: !up && ms === 0,
+    face: {
+      text: formatClock(ms, { decimals, up }),
+      ms: shownMs,
+      isRunning: clockMs(state, options, Infinity) !== ms,
+      isOver: !up && ms === 0,
+    },
+    sameForMs: toDecimalsMs >= 0 ? Math.min(toNextMs, toDecimalsMs) : toNextMs,
   };
 }
 
@@ -88,7 +97,7 @@ function drive() {
 function onFrame() {
   frame = undefined;
   drive();
-  for (const clock of running) clock.look();
+  for (const clock of running) clock.glance();
 }
 
 /** Before a page that is looked at again is painted, its clocks are right. */
@@ -115,7 +124,9 @@ function setRunning(clock, isRunning) {
 export class ClockView {
   #session;
   #options;
-  #face;
+  #face = NO_FACE;
+  #lookedAtMs = 0;
+  #sameUntilMs = 0;
   /** @type {() => void} */
   #onChange = () => {};
 
@@ -126,23 +137,34 @@ export class ClockView {
   constructor(session, options) {
     this.#session = session;
     this.#options = options;
-    this.#face = this.#now();
+    this.#face = this.#read();
   }
 
-  #now() {
-    return this.#session ? faceOf(this.#session.state, this.#options, this.#session.time.now()) : NO_FACE;
+  #read() {
+    if (!this.#session) return NO_FACE;
+    const nowMs = this.#session.time.now();
+    const { face, sameForMs } = faceOf(this.#session.state, this.#options, nowMs);
+    this.#lookedAtMs = nowMs;
+    this.#sameUntilMs = nowMs + sameForMs;
+    return face;
   }
 
   face = () => this.#face;
 
   look = () => {
-    const face = this.#now();
+    const face = this.#read();
     setRunning(this, face.isRunning);
     const { text, isRunning, isOver } = this.#face;
     if (face.text === text && face.isRunning === isRunning && face.isOver === isOver) return;
     this.#face = face;
     this.#onChange();
   };
+
+  /** Look, if it may be time for another text. Most frames of most clocks end here. */
+  glance() {
+    const nowMs = this.#session?.time.now() ?? 0;
+    if (nowMs < this.#lookedAtMs || nowMs >= this.#sameUntilMs) this.look();
+  }
 
   /** @param {() => void} onChange */
   subscribe = (onChange) => {
