@@ -119,6 +119,9 @@ class Proxy:
         self.refuses = False
         # How much of either passes in a second; None: as much as comes.
         self.bytes_per_s: float | None = None
+        # How long each piece is under way; and whether all are, as where nothing gets through for a while.
+        self.delay_s = 0.0
+        self.holds = False
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -183,6 +186,10 @@ class Proxy:
                 if changed is None:
                     break
                 swallows = self.swallows_requests if towards_server else self.swallows_replies
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                while self.holds:
+                    await asyncio.sleep(0.01)
                 if not swallows and changed:
                     writer.write(changed)
                     await writer.drain()

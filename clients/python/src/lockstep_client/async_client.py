@@ -182,6 +182,14 @@ class AsyncLockstep:
         """The sessions that are followed at present, by their ids."""
         return self._sockets.followed
 
+    def probe(self) -> None:
+        """Find out now whether the connection still stands; while waiting to come back, come back now.
+
+        For programs that hear of a network that has returned: by itself it is asked every five seconds, and
+        comes back after at most fifteen.
+        """
+        self._sockets.probe()
+
     async def send_command(
         self,
         session_id: str,

@@ -14,7 +14,6 @@ from websockets.exceptions import ConnectionClosed
 from lockstep_client.carried import CarriedSubscriptions
 from lockstep_client.connection import CONNECT_WITHIN_S, Lost, error_of_end
 from lockstep_client.errors import LockstepError
-from lockstep_client.first_of import first_of
 from lockstep_client.messages import (
     BadMessage,
     Change,
@@ -35,6 +34,7 @@ from lockstep_client.pending_commands import PendingCommands
 from lockstep_client.server_time import ServerTime
 from lockstep_client.tokens import RENEW_BEFORE_S, AsyncTokens, expiry_s
 from lockstep_client.types import JsonObject
+from lockstep_client.waiting import first_of, within
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class Conversation:
         self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self._pongs: dict[int, asyncio.Future[tuple[Pong, float]]] = {}
         self._first_pong: asyncio.Future[Pong] = asyncio.get_running_loop().create_future()
+        self._is_asked = asyncio.Event()
+        """Whether the line is alive, before it is time to ask again by itself."""
         self._renewal: tuple[int, asyncio.Future[LockstepError | None]] | None = None
         self.reconnect_after_ms: float | None = None
         """What the server wants to be waited for, where it goes away."""
@@ -76,6 +78,10 @@ class Conversation:
     @property
     def is_welcome(self) -> bool:
         return self._welcome.done()
+
+    def probe(self) -> None:
+        """Find out now whether the connection still stands."""
+        self._is_asked.set()
 
     def send(self, text: str) -> None:
         self._outgoing.put_nowait(text)
@@ -158,7 +164,10 @@ class Conversation:
         while True:
             number += 1
             await self._ping()
-            await asyncio.sleep(BURST_PAUSE_S if number < BURST else PING_EVERY_S)
+            if number < BURST:
+                await asyncio.sleep(BURST_PAUSE_S)
+            else:
+                await within(PING_EVERY_S, self._is_asked)
 
     async def _ping(self) -> None:
         id_ = self._new_id()

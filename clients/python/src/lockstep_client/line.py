@@ -23,6 +23,7 @@ from lockstep_client.server_time import ServerTime
 from lockstep_client.subscription import Subscription
 from lockstep_client.tokens import AsyncTokens
 from lockstep_client.types import JsonObject
+from lockstep_client.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class Line:
         self._time = server_time
         self._new_id = new_id
         self._conversation: Conversation | None = None
+        self._is_asked = asyncio.Event()
+        """To come back before it is time."""
         self._refusals = 0
         """How many tokens in a row were refused before anything was said."""
         self.trouble = "not connected yet"
@@ -64,6 +67,13 @@ class Line:
     @property
     def is_idle(self) -> bool:
         return not self.subscriptions and not self.commands
+
+    def probe(self) -> None:
+        """Find out now whether the connection still stands; while waiting to come back, come back now."""
+        if self._conversation is not None:
+            self._conversation.probe()
+        else:
+            self._is_asked.set()
 
     async def run(self) -> None:
         """Raises LockstepError where it was refused for good; there is no other end."""
@@ -103,7 +113,8 @@ class Line:
                 attempt += 1
             wait_ms = max(0, min(wait_ms, MAX_WAIT_MS))
             log.info("no connection to %s: %s; back in %.1f s", self._url, self.trouble, wait_ms / 1000)
-            await asyncio.sleep(wait_ms / 1000)
+            self._is_asked.clear()
+            await within(wait_ms / 1000, self._is_asked)
 
     async def _converse(self) -> None:
         """One connection, from its token to its end, which is raised."""

@@ -70,6 +70,10 @@ class Sockets:
         subscription = self._subscriptions.get(session_id.lower())
         return subscription is not None and subscription.is_current
 
+    def probe(self) -> None:
+        for line in self._lines:
+            line.probe()
+
     def _place(self, subscription: Subscription) -> None:
         """On the first connection that has room for it."""
         for line in self._lines:

@@ -1,7 +1,8 @@
-"""Several things at once, until one of them is over."""
+"""Waiting: for the first of several, for no longer than so long."""
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 
 
 async def first_of(*coroutines: Coroutine[None, None, None]) -> None:
@@ -16,3 +17,11 @@ async def first_of(*coroutines: Coroutine[None, None, None]) -> None:
     for task in tasks:
         if task in done:
             task.result()
+
+
+async def within(seconds: float, event: asyncio.Event) -> None:
+    """Wait for the event, but no longer than that. It can be set again afterwards."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    event.clear()
