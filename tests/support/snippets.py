@@ -29,13 +29,13 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.documents import assert_alike
+from tests.support.node import NODE
 from tests.support.processes import ROOT
 
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_CHROMIUM = {"html", "jsx", "tsx"}
 LANGUAGES = {"sh", "python", "js", "http", "json", "text", "console", ""} | IN_CHROMIUM
 DONE_WITHIN_S = 20
-NODE = str(Path(sys.executable).with_name("node"))  # Debian's own would be another version
 DRIVER = Path(__file__).with_name("snippet_driver.py")
 
 
@@ -242,7 +242,7 @@ class Walk:
     def _in_node(self, text: str, snippet: Snippet) -> str:
         module = self._folder / f"line-{snippet.line}.mjs"
         module.write_text(text)
-        command = [NODE, str(module)]
+        command = [str(NODE), str(module)]
         if snippet.goes_on:
             return self._left_to_go_on("js", command)
         return self._started(command).wait()
