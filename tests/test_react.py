@@ -131,7 +131,8 @@ def test_another_id_never_shows_the_state_of_the_one_before(tab: Tab) -> None:
         await until(() => isCurrent(one));
         React.startTransition(() => show(null));
         await until(() => last("session").sessionId === null);
-        await until(() => asked().at(-1)?.[0] === "UNSUBSCRIBE");
+        const isLeft = (id) => asked().findLast(([, sessionId]) => sessionId === id)[0] === "UNSUBSCRIBE";
+        await until(() => isLeft(one) && isLeft(other));
         const pairs = told.session.map(({ sessionId, state }) => [sessionId, state?.session_id ?? null]);
         return [pairs, asked()];""",
         one,
