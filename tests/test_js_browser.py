@@ -10,10 +10,13 @@ from tests.support.cable import Cable
 from tests.support.processes import ServerProcess
 from tests.support.tabs import Tab, opened
 
+BLANK = "/client/index.js"
+"""Shown as text: a document of the server's that connects nowhere itself."""
+
 
 @pytest.fixture
 def tab(browser: Browser, server_process: ServerProcess) -> Iterator[Tab]:
-    with opened(browser, server_process.url) as tab:
+    with opened(browser, server_process.url, BLANK) as tab:
         yield tab
 
 
@@ -77,7 +80,7 @@ def test_the_browser_that_goes_offline_and_comes_back_is_followed(
 ) -> None:
     cable = Cable(server_process.port)
     try:
-        with opened(browser, cable.url) as tab:
+        with opened(browser, cable.url, BLANK) as tab:
             tab.run(FOLLOW)
             cable.pull()
             tab.run('await until(() => lockstep.status === "offline" && !session.isCurrent);')
@@ -121,7 +124,7 @@ def test_a_sleep_in_which_the_monotonic_clock_ran_on_is_noticed(tab: Tab) -> Non
 
 
 def test_a_token_that_never_comes_costs_one_attempt(browser: Browser, server_process: ServerProcess) -> None:
-    with opened(browser, server_process.url) as tab:
+    with opened(browser, server_process.url, BLANK) as tab:
         tab.page.clock.install()
         tab.run(
             """const asked = globalThis.asked = [];
@@ -175,7 +178,7 @@ def keeping(browser: Browser) -> Iterator[Browser]:
 def test_a_page_comes_out_of_the_browsers_cache_and_is_current_again(
     keeping: Browser, server_process: ServerProcess
 ) -> None:
-    with opened(keeping, server_process.url) as tab:
+    with opened(keeping, server_process.url, BLANK) as tab:
         tab.run(FOLLOW)
         tab.page.goto(server_process.url + "/favicon.svg")
         tab.page.go_back(wait_until="commit")

@@ -190,7 +190,7 @@ def in_node(url: str, *flags: str) -> Iterator[NodeTab]:
 class Tab:
     """A tab of a browser with the tools, whose uncaught errors are kept."""
 
-    def __init__(self, context: BrowserContext, url: str) -> None:
+    def __init__(self, context: BrowserContext, url: str, path: str = "") -> None:
         self.page = context.new_page()
         self.uncaught: list[str] = []
         self.tolerated: set[str] = set()
@@ -199,7 +199,7 @@ class Tab:
             f"globalThis.ORIGIN = location.origin; globalThis.INDEX = '/client/index.js';{TOOLS}"
         )
         self.url = url
-        self.page.goto(url)
+        self.page.goto(url + path)
 
     def run(self, body: str, *args: Any) -> Any:
         """Run it as the body of an async function whose arguments are `args`."""
@@ -207,9 +207,9 @@ class Tab:
 
 
 @contextmanager
-def opened(browser: Browser, url: str) -> Iterator[Tab]:
+def opened(browser: Browser, url: str, path: str = "") -> Iterator[Tab]:
     """A tab in which nothing may fail that no test has tolerated."""
-    tab = Tab(browser.new_context(), url)
+    tab = Tab(browser.new_context(), url, path)
     yield tab
     tab.page.context.close()
     assert set(tab.uncaught) <= tab.tolerated
