@@ -518,9 +518,11 @@ def test_what_a_server_has_rendered_comes_to_life(tab: Tab) -> None:
         """const host = document.body.appendChild(document.createElement("div"));
         host.innerHTML = '<section id="session"><b>waiting</b><output id="clock"></output></section>';
         const element = h(Session, { lockstep, sessionId: args[0], clocks: { clock: {} } });
-        hydrateRoot(host, element);
+        const hydrated = hydrateRoot(host, element);
         await until(() => last("clock")?.isRunning);
-        return host.querySelector("b").textContent;""",
+        const shown = host.querySelector("b").textContent;
+        hydrated.unmount();
+        return shown;""",
         create(tab),
     )
     assert shown == "v2"
