@@ -1,7 +1,7 @@
 /** The server by REST, and in words for people why it did not do something. */
 
 import { sessionId, token } from "./access.js";
-import { LockstepRest } from "./client/index.js";
+import { LockstepRest } from "./client/rest.js";
 
 export const rest = new LockstepRest(".", { token, timeoutMs: 8000 });
 

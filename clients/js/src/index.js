@@ -9,7 +9,6 @@ export * from "./changes.js";
 export * from "./clocks.js";
 export * from "./errors.js";
 export * from "./lockstep.js";
-export * from "./rest.js";
 export * from "./server-time.js";
 export { Subscription } from "./subscription.js";
 export * from "./types.js";

@@ -1,7 +1,13 @@
-/** Sessions created, changed and read over REST, as an application's back end does. */
+/**
+ * Sessions created, changed and read over REST, as an application's back end does.
+ *
+ * @module lockstep-client/rest
+ */
 
 import { Http, invalid } from "./http.js";
 import { isObject, randomKey } from "./values.js";
+
+export { LockstepError } from "./errors.js";
 
 /** @import { CommandBodies, CommandName, HistoryEvent, Message, NewSession, Participant } from "./types.js" */
 /** @import { Presence, SessionStatus, State } from "./types.js" */
