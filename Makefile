@@ -13,6 +13,8 @@ SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Node brings certificates of its own; those that this machine believes, a company's for one, count as well.
+export NODE_EXTRA_CA_CERTS ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
 .PHONY: run install chess quiz test test-long fuzz conformance docs check lint lock audit bench up roll doctor down
 
