@@ -8,11 +8,12 @@ PERMESSAGE_DEFLATE = "permessage-deflate"
 # A connection keeps no window in either direction: one compressed frame serves a whole room.
 _GRANTED = f"{PERMESSAGE_DEFLATE}; server_no_context_takeover; client_no_context_takeover"
 
-# RFC 7230 3.2.6. The quantifiers do not backtrack, so that no header takes longer than its length.
+# RFC 7230 3.2.6. Quantifiers of single characters do not backtrack, and those of groups have no other way to
+# match: no header takes longer than its length. Python before 3.11.5 gets possessive ones of groups wrong.
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
+_QUOTED = r'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 _NAME = re.compile(rf"[ \t]*+({_TOKEN})[ \t]*+")
-_PARAMETER = re.compile(rf";[ \t]*+({_TOKEN})[ \t]*+(?:=[ \t]*+({_TOKEN}|{_QUOTED})[ \t]*+)?+")
+_PARAMETER = re.compile(rf";[ \t]*+({_TOKEN})[ \t]*+(?:=[ \t]*+({_TOKEN}|{_QUOTED})[ \t]*+)?")
 _NOTHING = re.compile(r"[ \t]*+")
 _WINDOW_BITS = re.compile(r"8|9|1[0-5]")
 
