@@ -57,8 +57,11 @@ class World:
             return None, None
         return answer.headers["etag"].strip('"'), answer.data
 
-    async def is_right(self, within_s: float) -> None:
-        """The client says that it is current, and shows what REST does, after so long at the latest."""
+    async def is_right(self, within_s: float, *, is_told: bool = False) -> None:
+        """The client says that it is current, and shows what REST does, after so long at the latest.
+
+        With `is_told` it hears again and again that the network is back: it may not have noticed a loss.
+        """
         stored = {each: await self.stored(each) for each in self.sessions}
         until_s = time.monotonic() + within_s
         while True:
@@ -73,11 +76,12 @@ class World:
             if not wrong:
                 return
             assert time.monotonic() < until_s, (wrong, shown, stored)
+            if is_told:
+                await self.client.do("probe")
             await asyncio.sleep(0.02)
 
     async def heal(self, within_s: float = HEALED_WITHIN_S) -> None:
-        await self.client.do("probe")
-        await self.is_right(within_s)
+        await self.is_right(within_s, is_told=True)
 
 
 @asynccontextmanager
