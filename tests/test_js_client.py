@@ -207,6 +207,20 @@ def test_what_was_closed_can_be_connected_again_and_follows_anew(node: NodeTab) 
     assert outcome == [["online", "closed", "connecting", "online"], "closed", False]
 
 
+def test_a_listener_to_the_close_may_follow_anew(node: NodeTab) -> None:
+    outcome = node.run("""
+        let again;
+        await follow();
+        await until(() => session.status === "missing");
+        lockstep.addEventListener("status", ({ detail }) => {
+            if (detail.status === "closed") again ??= subscribe(session.sessionId, "again");
+        });
+        lockstep.close();
+        await until(() => again.status === "missing");
+        return [session.status, lockstep.subscriptions.length, sockets.length];""")
+    assert outcome == ["closed", 1, 2]
+
+
 def test_to_close_twice_says_so_once(node: NodeTab) -> None:
     outcome = node.run("""
         await follow();

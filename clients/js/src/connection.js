@@ -100,7 +100,6 @@ export class Connection {
   close() {
     if (this.status === "closed") return;
     this.#end("closed", { code: "DISCONNECTED", reason: "Closed" });
-    this.#followers.clear();
   }
 
   probe() {
@@ -323,6 +322,7 @@ export class Connection {
   #setAll(status, why) {
     const ofFollowers = status === "offline" ? "waiting" : status;
     const changed = [...this.#followers.values()].filter((follower) => follower.lost(ofFollowers));
+    if (status === "closed") this.#followers.clear(); // now, for who is told of it may follow anew
     this.#setStatus(status, why);
     for (const follower of changed) follower.tell(ofFollowers, why.code, why.reason);
   }
