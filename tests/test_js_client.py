@@ -695,6 +695,25 @@ def test_where_there_is_no_websocket_one_is_handed_in(server_process: ServerProc
     assert outcome == ["TypeError", 2, ["online", "offline", "online"]]
 
 
+def test_a_websocket_that_cannot_be_made_is_tried_again_and_no_missing_token(node: NodeTab) -> None:
+    """A browser throws where a page of https: is to connect to ws:."""
+    outcome = node.run("""
+        Math.random = () => 0.01;
+        let made = 0;
+        const Refusing = class extends WebSocket {
+            constructor(...args) {
+                if (made++ === 0) throw new Error("insecure");
+                super(...args);
+            }
+        };
+        await server({ WebSocket: Refusing });
+        lockstep.connect();
+        await until(online);
+        const [{ status, code, error }] = logged("status", "lockstep");
+        return [status, code, error.message];""")
+    assert outcome == ["offline", "DISCONNECTED", "insecure"]
+
+
 def test_a_websocket_that_is_handed_in_finds_nobody_and_throws_nothing(server_process: ServerProcess) -> None:
     cable = Cable(server_process.port)
     cable.pull()

@@ -164,11 +164,14 @@ export class Connection {
    */
   async #open(line) {
     if (line !== this.#line) return;
-    this.#expect({ code: "TOKEN_UNAVAILABLE", reason: "No token" });
+    let why = { code: "TOKEN_UNAVAILABLE", reason: "No token" };
+    this.#expect(why);
     try {
       const token = typeof this.#token === "function" ? await this.#token() : this.#token;
       if (line !== this.#line) return;
       if (!isToken(token)) throw new TypeError(NO_TOKEN);
+      why = { code: "DISCONNECTED", reason: "No answer" };
+      this.#expect(why);
       line.open(
         this.#url,
         this.#WebSocket,
@@ -178,10 +181,8 @@ export class Connection {
         (code, reason) => this.#closed(code, reason),
       );
     } catch (error) {
-      if (line === this.#line) this.#lost({ code: "TOKEN_UNAVAILABLE", reason: "No token", error });
-      return;
+      if (line === this.#line) this.#lost({ ...why, error });
     }
-    this.#expect({ code: "DISCONNECTED", reason: "No answer" });
   }
 
   /**

@@ -221,8 +221,8 @@
 
 /**
  * Details of the events of a Lockstep. Of a status that an end has led to, `code` and `reason` are why, as those of a
- * LockstepError; `closeCode` is the WebSocket's own where it has closed, `error` what a token function threw, and
- * `retryMs` after how long it comes back.
+ * LockstepError; `closeCode` is the WebSocket's own where it has closed, `error` what a token function threw, or the
+ * making of the WebSocket, and `retryMs` after how long it comes back.
  *
  * @typedef {object} LockstepEvents
  * @property {{ status: LinkStatus, code?: string, reason?: string, closeCode?: number, error?: unknown, retryMs?: number
