@@ -541,6 +541,30 @@ async def test_answers_that_are_broken_are_asked_for_again_but_not_at_once() -> 
     assert outcome == ["waiting", None, 3, ["INVALID_ANSWER"]]
 
 
+async def test_a_command_that_was_not_under_way_was_not_what_was_too_big() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.say(WELCOME)
+        await peer.subscribed(None)
+        command = await peer.hear("COMMAND")
+        about = {"id": command["id"], "sessionId": command["sessionId"]}
+        if peer.number == 1:
+            busy = {"code": "SESSION_BUSY", "message": "Busy", "retryAfterMs": 60_000}
+            await peer.say({"type": "ERROR", **about, **busy})
+            await peer.socket.close(1009)
+        else:
+            await peer.say({"type": "RESULT", **about, "timestamp": 1, "position": "p"})
+            await peer.socket.wait_closed()
+
+    async with scripted_socket(script) as told:
+        position = await run_at(
+            told.url,
+            """Math.random = () => 0.01;
+                await follow();
+                return (await session.command("start")).position;""",
+        )
+    assert position == "p"
+
+
 @pytest.mark.parametrize("name", ["NEWS", "toString", "__proto__", "constructor"])
 def test_a_message_of_the_application_is_handed_on(node: NodeTab, name: str) -> None:
     outcome = node.run(

@@ -89,7 +89,8 @@ export class Commands {
 
   /** Of those under way one was too big for the server, which says so by ending the connection. */
   rejectLongest() {
-    const [longest] = [...this.#commands].sort((one, other) => other.text.length - one.text.length);
+    const underWay = [...this.#commands].filter(({ isUnderWay }) => isUnderWay);
+    const [longest] = underWay.sort((one, other) => other.text.length - one.text.length);
     const error = new LockstepError("MESSAGE_TOO_BIG", "Too long for a message: send it by REST");
     if (longest) this.#settle(longest, () => longest.reject(error));
   }
