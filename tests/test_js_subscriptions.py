@@ -719,6 +719,23 @@ def test_who_is_unsubscribed_does_not_ask_again_before_it_is_told_to(node: NodeT
     assert outcome == [["refused", False, code, "Not any more", "online"], 1]
 
 
+def test_who_was_sent_away_stays_so_whatever_it_had_asked_before(node: NodeTab) -> None:
+    follow_chess(node)
+    outcome = node.run(
+        """const { sessionId } = session;
+        const have = (type) => received.some((each) => each.type === type);
+        received.length = 0;
+        say({ type: "UPDATE", sessionId, from: "x", position: "y", timestamp: 1, changes: {}, events: [] });
+        const asked = sent.at(-1).type;
+        say({ type: "UNSUBSCRIBED", sessionId, code: "DISCONNECTED", message: "Sent away" });
+        await until(() => have("SUBSCRIBED"));
+        await rest("POST", "/" + sessionId + "/switch");
+        await until(() => have("UPDATE"));
+        return [asked, session.status, session.isCurrent, session.state.version];"""
+    )
+    assert outcome == ["SUBSCRIBE", "refused", False, 2]
+
+
 # ---- Tokens that are exchanged ----
 
 TTL_S = 600

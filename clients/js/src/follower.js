@@ -81,8 +81,9 @@ export class Follower {
       this.#isSubscribed = false;
       this.#refuse(message.code ?? "DISCONNECTED", message.message ?? "Disconnected");
     }
-    // What is still said of an earlier subscription to the session is not about this one.
-    if (!this.#isSubscribed) return;
+    // What is still said of an earlier subscription to the session is not about this one; and who was refused may have
+    // been subscribed once more by what was asked before.
+    if (!this.#isSubscribed || this.status === "refused") return;
     switch (message.type) {
       case "UPDATE":
         return this.#update(message);
