@@ -31,7 +31,7 @@ class Subscription:
     def add(self, follower: Follower) -> None:
         self.followers.add(follower)
         if self.is_current:
-            follower.give(self._update((), True, "requested" if self.state is not None else "missing"))
+            follower.give(self._beginning())
 
     def lose(self) -> None:
         """The connection has ended."""
@@ -90,7 +90,10 @@ class Subscription:
             return self.asked_id is None
         self.state = apply_changes(self.state, change.changes)
         self.position, self.at_ms = change.position, change.timestamp_ms
-        self._give(self._update(change.events, False, None))
+        update = self._update(change.events, False, None)
+        for follower in self.followers:
+            # Who came while the connection was away knows no state that the events could lead from.
+            follower.give(update if follower.has_begun else self._beginning())
         return False
 
     def _set(self, state: State | None, position: str | None, at_ms: float, reason: Reason) -> None:
@@ -101,20 +104,21 @@ class Subscription:
             self._begin_all(at_ms)
             return
         self.is_current = True
-        self._give(self._update((), reason not in ("created", "deleted"), reason))
+        update = self._update((), reason not in ("created", "deleted"), reason)
+        for follower in self.followers:
+            follower.give(update)
 
     def _begin_all(self, at_ms: float) -> None:
         """It is current: who waits for it is told."""
         self.is_current = True
         self.at_ms = at_ms
-        update = self._update((), True, "requested" if self.state is not None else "missing")
         for follower in self.followers:
             if not follower.has_begun:
-                follower.give(update)
+                follower.give(self._beginning())
 
-    def _give(self, update: Update) -> None:
-        for follower in self.followers:
-            follower.give(update)
+    def _beginning(self) -> Update:
+        """What there is, for who begins to follow."""
+        return self._update((), True, "requested" if self.state is not None else "missing")
 
     def _update(self, events: tuple[()] | list[Event], sync: bool, reason: Reason | None) -> Update:
         return Update(self.session_id, self.state, self.position, events, sync, reason, self.at_ms)
