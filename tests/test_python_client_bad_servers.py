@@ -101,11 +101,14 @@ JUNK: list[Any] = [
     update(2, **{"from": None}),
     update(2, position=None),
     update(2, timestamp="soon"),
+    update(2, timestamp=float("inf")),
+    update(2, timestamp=10**400),
     {"type": "SUBSCRIBED", "id": 1, "sessionId": ID, "timestamp": 1},
     {"type": "SUBSCRIBED", "id": 1, "sessionId": ID, "timestamp": 1, "updates": [7]},
     {"type": "RESULT", "id": 1},
     {"type": "ERROR"},
     {"type": "PONG", "id": 1, "receivedAt": None, "timestamp": 1, "errorMs": 0},
+    {"type": "PONG", "id": 1, "receivedAt": float("inf"), "timestamp": float("inf"), "errorMs": 0},
     {"type": "GOING_AWAY"},
 ]
 

@@ -215,6 +215,16 @@ async def test_it_comes_again_when_the_server_says(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("wait", ["Infinity", "1e999", "NaN", "-1", '"soon"'])
+async def test_a_wait_that_is_none_is_not_waited_for(kind: str, wait: str) -> None:
+    busy = f'{{"error": {{"code": "SESSION_BUSY", "message": "busy", "retry_after_seconds": {wait}}}}}'
+    answers = [http_answer(503, busy), GOOD_TIME]
+    async with scripted(answers) as server, either(kind, server.url) as lockstep:
+        assert (await lockstep.read_time())["timestamp_ms"] == 1
+        assert len(server.heads) == 2
+
+
+@pytest.mark.usefixtures("quick")
 async def test_a_change_keeps_its_key_when_it_comes_again(kind: str) -> None:
     answers = [HTML, b"", http_answer(204, "")]
     async with scripted(answers) as server, either(kind, server.url) as lockstep:

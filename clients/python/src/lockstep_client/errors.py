@@ -9,8 +9,7 @@ class LockstepError(Exception):
     `code` is the server's (`SESSION_NOT_FOUND`, `CONFLICT`, `VALIDATION_ERROR`, `FORBIDDEN` ...), or one of
     this client's own:
 
-    - `UNREACHABLE`: no answer within the timeout. Whether a change was made is unknown; asked again with
-      the
+    - `UNREACHABLE`: no answer within the timeout. Whether a change was made is unknown; asked again with the
       same idempotency key, it is made once
     - `INVALID_ANSWER`: what answered is no Lockstep server, or breaks its contract: a proxy's page, for one
     - `REFUSED`: the server does not want this client's WebSocket; `details.close_code` says why

@@ -15,6 +15,7 @@ from lockstep_client.tokens import Credentials
 
 T = TypeVar("T")
 MIN_ATTEMPT_S = 0.05
+MAX_RETRY_AFTER_S = 99_999_999
 MAX_BACKOFF_STEP = 2
 """Somebody waits for the answer: 2 s at most between two attempts."""
 
@@ -105,7 +106,9 @@ def error_in(content: bytes, status: int, retry_after_s: float | None = None) ->
         return None
     if not isinstance(code, str) or not isinstance(message, str):
         return None
-    retry_after_ms = round(retry_after_s * 1000) if isinstance(retry_after_s, int | float) else None
+    if not isinstance(retry_after_s, int | float) or not 0 <= retry_after_s <= MAX_RETRY_AFTER_S:
+        retry_after_s = None  # Infinity, for one, which Python reads from JSON
+    retry_after_ms = None if retry_after_s is None else round(retry_after_s * 1000)
     return LockstepError(code, message, details=details, retry_after_ms=retry_after_ms, status=status)
 
 

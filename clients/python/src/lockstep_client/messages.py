@@ -11,6 +11,7 @@ from lockstep_client.types import Changes, CommandResult, Event, Json, State
 SUBPROTOCOL = "lockstep.v2.json"
 FORMER_SUBPROTOCOL = "lockstep.v1.json"
 """Offered in order to be told that the server speaks no other."""
+MAX_NUMBER = 2**53
 
 
 class BadMessage(Exception):
@@ -148,7 +149,8 @@ def _text(said: _Fields, name: str) -> str:
 
 def _number(said: _Fields, name: str) -> float:
     value = said.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    # Python reads NaN, Infinity and numbers of any length from JSON, of which no clock can be made.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
         raise BadMessage(f"{said.get('type')} without {name}")
     return value
 
