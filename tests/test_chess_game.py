@@ -69,6 +69,21 @@ def test_a_game_ends_before_its_first_moves_are_forgotten() -> None:
     assert game(there_and_back).outcome == {"result": "1/2-1/2", "reason": f"{MAX_MOVES} moves"}
 
 
+def test_a_page_believes_no_press_that_tells_no_move() -> None:
+    """A player can press around the back end, with any data: nothing of it may stop the other's page."""
+    extended = SQUARES.with_name("extended.ts")
+    good = {"move": "e2e4", "san": "e4"}
+    script = """
+        const { extended } = await import(args[0]);
+        const game = { version: 2, moves: [], legal_moves: [], outcome: null, players: ["w", "b"] };
+        const pressed = (data) => extended(game, { version: 3, type: "switched", data }, {});
+        const told = args[1].map((data) => pressed(data ?? undefined));
+        return told.map(({ version, moves }) => [version, moves]);
+    """
+    bad = [None, {}, {"move": "e2e4"}, good | {"san": {"a": 1}}, good | {"san": ["e4"]}, good | {"move": 7}]
+    assert run_js(script, extended.as_uri(), [good, *bad]) == [[3, [good]], *[[2, []]] * len(bad)]
+
+
 def is_special(position: Position, move: Move) -> bool:
     """Castling, promotion or taking in passing."""
     piece = position.board[move.origin]

@@ -1,7 +1,8 @@
-import type { Event, State, StateDetail, Subscription } from "lockstep-client";
+import type { State, StateDetail, Subscription } from "lockstep-client";
 import { useEffect, useReducer, useState } from "react";
 
-import { type Game, type Made, type Outcome, readGame } from "./api";
+import { type Game, readGame } from "./api";
+import { extended } from "./extended";
 
 const RETRY_MS = 2_000;
 
@@ -49,19 +50,4 @@ export function useGame(first: Game, token: string, session: Subscription | null
   }, [sessionId, token, version, isAsked, attempt]);
 
   return { game, trouble };
-}
-
-/** The game with what an event tells, if that is what comes next. */
-function extended(game: Game, event: Event, state: State): Game {
-  if (event.version !== game.version + 1) return game;
-  const next = { ...game, version: event.version };
-  if (event.type === "switched" && typeof event.data?.["move"] === "string") {
-    return { ...next, moves: [...game.moves, event.data as unknown as Made], legal_moves: null };
-  }
-  if (event.type === "completed") return { ...next, outcome: (event.data as unknown as Outcome | undefined) ?? null };
-  if (event.type === "expired") {
-    const late = state.participants.find(({ has_expired }) => has_expired)?.participant_id;
-    return { ...next, outcome: { result: late === game.players[0] ? "0-1" : "1-0", reason: "time" } };
-  }
-  return next;
 }
