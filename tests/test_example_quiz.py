@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from lockstep_client import mint_token
+from lockstep_client import Lockstep, mint_token
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.examples import example
@@ -136,6 +136,24 @@ def test_an_answer_after_the_end_of_the_time_does_not_count(tabs: Tabs, quiz: Ex
     assert [text for text in tabs.complaints if "400" not in text] == []
     tabs.complaints.clear()
     expect(hall.team("Reds")).not_to_contain_text("has answered")
+
+
+def test_an_answer_that_came_in_a_pause_can_be_given_again_after_it(quiz: Example) -> None:
+    made = httpx.post(f"{quiz.url}/api/quizzes", json={"title": "Quiz", "seconds": 20}).json()
+    address = f"{quiz.url}/api/quizzes/{made['quiz']}"
+    shown = httpx.get(address).json()
+    team = httpx.post(f"{address}/teams", json={"name": "Reds"}).json()
+
+    def answer() -> httpx.Response:
+        headers = {"Authorization": f"Bearer {team['token']}"}
+        return httpx.post(f"{address}/answers", json={"question": 1, "answer": "42"}, headers=headers)
+
+    with Lockstep(shown["lockstep"], token=made["token"]) as host:
+        host.command(made["quiz"], "start", {"participant_id": shown["host"]})
+        host.command(made["quiz"], "pause")
+        assert answer().json() == {"error": "Too late"}
+        host.command(made["quiz"], "resume")
+        assert (answer().status_code, answer().status_code) == (201, 200)
 
 
 def test_a_reload_is_the_same_team_and_its_answer_stays(tabs: Tabs, quiz: Example) -> None:

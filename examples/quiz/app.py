@@ -164,10 +164,11 @@ class Answers(Handler):
             session_id,
             "annotate",
             {"metadata": {}, "data": {"answered": question, "team": team.id}},
-            # However often the phone sends it.
-            idempotency_key=f"{team.id}-{question}",
+            # However often the phone sends it; but what came too late for a pause may be sent anew after it.
+            idempotency_key=f"{team.id}-{question}-{team.refusals}",
         )
         if question_of(state, quiz.host) != question or not is_open(state):
+            team.refusals += 1
             raise Refused("Too late")
         self.set_status(201)
         self.finish({"answer": team.answers.setdefault(question, answer)})

@@ -62,6 +62,8 @@ class Team:
     """By the number of the question."""
     right: set[int] = field(default_factory=set)
     """The questions that were answered well."""
+    refusals: int = 0
+    """How many of its answers came too late."""
 
 
 @dataclass
