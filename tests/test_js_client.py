@@ -541,6 +541,29 @@ async def test_answers_that_are_broken_are_asked_for_again_but_not_at_once() -> 
     assert outcome == ["waiting", None, 3, ["INVALID_ANSWER"]]
 
 
+async def test_an_answer_of_another_kind_ends_a_command_and_has_a_session_asked_for_anew() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.say(WELCOME)
+        request = await peer.hear("SUBSCRIBE")
+        await peer.say({"type": "REAUTHENTICATED", "id": request["id"]})
+        await peer.subscribed(None)
+        request = await peer.hear("COMMAND")
+        await peer.say({"type": "REAUTHENTICATED", "id": request["id"]})
+        await peer.socket.wait_closed()
+
+    async with scripted_socket(script) as told:
+        outcome = await run_at(
+            told.url,
+            """Math.random = () => 0.01;
+                await follow();
+                await until(() => session.status === "missing");
+                const code = await session.command("start").catch(({ code }) => code);
+                const commands = sent.filter(({ type }) => type === "COMMAND").length;
+                return [code, logged("error").map(({ error }) => error.code), commands, sockets.length];""",
+        )
+    assert outcome == ["INVALID_ANSWER", ["INVALID_ANSWER"], 1, 1]
+
+
 async def test_a_command_that_was_not_under_way_was_not_what_was_too_big() -> None:
     async def script(peer: Peer) -> None:
         await peer.say(WELCOME)

@@ -2,6 +2,7 @@
 
 import { backoffMs } from "./backoff.js";
 import { LockstepError } from "./errors.js";
+import { errorOf } from "./messages.js";
 import { Timer } from "./timer.js";
 import { randomKey } from "./values.js";
 
@@ -103,11 +104,12 @@ export class Commands {
     command.isUnderWay = false;
     if (answer.type === "RESULT") {
       const { type, id, sessionId, ...result } = answer;
-      this.#settle(command, () => command.resolve(result));
-    } else if (answer.type === "ERROR" && !TRIED_AGAIN.includes(answer.code)) {
-      this.#settle(command, () => command.reject(new LockstepError(answer.code, answer.message, answer)));
-    } else if (answer.type === "ERROR" && this.#commands.has(command)) {
-      command.timer.set(this.#onReady, (answer.retryAfterMs ?? 0) + backoffMs(1));
+      return this.#settle(command, () => command.resolve(result));
+    }
+    const error = errorOf(answer);
+    if (!TRIED_AGAIN.includes(error.code)) this.#settle(command, () => command.reject(error));
+    else if (this.#commands.has(command)) {
+      command.timer.set(this.#onReady, (error.retryAfterMs ?? 0) + backoffMs(1));
     }
   }
 

@@ -5,7 +5,7 @@ import { Commands } from "./commands.js";
 import { LockstepError } from "./errors.js";
 import { Line } from "./line.js";
 import { Machine } from "./machine.js";
-import { parse } from "./messages.js";
+import { errorOf, parse } from "./messages.js";
 import { Pings } from "./pings.js";
 import { ServerTime } from "./server-time.js";
 import { Timer } from "./timer.js";
@@ -212,7 +212,7 @@ export class Connection {
 
   /** @param {ErrorMessage} error */
   #failed(error) {
-    this.#emit("error", { error: new LockstepError(error.code, error.message, error) });
+    this.#emit("error", { error: errorOf(error) });
   }
 
   /**

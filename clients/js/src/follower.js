@@ -2,10 +2,11 @@
 
 import { backoffMs } from "./backoff.js";
 import { applyChanges } from "./changes.js";
-import { LockstepError } from "./errors.js";
+import { errorOf } from "./messages.js";
 import { Timer } from "./timer.js";
 
-/** @import { ErrorMessage, PresenceChange, SessionMessage, Subscribed, Update } from "./messages.js" */
+/** @import { LockstepError } from "./errors.js" */
+/** @import { PresenceChange, SessionMessage, Subscribed, Update } from "./messages.js" */
 /** @import { Requests } from "./requests.js" */
 /** @import { Presence, State, SubscriptionEvents, SubscriptionStatus } from "./types.js" */
 
@@ -65,9 +66,10 @@ export class Follower {
       this.#isAsked = false;
       if (answer.type === "SUBSCRIBED") this.#isSubscribed = true;
       if (this.status === "closed" || this.status === "refused") return;
-      if (answer.type === "SUBSCRIBED") this.#subscribed(answer);
-      else if (answer.type === "ERROR" && FOR_GOOD.includes(answer.code)) this.#refuse(answer.code, answer.message);
-      else if (answer.type === "ERROR") this.#failed(answer);
+      if (answer.type === "SUBSCRIBED") return this.#subscribed(answer);
+      const error = errorOf(answer);
+      if (FOR_GOOD.includes(error.code)) this.#refuse(error.code, error.message);
+      else this.#failed(error);
     });
   }
 
@@ -98,7 +100,7 @@ export class Follower {
       case "MESSAGE":
         return this.#emit("message", { message: message.message });
       case "ERROR":
-        return this.#failed(message);
+        return this.#failed(errorOf(message));
     }
   }
 
@@ -207,12 +209,12 @@ export class Follower {
     this.#emit("presence", { presence: this.presence, joined, left });
   }
 
-  /** @param {ErrorMessage} error after which it may be that what is known is no more so */
+  /** @param {LockstepError} error after which it may be that what is known is no more so */
   #failed(error) {
     this.#mustAsk = true;
     this.#timer.set(this.#onReady, (error.retryAfterMs ?? 0) + backoffMs(this.#failures++));
     this.#setStatus("waiting");
-    this.#emit("error", { error: new LockstepError(error.code, error.message, error) });
+    this.#emit("error", { error });
   }
 
   /**

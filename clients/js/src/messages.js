@@ -1,5 +1,6 @@
 /** What the server says, in protocol v2. */
 
+import { LockstepError } from "./errors.js";
 import { isObject } from "./values.js";
 
 /** @import { Access, Changes, Event, Message, Present, Result, SnapshotReason, State } from "./types.js" */
@@ -97,4 +98,14 @@ export function parse(data) {
   if (isWhole) return /** @type {ServerMessage} */ (/** @type {unknown} */ (message));
   const broken = { type: "ERROR", code: "INVALID_ANSWER", message: "What came is no message", id, sessionId };
   return /** @type {ErrorMessage} */ (broken);
+}
+
+/**
+ * What went wrong, by an answer that is not the one hoped for: one that answers something else is none.
+ *
+ * @param {Answer | ErrorMessage} answer
+ */
+export function errorOf(answer) {
+  if (answer.type === "ERROR") return new LockstepError(answer.code, answer.message, answer);
+  return new LockstepError("INVALID_ANSWER", `What came answers something else: ${answer.type}`);
 }
