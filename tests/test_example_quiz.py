@@ -11,7 +11,7 @@ from lockstep_client import Lockstep, mint_token
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.examples import example
-from tests.support.pages import Tabs, barriers
+from tests.support.pages import Tabs, barriers, clean_tabs
 
 
 class Example(NamedTuple):
@@ -40,10 +40,7 @@ def quiz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
 
 @pytest.fixture
 def tabs(browser: Browser, quiz: Example) -> Iterator[Tabs]:
-    tabs = Tabs(browser, quiz.url)
-    yield tabs
-    tabs.close()
-    assert tabs.complaints == []
+    yield from clean_tabs(browser, quiz.url)
 
 
 class Hall:

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.support.cable import Cable
-from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers
+from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers, clean_tabs
 from tests.support.processes import ServerProcess
 from tests.support.tabs import older
 from tests.support.variants import first_of
@@ -30,10 +30,7 @@ CSP = (
 
 @pytest.fixture
 def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
-    tabs = Tabs(browser, server_process.url)
-    yield tabs
-    tabs.close()
-    assert tabs.complaints == []
+    yield from clean_tabs(browser, server_process.url)
 
 
 @pytest.fixture

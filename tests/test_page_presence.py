@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers
+from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers, clean_tabs
 from tests.support.processes import ServerProcess, running
 from tests.support.tokens import SECRET, token
 
@@ -29,19 +29,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 @pytest.fixture
 def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
     """On a server without keys."""
-    yield from clean(Tabs(browser, server_process.url))
+    yield from clean_tabs(browser, server_process.url)
 
 
 @pytest.fixture
 def named_tabs(browser: Browser, guarded: ServerProcess) -> Iterator[Tabs]:
     """On a server with keys, which lets anybody watch."""
-    yield from clean(Tabs(browser, guarded.url))
-
-
-def clean(tabs: Tabs) -> Iterator[Tabs]:
-    yield tabs
-    tabs.close()
-    assert tabs.complaints == []
+    yield from clean_tabs(browser, guarded.url)
 
 
 def created(tabs: Tabs, mode: str = "per_participant", **fields: Any) -> str:

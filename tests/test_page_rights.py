@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.node import run_js
-from tests.support.pages import SMALL_PHONE, Tabs, barriers
+from tests.support.pages import SMALL_PHONE, Tabs, barriers, clean_tabs
 from tests.support.processes import ROOT, ServerProcess, running
 from tests.support.tokens import SECRET, token
 
@@ -36,19 +36,13 @@ def guarded(secret: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def tabs(browser: Browser, guarded: ServerProcess) -> Iterator[Tabs]:
-    yield from clean(Tabs(browser, guarded.url))
+    yield from clean_tabs(browser, guarded.url)
 
 
 @pytest.fixture
 def open_tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
     """On a server without keys."""
-    yield from clean(Tabs(browser, server_process.url))
-
-
-def clean(tabs: Tabs) -> Iterator[Tabs]:
-    yield tabs
-    tabs.close()
-    assert tabs.complaints == []
+    yield from clean_tabs(browser, server_process.url)
 
 
 def created(tabs: Tabs) -> str:

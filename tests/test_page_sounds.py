@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.support.node import run_js
-from tests.support.pages import Tabs
+from tests.support.pages import Tabs, clean_tabs
 from tests.support.processes import ROOT, ServerProcess
 
 LOW, ZERO = [120, 80, 120], [400, 120, 400]  # as vibrations
@@ -22,10 +22,7 @@ RECORDS = """
 
 @pytest.fixture
 def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
-    tabs = Tabs(browser, server_process.url)
-    yield tabs
-    tabs.close()
-    assert tabs.complaints == []
+    yield from clean_tabs(browser, server_process.url)
 
 
 def recording(tabs: Tabs, body: dict[str, Any]) -> Page:

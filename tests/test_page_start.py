@@ -6,16 +6,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.pages import SMALL_PHONE, Tabs
+from tests.support.pages import SMALL_PHONE, Tabs, clean_tabs
 from tests.support.processes import ServerProcess
 
 
 @pytest.fixture
 def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
-    tabs = Tabs(browser, server_process.url)
-    yield tabs
-    tabs.close()
-    assert tabs.complaints == []
+    yield from clean_tabs(browser, server_process.url)
 
 
 def open_form(tabs: Tabs, kind: str, **options: object) -> Page:

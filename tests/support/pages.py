@@ -1,5 +1,6 @@
 """Tabs of a browser that show the server's page, and what people meet there."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
@@ -62,6 +63,14 @@ class Tabs:
     def close(self) -> None:
         for context in self.browser.contexts:
             context.close()
+
+
+def clean_tabs(browser: Browser, url: str) -> Iterator[Tabs]:
+    """Tabs for a fixture to yield from: what they complain of, and the test has not cleared, fails it."""
+    tabs = Tabs(browser, url)
+    yield tabs
+    tabs.close()
+    assert tabs.complaints == []
 
 
 def barriers(page: Page) -> list[str]:
