@@ -96,11 +96,21 @@ export function hearTime(nowMs) {
 function hear({ kind, atMs }, nowMs) {
   if (!isAskedFor() || nowMs - atMs > LATE_MS) return;
   const id = `${sessionId} ${kind} ${atMs}`;
-  const begin = () => {
+  const say = () => {
     const heard = (remembered(HEARD) ?? "").split("\n");
     if (heard.includes(id)) return;
     remember(HEARD, [id, ...heard].slice(0, REMEMBERED).join("\n"));
     play(CUES[kind]);
+  };
+  // Tabs are processes, which see what others have remembered a little later. A lock, where there are any (https and
+  // localhost), is one tab's alone until the cue is past.
+  const begin = () => {
+    if (!navigator.locks) return say();
+    void navigator.locks.request(`lockstep ${id}`, { ifAvailable: true }, (lock) => {
+      if (!lock) return;
+      say();
+      return new Promise((done) => setTimeout(done, LATE_MS));
+    });
   };
   if (document.hasFocus()) begin();
   else setTimeout(begin, document.hidden ? HIDDEN_WAITS_MS : UNFOCUSED_WAITS_MS);
