@@ -152,7 +152,7 @@ async def test_presence_lasts_as_long_as_its_session(servers: list[ServerProcess
         await delete(servers[0], scene.session_id)
         await created(servers[1], session_id=scene.session_id, presence=False)
         for visitor in visitors:
-            await visitor.until(lambda visitor=visitor: visitor.view.told[-2:] == ["DELETED", "created"])
+            await visitor.until(lambda visitor=visitor: visitor.view.told[-4:] == ["DELETED", "created"] * 2)
             assert visitor.view.presence is None
         error_of(await servers[1].call("GET", path, None, ADMIN), 409, "CONFLICT")
 
