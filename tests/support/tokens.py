@@ -11,7 +11,7 @@ AUDIENCE, ISSUER = "clocks", "https://login.example"
 ANNA, BERT = str(uuid4()), str(uuid4())
 
 
-def token(scope: str = "admin", sid: Any = "*", ttl_s: float = 600, key: Any = SECRET, **claims: Any) -> str:
+def token(scope: str = "admin", sid: Any = "*", ttl_s: float = 3600, key: Any = SECRET, **claims: Any) -> str:
     algorithm = claims.pop("algorithm", "HS256")
     headers = claims.pop("headers", None)
     ours = {"iss": ISSUER, "aud": AUDIENCE}
