@@ -160,18 +160,26 @@ class Answers(Handler):
         if question in team.answers:  # sent again, or thought over: the first one counts
             self.finish({"answer": team.answers[question]})
             return
-        state = await self.hall.lockstep.command(
-            session_id,
-            "annotate",
-            {"metadata": {}, "data": {"answered": question, "team": team.id}},
-            # However often the phone sends it; but what came too late for a pause may be sent anew after it.
-            idempotency_key=f"{team.id}-{question}-{team.refusals}",
-        )
-        if question_of(state, quiz.host) != question or not is_open(state):
-            team.refusals += 1
-            raise Refused("Too late")
+        # Whoever hears of it reads it from here, maybe before this process has the reply.
+        team.answers[question] = answer
+        is_kept = False
+        try:
+            state = await self.hall.lockstep.command(
+                session_id,
+                "annotate",
+                {"metadata": {}, "data": {"answered": question, "team": team.id}},
+                # However often the phone sends it; what came too late for a pause may be sent anew after it.
+                idempotency_key=f"{team.id}-{question}-{team.refusals}",
+            )
+            if question_of(state, quiz.host) != question or not is_open(state):
+                team.refusals += 1
+                raise Refused("Too late")
+            is_kept = True
+        finally:
+            if not is_kept:
+                del team.answers[question]
         self.set_status(201)
-        self.finish({"answer": team.answers.setdefault(question, answer)})
+        self.finish({"answer": answer})
 
 
 class AnswersTo(Handler):
