@@ -2,8 +2,16 @@
 
 from setuptools import Extension, setup
 
+SOURCES = ("module.c", "fanout.c")
+
 setup(
     ext_modules=[
-        Extension("handlers._fanout", ["handlers/_fanout.c"], extra_compile_args=["-O2"], optional=True)
+        Extension(
+            "handlers._native",
+            [f"handlers/native_src/{name}" for name in SOURCES],
+            depends=["handlers/native_src/native.h"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra", "-Werror"],
+            optional=True,
+        )
     ]
 )

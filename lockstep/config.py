@@ -224,6 +224,10 @@ class Settings:
         return _hosts(self.hosts)
 
 
+# handlers/native.py looks at it when it is imported, before there are settings.
+_READ_ELSEWHERE = frozenset({"LOCKSTEP_TWIN"})
+
+
 def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Settings from flags, LOCKSTEP_* variables and the file that --config names.
 
@@ -234,7 +238,7 @@ def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
     variables = {
         name.removeprefix("LOCKSTEP_").lower(): (name, value)
         for name, value in environ.items()
-        if name.startswith("LOCKSTEP_")
+        if name.startswith("LOCKSTEP_") and name not in _READ_ELSEWHERE
     }
     _, path = flags.pop("config", variables.pop("config", ("", None)))
     given: dict[str, tuple[str, Any]] = {} if path is None else _read_file(path)

@@ -42,6 +42,10 @@ def test_flags_win_over_the_environment_and_that_over_the_file(file: Path) -> No
     assert (settings.port, settings.address, settings.log_level) == (3, "127.0.0.2", "error")
 
 
+def test_the_choice_of_the_extension_is_no_setting() -> None:
+    assert read_settings([], {"LOCKSTEP_TWIN": "1"}) == read_settings([], {})
+
+
 def test_the_file_may_be_named_by_the_environment_and_the_flag_wins(file: Path, tmp_path: Path) -> None:
     file.write_text("port = 1")
     other = tmp_path / "other.toml"

@@ -1,19 +1,17 @@
-/* Sends one message to many sockets: the loop over send(2), without a Python call for each of them.
- *
- * It is built where there is a compiler; elsewhere handlers/fanout.py does the same in Python.
- */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+/* Sends one message to many sockets: the loop over send(2). */
+#include "native.h"
+
 #include <errno.h>
 #include <sys/socket.h>
 
-PyDoc_STRVAR(send_all_doc,
-             "send_all(descriptors: list[int], data: bytes) -> list[tuple[int, int]]\n\n"
-             "Offer the data to each socket. Returns the index of each that did not take all of it, with the number\n"
-             "of bytes that it took, or -1 where the socket is broken or the descriptor negative.");
+const char send_all_doc[] =
+    "send_all(descriptors: list[int], data: bytes) -> list[tuple[int, int]]\n\n"
+    "Offer the data to each socket. Returns the index of each that did not take all of it, with the number\n"
+    "of bytes that it took, or -1 where the socket is broken or the descriptor negative.";
 
-static PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
 {
+    (void)module;
     if (count != 2 || !PyList_CheckExact(arguments[0]) || !PyBytes_CheckExact(arguments[1])) {
         PyErr_SetString(PyExc_TypeError, "send_all takes a list and bytes");
         return NULL;
@@ -43,15 +41,4 @@ static PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize
 failed:
     Py_DECREF(missed);
     return NULL;
-}
-
-static PyMethodDef methods[] = {
-    {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, send_all_doc},
-    {NULL, NULL, 0, NULL},
-};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_fanout", NULL, 0, methods};
-
-PyMODINIT_FUNC PyInit__fanout(void)
-{
-    return PyModule_Create(&definition);
 }
