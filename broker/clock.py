@@ -100,7 +100,7 @@ class RedisClock(Clock):
         """How far the estimate may be off by now."""
         return self._sample_error_ms + (monotonic_s - self._sampled_at_s) * DRIFT_MS_PER_S
 
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         """The best estimate; a better measurement may take it back by a little."""
         return int(self._source.monotonic() * 1000 + self._offset_ms)
 

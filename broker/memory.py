@@ -71,7 +71,7 @@ class MemoryBroker(Broker):
     async def close(self) -> None:
         self._listener = None
 
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         return self.shown_us() // 1000
 
     def shown_us(self) -> int:

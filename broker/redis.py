@@ -168,7 +168,7 @@ class RedisBroker(RedisStore, Broker):
 
     # --- clock -----------------------------------------------------------------------------------
 
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         return self._clock.now_ms()
 
     def shown_us(self) -> int:

@@ -62,6 +62,10 @@ class Charge(Struct, frozen=True):
     window_ms: int
 
 
+Affected = Callable[[str], bool]
+"""Whether payloads of the session with this id may have been lost."""
+
+
 class Listener(Protocol):
     """Hears what the broker brings: the hub. Nothing here waits, and nothing here raises."""
 
@@ -80,8 +84,8 @@ class Listener(Protocol):
         all: that process is no more. Never called for what this process says itself.
         """
 
-    def on_gap(self) -> None:
-        """Payloads may have been lost; from now on they are heard again."""
+    def on_gap(self, affected: Affected | None = None) -> None:
+        """Payloads may have been lost of these sessions (None: of all); from now on they are heard again."""
 
 
 class Outcome(Enum):
@@ -147,18 +151,18 @@ class History(Struct, frozen=True):
 
 
 class Clock(Protocol):
-    """One clock for all processes, by which changes are dated."""
+    """One clock for all processes, by which changes are dated: that of the store a session is kept in."""
 
     @abc.abstractmethod
-    def now_ms(self) -> int:
-        """The broker's time, in ms since 1970.
+    def now_ms(self, session_id: str | None = None) -> int:
+        """The time of the session's store, in ms since 1970; without a session, that of the first store.
 
         It may go back: by a little when it is measured better, by more if the store's clock was set back.
         """
 
     @abc.abstractmethod
     def shown_us(self) -> int:
-        """The same in us, for clients to see: it takes corrections of up to 2 s without going back."""
+        """The first store's time in us, for clients to see: corrections of up to 2 s do not take it back."""
 
     def shown_ms(self) -> int:
         """What is shown, floored to the ms."""
@@ -166,7 +170,7 @@ class Clock(Protocol):
 
     @abc.abstractmethod
     def error_ms(self) -> float:
-        """At most so far is `shown_us` from the broker's own clock now; infinite before its first answer.
+        """At most so far is `shown_us` from each clock of the broker now; infinite before its first answer.
 
         `shown_ms` may be 1 ms further behind. Where the broker's clock is set this is noticed within a
         second; until then the bound is that of before.
@@ -244,7 +248,8 @@ class Bus(Protocol):
 
     Delivery is at most once, and in order for each session. Whenever publications may have been lost the
     listener is told (``on_gap``) once hearing has begun again, and asks for every session it has clients
-    for. The process that made a publication hears it like every other, and never inside the call.
+    for and that is affected. The process that made a publication hears it like every other, and never
+    inside the call.
     """
 
     @abc.abstractmethod
@@ -340,7 +345,4 @@ class Agenda(Protocol):
 
 
 class Broker(Store, Bus, Counters, Agenda, Presence, Clock, Protocol):
-    """What keeps all these promises. Each consumer asks only for those that it needs.
-
-    They are protocols, so that a consumer can name several as one type of its own.
-    """
+    """All of these. They are protocols, so that a consumer can name those it needs as a type of its own."""

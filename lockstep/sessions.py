@@ -65,7 +65,7 @@ class Sessions:
         head = heads.read_head(raw)
         if head is None or head.session_id != session_id:
             raise self._stored.corrupt(session_id, "it does not begin like one")
-        if head.deadline_ms is None or head.deadline_ms > self._broker.now_ms():
+        if head.deadline_ms is None or head.deadline_ms > self._broker.now_ms(session_id):
             return raw
         try:
             return state_json.to_json((await self.settle(session_id)).session)
@@ -112,7 +112,7 @@ class Sessions:
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
         epoch_ms = 0
         while asyncio.get_running_loop().time() < give_up_at:
-            now_ms = self._broker.now_ms()
+            now_ms = self._broker.now_ms(spec.session_id)
             created = engine.create(spec, new_epoch(max(now_ms, epoch_ms)), now_ms)
             try:
                 async with self._stored.looked_up(spec.session_id, context.idempotent):
@@ -175,7 +175,7 @@ class Sessions:
             if context.admission is not None:
                 await context.admission()
             session = self._stored.decode(session_id, raw)
-            now_ms = max(self._broker.now_ms(), session.updated_at_ms)
+            now_ms = max(self._broker.now_ms(session_id), session.updated_at_ms)
             decision = engine.decide(session, now_ms, rule, context.guards)
             if decision.step.transitions:
                 outcome, changed = await self._commit(session, decision, now_ms, context)

@@ -28,22 +28,24 @@ from tests.support.sessions import spec, told
 
 
 class FakeBroker:
-    """Real time, and as many due sessions as it is given."""
+    """Real time, by clocks that differ as it is told, and as many due sessions as it is given."""
 
     def __init__(self) -> None:
         self.clock = MemoryBroker()
+        # How far the clock of a session is ahead of the first store's.
+        self.ahead_ms: dict[str | None, int] = {}
         self.sessions_due: list[tuple[int, str]] = []
         self.failures = 0
         self.sweeps = 0
 
-    def now_ms(self) -> int:
-        return self.clock.now_ms()
+    def now_ms(self, session_id: str | None = None) -> int:
+        return self.clock.now_ms() + self.ahead_ms.get(session_id, 0)
 
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
         self.sweeps += 1
         if self.sweeps <= self.failures:
             raise BrokerUnavailable
-        return [each for each in self.sessions_due if each[0] <= self.now_ms() + ahead_ms][:limit]
+        return [each for each in self.sessions_due if each[0] <= self.now_ms(each[1]) + ahead_ms][:limit]
 
     async def lapse(self, limit: int) -> int:
         return 0
@@ -236,6 +238,35 @@ async def test_the_sweep_finds_what_is_due_before_it_was_armed_for() -> None:
     async with timers(sweeping=True) as (deadlines, sessions, broker):
         deadlines.arm("s", broker.now_ms() + 3_600_000)
         broker.sessions_due = [(broker.now_ms() - 1_000, "s")]
+        await sessions.until(lambda: sessions.prompted)
+
+
+async def test_each_session_is_prompted_by_its_own_clock() -> None:
+    async with timers() as (deadlines, sessions, broker):
+        broker.ahead_ms = {"ahead": 3_600_000, "behind": -3_600_000}
+        now_ms = broker.now_ms()
+        deadlines.arm("ahead", now_ms + 3_600_040)
+        deadlines.arm("behind", now_ms - 3_600_000 + 20)
+        deadlines.arm("first", now_ms + 60)
+        await sessions.until(lambda: len(sessions.prompted) == 3)
+        assert sessions.ids == ["behind", "ahead", "first"]
+
+
+async def test_a_session_whose_clock_was_set_back_is_prompted_when_it_is_due_by_it() -> None:
+    async with timers() as (deadlines, sessions, broker):
+        deadlines.arm("s", broker.now_ms() + 20)
+        deadlines.arm("last", broker.now_ms() + 40)
+        broker.ahead_ms["s"] = -200
+        await sessions.until(lambda: len(sessions.prompted) == 2)
+        assert sessions.ids == ["last", "s"]
+
+
+async def test_the_sweep_prompts_for_a_session_whose_clock_was_set_forward() -> None:
+    async with timers(sweeping=True) as (deadlines, sessions, broker):
+        deadline_ms = broker.now_ms() + 3_600_000
+        deadlines.arm("s", deadline_ms)
+        broker.ahead_ms["s"] = 7_200_000
+        broker.sessions_due = [(deadline_ms, "s")]
         await sessions.until(lambda: sessions.prompted)
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from lockstep.contract import Broker
+from lockstep.contract import Affected, Broker
 from lockstep.errors import BrokerUnavailable, Close, SessionNotFound
 from lockstep.live import repair as repair_module
 from lockstep.live import worklist
@@ -57,7 +57,7 @@ class FakeBroker:
         self.on_load: Callable[[], None] = lambda: None
         self.hearing: Callable[[], Any] = lambda: asyncio.sleep(0)
 
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         return T0
 
     def shown_ms(self) -> int:
@@ -127,8 +127,8 @@ class World:
         peer.got.clear()
         return peer
 
-    async def gap(self) -> None:
-        self.hub.on_gap()
+    async def gap(self, affected: Affected | None = None) -> None:
+        self.hub.on_gap(affected)
         await settled()
 
 
@@ -868,6 +868,15 @@ async def test_a_repair_is_tried_until_the_store_is_back(monkeypatch: pytest.Mon
         world.broker.is_away = False
         await settled()
         assert peer.heard == [("STATE_UPDATE", 3), ("STATE_SYNC", 5)]
+
+
+async def test_a_gap_of_some_sessions_leaves_the_others_alone() -> None:
+    other = f"{1:08}-0000-4000-8000-000000000000"
+    async with a_world() as world:
+        peer, untroubled = await world.join(), await world.join(other)
+        world.broker.states.update({S: state(5), other: state(5, sid=other)})
+        await world.gap(lambda session_id: session_id == S)
+        assert (peer.heard, untroubled.heard) == ([("STATE_SYNC", 5)], [])
 
 
 async def test_a_gap_during_a_repair_is_repaired_too() -> None:

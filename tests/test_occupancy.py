@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from broker.redis import RedisBroker
-from lockstep.contract import Attendance
+from lockstep.contract import Affected, Attendance
 from lockstep.metrics import Metrics
 from tests.support.load import eventually
 from tests.support.redis_server import Proxy, RedisServer
@@ -29,7 +29,7 @@ class Nobody:
         self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
     ) -> None: ...
 
-    def on_gap(self) -> None:
+    def on_gap(self, affected: Affected | None = None) -> None:
         pass
 
 

@@ -77,7 +77,7 @@ class FakeBroker:
         self.is_away = False
         self.on_present: Callable[[], None] = lambda: None
 
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         return T0 + round(asyncio.get_running_loop().time() * 1000)
 
     shown_ms = now_ms
@@ -572,6 +572,19 @@ async def test_a_gap_while_it_is_read_has_it_read_again() -> None:
         world.broker.others = {A: {"bob": Attendance(1, T0)}}
         world.broker.on_present = gap
         anna = await world.follow("anna")
+        assert anna.subjects == {"anna", "carl"}
+
+
+async def test_a_gap_of_other_sessions_has_it_not_read_again() -> None:
+    async with a_world() as world:
+        world.broker.others = {A: {"bob": Attendance(1, T0)}}
+        anna = await world.follow("anna")
+        world.broker.others = {A: {"carl": Attendance(1, T0)}}
+        world.hub.on_gap(lambda session_id: session_id != S)
+        await settled()
+        assert anna.subjects == {"anna", "bob"}
+        world.hub.on_gap(lambda session_id: session_id == S)
+        await settled()
         assert anna.subjects == {"anna", "carl"}
 
 

@@ -15,7 +15,7 @@ from broker import examine
 from broker.endpoint import parse
 from broker.redis import RedisBroker
 from lockstep.config import Settings, masked
-from lockstep.contract import Attendance
+from lockstep.contract import Affected, Attendance
 from lockstep.metrics import Metrics
 from tests.support.load import chess
 from tests.support.processes import ServerProcess
@@ -33,7 +33,7 @@ class Deaf:
         self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
     ) -> None: ...
 
-    def on_gap(self) -> None: ...
+    def on_gap(self, affected: Affected | None = None) -> None: ...
 
 
 async def reaches(url: str) -> bool:

@@ -32,7 +32,7 @@ class World:
             self.read({})
 
     @property
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         return T0 + round(self.at_s * 1000)
 
     def read(self, found: Mapping[str, Mapping[str, Attendance]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from broker.counters import LIFE_SIGN_S
 from broker.redis import RedisBroker
-from lockstep.contract import Attendance, Charge
+from lockstep.contract import Affected, Attendance, Charge
 from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.requests.bodies import spec as read_spec
@@ -48,7 +48,7 @@ class Deaf:
         self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
     ) -> None: ...
 
-    def on_gap(self) -> None: ...
+    def on_gap(self, affected: Affected | None = None) -> None: ...
 
 
 @contextlib.asynccontextmanager

@@ -59,7 +59,7 @@ class FakeBroker:
         self.state = state(version, line, epoch)
         self.events = [event(each, line) for each in range(1, version + 1)]
 
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         return T0
 
     def shown_ms(self) -> int:
@@ -410,6 +410,16 @@ async def test_a_gap_during_a_read_makes_it_read_again() -> None:
         peer = await coming
         assert world.broker.reads > reads
         assert (peer.told, peer.view.position) == (["state"], position(9))
+
+
+async def test_a_gap_of_other_sessions_makes_it_read_nothing() -> None:
+    async with a_world(5) as world:
+        peer = await world.follow()
+        reads = world.broker.reads
+        world.hub.on_gap(lambda session_id: session_id != S)
+        await settled()
+        await world.follow()
+        assert (world.broker.reads, peer.told) == (reads, ["state"])
 
 
 async def test_a_deletion_during_a_read_counts_more_than_what_was_read() -> None:

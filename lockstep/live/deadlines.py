@@ -42,7 +42,8 @@ class Deadlines:
         self._broker = broker
         self._sessions = sessions
         self._armed: dict[str, int] = {}
-        self._heap: list[tuple[int, str]] = []
+        # (the instant by the first store's clock, the deadline by the session's own, the session's id)
+        self._heap: list[tuple[int, int, str]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
 
@@ -67,15 +68,20 @@ class Deadlines:
             self._armed.pop(session_id, None)
         elif self._armed.get(session_id) != deadline_ms:
             self._armed[session_id] = deadline_ms
-            heapq.heappush(self._heap, (deadline_ms, session_id))
+            entry = self._entry(session_id, deadline_ms)
+            heapq.heappush(self._heap, entry)
             if len(self._heap) > 2 * len(self._armed) + MIN_REPLACED:
                 self._remove_replaced()
-            if self._heap[0] == (deadline_ms, session_id):
+            if self._heap[0] == entry:
                 self._set_timer()
+
+    def _entry(self, session_id: str, deadline_ms: int) -> tuple[int, int, str]:
+        ahead_ms = self._broker.now_ms(session_id) - self._broker.now_ms()
+        return deadline_ms - ahead_ms, deadline_ms, session_id
 
     def _remove_replaced(self) -> None:
         """Rebuild the heap: replaced deadlines stay in it, but should not outnumber the others."""
-        self._heap = [(at_ms, session_id) for session_id, at_ms in self._armed.items()]
+        self._heap = [self._entry(session_id, deadline_ms) for session_id, deadline_ms in self._armed.items()]
         heapq.heapify(self._heap)
 
     def _set_timer(self) -> None:
@@ -87,11 +93,18 @@ class Deadlines:
 
     def _on_timer(self) -> None:
         now_ms = self._broker.now_ms()
+        early = []
         while self._heap and self._heap[0][0] <= now_ms:
-            at_ms, session_id = heapq.heappop(self._heap)
-            if self._armed.get(session_id) == at_ms:
-                del self._armed[session_id]
-                self._tasks.spawn(self.fire(session_id))
+            _, deadline_ms, session_id = heapq.heappop(self._heap)
+            if self._armed.get(session_id) != deadline_ms:
+                continue
+            if self._broker.now_ms(session_id) < deadline_ms:
+                early.append((session_id, deadline_ms))  # its clock goes otherwise than when it was armed
+                continue
+            del self._armed[session_id]
+            self._tasks.spawn(self.fire(session_id))
+        for session_id, deadline_ms in early:
+            heapq.heappush(self._heap, self._entry(session_id, deadline_ms))
         self._set_timer()
 
     async def fire(self, session_id: str) -> None:
@@ -133,6 +146,9 @@ class Deadlines:
         for deadline_ms, session_id in due:
             prompt_at_ms = deadline_ms + random.randrange(SWEEP_GRACE_MS)
             # A process that watches the session has armed an earlier instant. One that has armed a later
-            # instant has armed it for a state that is not stored any more.
-            if self._armed.get(session_id, prompt_at_ms + 1) > prompt_at_ms:
+            # instant has armed it for a state that is not stored any more; one whose instant is over for
+            # longer than it would wait has armed it by a clock that was set since.
+            armed_ms = self._armed.get(session_id)
+            overdue_ms = self._broker.now_ms(session_id) - SWEEP_GRACE_MS
+            if armed_ms is None or armed_ms > prompt_at_ms or armed_ms < overdue_ms:
                 self.arm(session_id, prompt_at_ms)

@@ -134,7 +134,7 @@ class Followers:
             state, events = await self._recent(session_id)
             head = None if state is None else heads.read_head(state)
             if state is not None and (
-                head is None or head.session_id != session_id or head.is_due(self._broker.now_ms())
+                head is None or head.session_id != session_id or head.is_due(self._broker.now_ms(session_id))
             ):
                 # Settled first, as everywhere; or it says that the state cannot be read.
                 await self._sessions.read(session_id)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from lockstep.contract import Attendance, Bus, Clock, Presence, Store
+from lockstep.contract import Affected, Attendance, Bus, Clock, Presence, Store
 from lockstep.errors import LockstepError, SessionNotFound
 from lockstep.live.audience import Deliver, one_by_one
 from lockstep.live.deadlines import Deadlines
@@ -225,13 +225,16 @@ class Hub:
         if room is not None and room.presence is not None:
             self.presence.hear(room.presence, process, attendances)
 
-    def on_gap(self) -> None:
+    def on_gap(self, affected: Affected | None = None) -> None:
         self._metrics.gaps.inc()
-        for room in self.rooms.values():
+        rooms = self.rooms
+        if affected is not None:
+            rooms = {session_id: room for session_id, room in rooms.items() if affected(session_id)}
+        for room in rooms.values():
             if room.timeline is not None:
                 room.timeline.note_gap()
-        self._repair.repair(self.rooms)
-        self.presence.on_gap()
+        self._repair.repair(rooms)
+        self.presence.on_gap(affected)
 
     def _deliver(self, room: Room, update: Update) -> None:
         if room.timeline is not None:
@@ -283,7 +286,7 @@ class Hub:
         else:
             self._drop_room(session_id)
         self.schedule(room)
-        room.end(deletion, self._broker.now_ms())
+        room.end(deletion, self._broker.now_ms(session_id))
 
     def _disconnect(self, room: Room | None, of: Disconnect) -> None:
         """Send the subject's clients away, also those who are about to enter."""

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
-from lockstep.contract import Attendance, Clock, Presence
+from lockstep.contract import Affected, Attendance, Clock, Presence
 from lockstep.errors import BrokerUnavailable, Conflict
 from lockstep.live.attendees import ANONYMOUS, Report
 from lockstep.live.audience import Audiences
@@ -142,12 +142,13 @@ class PresenceTracker:
         self._say(presence, presence.hear(process, attendances, self._now_s()))
         self._set_timer(presence)
 
-    def on_gap(self) -> None:
-        """Something may have been missed, and the store may have lost something."""
+    def on_gap(self, affected: Affected | None = None) -> None:
+        """Something may have been missed of these sessions, and the store may have lost something."""
         for presence in self._presences.values():
-            presence.trust()
-            presence.must_read = True
-        self._read_known()
+            if affected is None or affected(presence.session_id):
+                presence.trust()
+                presence.must_read = True
+        self._read_known(affected)
 
     def skipped(self, presence: RoomPresence, timeline: Timeline, peer: Peer) -> bytes:
         """What a slow peer is sent for all that it was not told."""
@@ -198,9 +199,10 @@ class PresenceTracker:
         """A publication may have been lost without a gap."""
         self._read_known()
 
-    def _read_known(self) -> None:
-        """Read again what was read; nobody has asked for the rest."""
-        self._suspects.add(each.session_id for each in self._presences.values() if each.is_known)
+    def _read_known(self, affected: Affected | None = None) -> None:
+        """Read again what was read of these sessions; nobody has asked for the rest."""
+        known = [each.session_id for each in self._presences.values() if each.is_known]
+        self._suspects.add(known if affected is None else filter(affected, known))
 
     async def listing(self, session_id: str) -> bytes:
         """Who is present, whole, in JSON. Raises SessionNotFound, Conflict where the session has no presence.

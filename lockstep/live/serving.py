@@ -50,7 +50,7 @@ class Serving:
             try:
                 is_done = room.serve(self._deliver, time_is_up)
                 if is_done and room.committed_ms:
-                    now_ms = self._clock.now_ms()
+                    now_ms = self._clock.now_ms(room.sent.session_id if room.sent is not None else None)
                     for committed_ms in room.committed_ms:
                         self._metrics.broadcast.observe(max(0, now_ms - committed_ms) / 1000)
                     room.committed_ms = []

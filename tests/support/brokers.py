@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from broker.memory import MemoryBroker
-from lockstep.contract import Attendance, Broker, Commit, Outcome
+from lockstep.contract import Affected, Attendance, Broker, Commit, Outcome
 
 PATIENCE_S = 10.0
 
@@ -40,6 +40,8 @@ class Ears:
     presence: list[tuple[str, str, dict[str, Attendance | None] | None]] = field(default_factory=list)
     tasks: list[asyncio.Task[object] | None] = field(default_factory=list)
     gaps: int = 0
+    # For each gap, which sessions it affects; None: all of them.
+    gaps_of: list[Affected | None] = field(default_factory=list)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_published(self, payload: bytes) -> None:
@@ -56,8 +58,9 @@ class Ears:
         self.presence.append((session_id, process, attendances))
         self._heard()
 
-    def on_gap(self) -> None:
+    def on_gap(self, affected: Affected | None = None) -> None:
         self.gaps += 1
+        self.gaps_of.append(affected)
         self._heard()
 
     def present(self, session_id: str) -> dict[str, dict[str, Attendance]]:

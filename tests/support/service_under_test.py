@@ -28,7 +28,7 @@ class SetBroker(MemoryBroker):
         self.at_ms = 0
         self.committed: list[Commit] = []
 
-    def now_ms(self) -> int:
+    def now_ms(self, session_id: str | None = None) -> int:
         return self.at_ms
 
     async def commit(self, commit: Commit) -> Outcome:
