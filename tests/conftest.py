@@ -14,6 +14,7 @@ pytest.register_assert_rewrite("tests.support")
 from tests.support.api import Api  # noqa: E402
 from tests.support.browser import chromium  # noqa: E402
 from tests.support.processes import ServerProcess  # noqa: E402
+from tests.support.redis_cluster import RedisCluster  # noqa: E402
 from tests.support.redis_server import RedisServer  # noqa: E402
 from tests.support.tabs import NodeTab, in_node  # noqa: E402
 from tests.support.tokens import SECRET  # noqa: E402
@@ -56,6 +57,14 @@ def redis_server() -> Iterator[RedisServer]:
     server = RedisServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisCluster]:
+    """A Redis Cluster shared in the same way; no replica takes over because the machine is busy."""
+    cluster = RedisCluster(node_timeout_ms=15_000)
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture(scope="session")

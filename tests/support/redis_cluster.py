@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
 
 from tests.support.processes import wait_until
 from tests.support.redis_server import RedisServer, free_port
@@ -41,6 +43,20 @@ class ClusterNode(RedisServer):
             port=port,
             wait=False,
         )
+
+    @property
+    def client(self) -> "redis.Redis":
+        # Not tried again: what tells that a node is away is to tell it at once.
+        return redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    def answers(self) -> bool:
+        if self.process is None or self.process.poll() is not None:
+            return False
+        try:
+            with redis.Redis(port=self.port, socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client:
+                return bool(client.ping())
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
 
     def ask(self, *words: str | int) -> object:
         """One command to this very node."""
@@ -138,7 +154,7 @@ class RedisCluster:
 
     def alive(self) -> list[ClusterNode]:
         """The nodes that answer."""
-        return [node for node in self.nodes if node.process is not None and _answers(node)]
+        return [node for node in self.nodes if node.answers()]
 
     def masters(self) -> list[ClusterNode]:
         """The nodes that have slots, in the order of their first slots."""
@@ -254,14 +270,6 @@ def _text(answer: object) -> str:
     return answer.decode() if isinstance(answer, bytes) else str(answer)
 
 
-def _answers(node: ClusterNode) -> bool:
-    try:
-        with redis.Redis(port=node.port, socket_timeout=0.5) as client:
-            return bool(client.ping())
-    except (redis.ConnectionError, redis.TimeoutError):
-        return False
-
-
 def _replicates(node: ClusterNode, master: ClusterNode) -> bool:
     try:
         node.ask("CLUSTER", "REPLICATE", master.id)
@@ -284,7 +292,7 @@ def _cluster_info(node: ClusterNode) -> dict[str, str]:
 
 
 def _slot_ranges(node: ClusterNode) -> Iterator[tuple[tuple[int, int], str]]:
-    with redis.Redis(port=node.port, socket_timeout=5) as client:
+    with node.client as client:
         client.response_callbacks.clear()
         for first, last, (_, _, node_id, *_), *_ in client.execute_command("CLUSTER", "SLOTS"):
             yield (first, last), _text(node_id)
