@@ -6,7 +6,7 @@ from typing import Any
 
 import hiredis
 
-from broker.link import REFUSED, Link
+from broker.link import REFUSED, CommandLink
 from broker.resp import Argument, LinkDown
 from lockstep.errors import BrokerUnavailable
 
@@ -51,6 +51,6 @@ async def retried(call: Callable[[], Awaitable[Any]]) -> Any:
         raise BrokerUnavailable from None
 
 
-async def execute(link: Link, *arguments: Argument) -> Any:
+async def execute(link: CommandLink, *arguments: Argument) -> Any:
     """The checked reply to a command that changes nothing, or may be given twice."""
     return checked(await retried(lambda: link.call(*arguments)))

@@ -29,6 +29,15 @@ class TimeSource(Protocol):
         """A clock that never goes back."""
 
 
+class TimedByRedis(Protocol):
+    """A clock that learns what time it is from the answers that carry TIME."""
+
+    def now_ms(self) -> int: ...
+
+    def measure(self, sent_at_s: float, reply: Any) -> None:
+        """Take a reply to TIME, or one that carries it, to what was sent at `sent_at_s` and has just come."""
+
+
 class SlewedOffset:
     """An offset to the monotonic clock that follows another one by `rate` ms per ms at most.
 

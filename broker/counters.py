@@ -10,7 +10,7 @@ import hiredis
 
 from broker.calls import at_most_once, checked
 from broker.keys import Keys
-from broker.link import Link
+from broker.link import CommandLink
 from broker.resp import LinkDown, RespConnection
 from broker.script import Script
 from lockstep.contract import Charge, Counters
@@ -33,7 +33,7 @@ class RedisCounters(Counters):
     Nobody knows what a lost connection has carried: the next one is first sent all counts as they are.
     """
 
-    def __init__(self, link: Link, keys: Keys, process: str) -> None:
+    def __init__(self, link: CommandLink, keys: Keys, process: str) -> None:
         self._link = link
         self._keys = keys
         self._process = process
@@ -42,6 +42,8 @@ class RedisCounters(Counters):
         # Includes those that wait for an answer; Redis may or may not have counted these.
         self._occupancy = Occupancy()
         self._waiting: Counter[str] = Counter()
+        # The others that have counts, dead ones perhaps among them: a script is told of all keys it looks at.
+        self._others: set[bytes] = set()
         # By how much the count that Redis has is to be changed.
         self._changes: Counter[str] = Counter()
 
@@ -61,10 +63,7 @@ class RedisCounters(Counters):
             return True
         self._waiting[key] += 1
         try:
-            reply = await self._enter(
-                self._link, [self._keys.occupancy(key)], self._process, limit, self._keys.life_sign_prefix
-            )
-            has_room = bool(checked(reply))
+            has_room = await self._has_room(key, limit)
         except (LinkDown, BrokerUnavailable):
             # What this process counts by itself has to do; the others learn of it when Redis is back.
             has_room = True
@@ -77,6 +76,21 @@ class RedisCounters(Counters):
             self._occupancy.leave(key, limit)
             self._change(key, 0)
         return has_room
+
+    async def _has_room(self, key: str, limit: int) -> bool:
+        """Redis's decision. Raises LinkDown or BrokerUnavailable."""
+        others = set(self._others)
+        while True:
+            named = sorted(others)
+            signs = [self._keys.life_sign(process.decode("utf-8", "replace")) for process in named]
+            keys = [self._keys.occupancy(key), *signs]
+            answer, *processes = checked(await self._enter(self._link, keys, self._process, limit, *named))
+            if answer >= 0:
+                self._others.difference_update(processes)
+                return bool(answer)
+            others.update(processes)
+            others.discard(self._process.encode())
+            self._others |= others
 
     def leave(self, key: str, limit: int) -> None:
         self._occupancy.leave(key, limit)

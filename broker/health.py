@@ -5,30 +5,22 @@ import logging
 import time
 from typing import Any
 
-import hiredis
-
 from broker.calls import execute
 from broker.clock import RedisClock
-from broker.counters import LIFE_SIGN_S
 from broker.keys import Channels, Keys
 from broker.link import Link, Refused
-from broker.resp import Argument, LinkDown, RespConnection
+from broker.marks import Agreement, Changes, LifeSign
+from broker.resp import LinkDown, RespConnection
 from broker.subscriber import Subscriber
 from lockstep.contract import Listener
 
 log = logging.getLogger(__name__)
 
 PROBE_TOO_OLD_S = 5.0
-# A Redis that is full, a replica, without replicas or without a disk: it takes no changes, but can be read.
-NO_CHANGES = ("OOM ", "READONLY ", "NOREPLICAS ", "MISCONF ")
 
 
 class Health:
-    """Knows whether this process can be served, and has the listener look for what may have been lost.
-
-    The process leaves a sign of life in the store. When that is gone before its time, so may be all else:
-    a Redis that was flushed answers and publishes as if nothing had happened.
-    """
+    """Knows whether this process can be served, and has the listener look for what may have been lost."""
 
     def __init__(
         self,
@@ -45,14 +37,11 @@ class Health:
         self._channels = channels
         self._clock = clock
         self._probe_channel = channels.probe(process)
-        self._routing_key = keys.routing
-        self._life_sign_key = keys.life_sign(process)
-        self._has_recorded_routing = False
-        self._has_life_sign = False
-        self._renewed_at_s = 0.0
-        # Clients may have been sent states while there was no sign that would have gone with them.
-        self._was_unwatched = False
-        self._takes_changes = True
+        changes = Changes(link.look_for_master)
+        self._routing = Agreement(
+            keys.routing, channels.mode, changes, "other processes route %s: --routing must be the same"
+        )
+        self._life_sign = LifeSign(keys.life_sign(process), changes, self._on_gap)
 
     def probe_age_s(self) -> float:
         return time.monotonic() - self._subscriber.probe_received_at_s
@@ -69,17 +58,19 @@ class Health:
 
     async def prepare(self, connection: RespConnection) -> None:
         """Leave this process's marks over a new connection. Raises Refused where others route otherwise."""
-        await self._record_routing(connection)
+        await self._routing.record(connection)
         for _ in range(5):
             sent_at_s = time.monotonic()
             self._clock.measure(sent_at_s, await connection.checked_call("TIME"))
-        if not self._has_life_sign:
-            # Before any client can be sent a state, so that no loss goes unnoticed.
-            await self._leave_life_sign(connection)
+        # Before any client can be sent a state, so that no loss goes unnoticed.
+        await self._life_sign.prepare(connection)
 
     def on_gap_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._on_gap)
+
+    def _on_gap(self) -> None:
         if self.listener is not None:
-            asyncio.get_running_loop().call_soon(self.listener.on_gap)
+            self.listener.on_gap()
 
     async def look(self) -> None:
         """Publish to ourselves, measure the clock, and renew the sign of life; to be repeated."""
@@ -88,8 +79,7 @@ class Health:
         sent_at_s, connection = time.monotonic(), self._link.connection
         renewal = None
         if connection is not None:
-            # Not by SET, so that a Redis without memory does not let it lapse.
-            renewal = connection.call("GETEX", self._life_sign_key, "EX", LIFE_SIGN_S)
+            renewal = self._life_sign.renewal(connection)
         _, instant = await asyncio.gather(
             execute(self._link, "PUBLISH", self._probe_channel, ""), execute(self._link, "TIME")
         )
@@ -101,73 +91,13 @@ class Health:
                 log.warning("the sign of life of this process is put off: %s", down)
 
     async def _on_renewed(self, connection: RespConnection, reply: Any) -> None:
-        assert self.listener is not None
         try:
-            if not self._has_recorded_routing:
-                await self._record_routing(connection)
-            if not self._has_life_sign:
-                # Otherwise the link is looking for the master, and it is left there.
-                if self._link.connection is connection:
-                    await self._leave_life_sign(connection)
-                return
+            if not self._routing.is_recorded:
+                await self._routing.record(connection)
         except Refused as refused:
             self._link.reset(str(refused))
             return
-        if isinstance(reply, hiredis.ReplyError):
-            self._on_refused(reply)
-            return
-        self._on_taken()
-        now_s = time.monotonic()
-        if reply is None:
-            # It lapses by itself where it could not be renewed: then nobody knows whether data was lost.
-            has_lapsed = now_s - self._renewed_at_s > LIFE_SIGN_S - 1
-            self._has_life_sign = False
-            self._link.reset("what was lost is looked for" if has_lapsed else "Redis has lost data")
-            self.listener.on_gap()
-        self._renewed_at_s = now_s
-
-    async def _record_routing(self, connection: RespConnection) -> None:
-        """Raises Refused where other processes route otherwise. Where nothing can be written: next time."""
-        mode = self._channels.mode.encode()
-        # It is asked first: a Redis that takes no changes can be read.
-        recorded = await connection.checked_call("GET", self._routing_key)
-        if recorded is None and await self._write(connection, "SET", self._routing_key, mode, "NX"):
-            recorded = await connection.checked_call("GET", self._routing_key)
-        if recorded is not None and recorded != mode:
-            mode_of_others = recorded.decode("utf-8", "replace")
-            raise Refused(f"other processes route {mode_of_others}: --routing must be the same")
-        self._has_recorded_routing = recorded is not None
-
-    async def _leave_life_sign(self, connection: RespConnection) -> None:
-        """Where nothing can be written now it is left later; what is lost until then is looked for then."""
-        if await self._write(connection, "SET", self._life_sign_key, 1, "EX", LIFE_SIGN_S):
-            self._has_life_sign = True
-            self._renewed_at_s = time.monotonic()
-            if self._was_unwatched:
-                self.on_gap_soon()
-            self._was_unwatched = False
-        else:
-            self._was_unwatched = True
-
-    async def _write(self, connection: RespConnection, *arguments: Argument) -> bool:
-        """False where this Redis takes no changes now."""
-        reply = await connection.call(*arguments)
-        if isinstance(reply, hiredis.ReplyError):
-            self._on_refused(reply)
-            return False
-        self._on_taken()
-        return True
-
-    def _on_refused(self, reply: hiredis.ReplyError) -> None:
-        if not str(reply).startswith(NO_CHANGES):
-            raise LinkDown(sent=False, why=str(reply))
-        if self._takes_changes:
-            self._takes_changes = False
-            log.warning("Redis takes no changes now, what it has can be read: %s", reply)
-        if str(reply).startswith("READONLY"):
-            self._link.look_for_master()
-
-    def _on_taken(self) -> None:
-        if not self._takes_changes:
-            self._takes_changes = True
-            log.warning("Redis takes changes again")
+        # Otherwise the link is looking for the master, and the sign is left there.
+        if self._link.connection is connection and (why := await self._life_sign.note(connection, reply)):
+            self._link.reset(why)
+            self._on_gap()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 
@@ -34,8 +34,32 @@ PASSING_ERRORS = ("LOADING", "READONLY", "MASTERDOWN", "BUSY ", "TRYAGAIN", "CLU
 REFUSED = "REFUSED "
 
 
+def passing_error(reply: hiredis.ReplyError) -> str:
+    """Why Redis does not do now what it soon will; empty for any other error."""
+    why = str(reply).removeprefix(REFUSED)
+    # An error that names its place in a script came from the midst of it.
+    return why if why.startswith(PASSING_ERRORS) and "user_script" not in why else ""
+
+
 class Refused(Exception):
     """Redis answers, but will never do what we need as long as it is set up like this."""
+
+
+class CommandLink(Protocol):
+    """What commands are sent over: a connection that is kept up, to one Redis or to who has a partition."""
+
+    @property
+    def is_up(self) -> bool: ...
+
+    @property
+    def connection(self) -> RespConnection | None:
+        """The connection now in use, if there is one."""
+
+    def call(self, *arguments: Argument) -> Coroutine[Any, Any, Any]:
+        """A command's reply. Raises LinkDown; error replies that are not passing are returned.
+
+        Where the link is up the command is on its way when this returns, awaited or not.
+        """
 
 
 class Link:
@@ -80,7 +104,7 @@ class Link:
     async def start(self) -> None:
         """Return when the link is up for the first time. Raises Refused, then it never will be."""
         self._refused = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep_up())
+        self.open()
         up = asyncio.create_task(self._up.wait())
         try:
             await asyncio.wait((up, self._refused), return_when=asyncio.FIRST_COMPLETED)
@@ -88,6 +112,11 @@ class Link:
                 self._refused.result()
         finally:
             up.cancel()
+
+    def open(self) -> None:
+        """Begin to connect; calls wait for that as for a connection that was lost just now."""
+        self._down_since_s = asyncio.get_running_loop().time()
+        self._keeper = asyncio.create_task(self._keep_up())
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -121,9 +150,7 @@ class Link:
                 pending = None
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith("NOSCRIPT"):
             self._metrics.redis_errors.labels("refused").inc()
-            why = str(reply).removeprefix(REFUSED)
-            # An error that names its place in a script came from the midst of it.
-            if why.startswith(PASSING_ERRORS) and "user_script" not in why:
+            if why := passing_error(reply):
                 if why.startswith("READONLY"):
                     self.look_for_master()
                 raise LinkDown(sent=False, why=why)

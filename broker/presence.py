@@ -9,9 +9,9 @@ from typing import Any
 import hiredis
 
 from broker.calls import execute
-from broker.health import NO_CHANGES
 from broker.keys import Channels, Keys, glob_escaped
-from broker.link import REFUSED, Link
+from broker.link import REFUSED, CommandLink
+from broker.marks import NO_CHANGES
 from broker.resp import Argument, LinkDown
 from broker.scan import pages
 from broker.script import Script
@@ -53,12 +53,12 @@ class RedisPresence(Presence):
     nobody takes what is missing for a departure.
     """
 
-    def __init__(self, link: Link, keys: Keys, channels: Channels, process: str) -> None:
+    def __init__(self, link: CommandLink, keys: Keys, channels: Channels, process: str) -> None:
         self._link = link
         self._keys = keys
         self._channels = channels
         self._process = process
-        self._attend = Script("attend", KEPT_S=KEPT_S)
+        self._attend = Script("attend", KEPT_S=KEPT_S, PUBLISH=channels.publish)
         self._settled = Script("settled", KEPT_S=KEPT_S)
         self._sweep = Sweep(link, keys, channels)
         # What is so, by session and subject; and the subjects whose change the store has not confirmed.

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Awaitable, Sequence
 
 from broker import rights
-from broker.calls import at_most_once
 from broker.checks import require_usable
 from broker.clock import RedisClock
 from broker.counters import OCCUPANCY_KEPT_S, RedisCounters
@@ -17,14 +16,12 @@ from broker.link import Link, Refused
 from broker.presence import KEPT_S as PRESENCE_KEPT_S
 from broker.presence import RedisPresence
 from broker.resp import RespConnection
-from broker.script import Script
 from broker.sentinel import Address
-from broker.store import RedisStore, content_and_time
+from broker.store import RedisStore
 from broker.subscriber import Subscriber
-from lockstep.contract import AlreadyDone, Attendance, Broker, Charge, IdempotencyRecord, Listener
+from lockstep.contract import Attendance, Broker, Charge, Listener
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
-from lockstep.wire import heads
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +36,9 @@ class RedisBroker(RedisStore, Broker):
     that hears. It never waits for either longer than a timeout.
     """
 
+    _link: Link
+    _clock: RedisClock
+
     def __init__(self, url: str, prefix: str, routing: str, allow_eviction: bool, metrics: Metrics) -> None:
         self._endpoint = endpoint = parse(url)
         self._prefix = prefix
@@ -48,7 +48,6 @@ class RedisBroker(RedisStore, Broker):
         keys, channels, process = Keys(prefix), Channels(routing, prefix), str(uuid.uuid4())
         link = Link(endpoint, "commands", self._prepare, metrics)
         super().__init__(link, keys, channels, RedisClock(metrics))
-        self._publish = Script("publish", BEGINNING_BYTES=heads.BEGINNING_BYTES)
         self._subscriber = Subscriber(endpoint, channels, process, metrics)
         self._counters = RedisCounters(link, keys, process)
         self._presence = RedisPresence(link, keys, channels, process)
@@ -126,23 +125,6 @@ class RedisBroker(RedisStore, Broker):
 
     def unhear(self, session_id: str) -> None:
         self._subscriber.unhear(session_id)
-
-    async def publish(
-        self,
-        session_id: str,
-        message: bytes,
-        record: IdempotencyRecord | None = None,
-        *,
-        is_notice: bool = False,
-    ) -> bool:
-        keys = [self._keys.state(session_id), *self._keys.records(record)]
-        channel = self._channels.update(session_id) if is_notice else self._channels.message(session_id)
-        reply = await at_most_once(
-            self._publish(self._link, keys, session_id, channel, message, *content_and_time(record))
-        )
-        if isinstance(reply, bytes):
-            raise AlreadyDone(reply)
-        return bool(reply)
 
     # --- counters --------------------------------------------------------------------------------
 

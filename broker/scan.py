@@ -6,12 +6,12 @@ from typing import Any
 import hiredis
 
 from broker.calls import checked, retried
-from broker.link import Link
+from broker.link import CommandLink
 
 FIELDS_IN_PAGE = 500
 
 
-async def pages(link: Link, key: str, pattern: str = "*") -> AsyncIterator[list[tuple[bytes, bytes]]]:
+async def pages(link: CommandLink, key: str, pattern: str = "*") -> AsyncIterator[list[tuple[bytes, bytes]]]:
     """Each field that is there all the while, with its value; one that comes or goes meanwhile, or not.
 
     A field may come twice, with its newest value last. A key of another type has none. Raises

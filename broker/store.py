@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from typing import Any
 
 import hiredis
 
 from broker.calls import at_most_once, checked, execute, retried
-from broker.clock import RedisClock
+from broker.clock import TimedByRedis
 from broker.keys import Channels, Keys
-from broker.link import Link
+from broker.link import CommandLink
 from broker.resp import LinkDown
 from broker.script import Script
 from lockstep.contract import (
@@ -25,16 +26,18 @@ from lockstep.contract import (
     Store,
 )
 from lockstep.errors import BrokerUnavailable
-from lockstep.wire import heads
+from lockstep.wire import heads, payloads
 
 # The process that sweeps first announces that a session has lapsed; the key outlives that a little.
 LAPSE_GRACE_MS = 60_000
+# What is due has been settled long before that, where it could be.
+SETTLED_AFTER_MS = 5000
 
 
 class RedisStore(Store, Agenda):
     """Keeps the promise with one Lua script for each atomic step."""
 
-    def __init__(self, link: Link, keys: Keys, channels: Channels, clock: RedisClock) -> None:
+    def __init__(self, link: CommandLink, keys: Keys, channels: Channels, clock: TimedByRedis) -> None:
         self._link = link
         self._keys = keys
         self._channels = channels
@@ -45,8 +48,15 @@ class RedisStore(Store, Agenda):
             MAX_AHEAD_MS=MAX_AHEAD_MS,
             MAX_BEHIND_MS=MAX_BEHIND_MS,
             LAPSE_GRACE_MS=LAPSE_GRACE_MS,
+            PUBLISH=channels.publish,
         )
-        self._end = Script("end", BEGINNING_BYTES=heads.BEGINNING_BYTES, LAPSE_GRACE_MS=LAPSE_GRACE_MS)
+        self._end = Script(
+            "end",
+            BEGINNING_BYTES=heads.BEGINNING_BYTES,
+            LAPSE_GRACE_MS=LAPSE_GRACE_MS,
+            PUBLISH=channels.publish,
+        )
+        self._publish = Script("publish", BEGINNING_BYTES=heads.BEGINNING_BYTES, PUBLISH=channels.publish)
         self._due = Script("due", BEGINNING_BYTES=heads.BEGINNING_BYTES)
         self._load = Script("load")
         self._recent = Script("recent")
@@ -185,6 +195,26 @@ class RedisStore(Store, Agenda):
         first_version = int(entries[0][0].partition(b"-")[0]) if entries else version + 1
         return History(epoch, version, first_version, [fields[1] for _, fields in entries])
 
+    async def publish(
+        self,
+        session_id: str,
+        message: bytes,
+        record: IdempotencyRecord | None = None,
+        *,
+        is_notice: bool = False,
+    ) -> bool:
+        """As ``Bus.publish``."""
+        keys = [self._keys.state(session_id), *self._keys.records(record)]
+        channel = self._channels.update(session_id) if is_notice else self._channels.message(session_id)
+        if self._channels.is_sharded and not is_notice:
+            message = payloads.addressed(session_id, message)
+        reply = await at_most_once(
+            self._publish(self._link, keys, session_id, channel, message, *content_and_time(record))
+        )
+        if isinstance(reply, bytes):
+            raise AlreadyDone(reply)
+        return bool(reply)
+
     # --- agenda ----------------------------------------------------------------------------------
 
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
@@ -203,13 +233,26 @@ class RedisStore(Store, Agenda):
         return found[:limit]
 
     async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
-        key, prefix = self._keys.deadlines, self._keys.state_prefix
         while True:
-            reply = await retried(lambda: self._due(self._link, [key], ahead_ms, limit, prefix))
-            put_right, *found = checked(reply)
-            if not put_right or put_right + len(found) // 2 < limit:
-                return [(int(found[i + 1]), _text(found[i])) for i in range(0, len(found), 2)]
-            # Entries that were not their states' own stood in the way of others: look again.
+            now_ms = self._clock.now_ms()
+            reply = await execute(
+                self._link,
+                *("ZRANGEBYSCORE", self._keys.deadlines, "-inf", now_ms + ahead_ms),
+                *("WITHSCORES", "LIMIT", 0, limit),
+            )
+            entries = list(zip(reply[::2], map(float, reply[1::2]), strict=True))
+            # An instant is a whole number.
+            suspects = [id for id, at_ms in entries if at_ms < now_ms - SETTLED_AFTER_MS or at_ms % 1 != 0]
+            put_right, *wrong = await self._put_right(suspects) if suspects else [0]
+            if put_right and len(entries) >= limit:
+                continue  # entries that were not their states' own stood in the way of others
+            not_own = set(wrong)
+            return [(int(at_ms), _text(id)) for id, at_ms in entries if id not in not_own]
+
+    async def _put_right(self, members: list[bytes]) -> list[Any]:
+        """How many of these deadlines were put right, and those that are not their states' own."""
+        keys = [self._keys.deadlines, *(self._keys.state(_text(member)) for member in members)]
+        return list(checked(await retried(lambda: self._due(self._link, keys, *members))))
 
     async def forget_deadline(self, session_id: str) -> None:
         await execute(self._link, "ZREM", self._keys.deadlines, session_id)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from broker.calls import checked, execute
 from broker.counters import LIFE_SIGN_S
 from broker.keys import Channels, Keys, glob_escaped
-from broker.link import Link
+from broker.link import CommandLink
 from broker.resp import Argument, LinkDown
 from broker.scan import pages
 from broker.script import Script
@@ -31,11 +31,16 @@ class ProcessLives(Exception):
 class Sweep:
     """Withdraws for the dead; several processes may do it at once, and each session is told once."""
 
-    def __init__(self, link: Link, keys: Keys, channels: Channels) -> None:
+    def __init__(self, link: CommandLink, keys: Keys, channels: Channels) -> None:
         self._link = link
         self._keys = keys
         self._channels = channels
-        self._script = Script("sweep", LIFE_SIGN_MS=LIFE_SIGN_S * 1000, SWEPT_BELOW_MS=SWEPT_BELOW_MS)
+        self._script = Script(
+            "sweep",
+            LIFE_SIGN_MS=LIFE_SIGN_S * 1000,
+            SWEPT_BELOW_MS=SWEPT_BELOW_MS,
+            PUBLISH=channels.publish,
+        )
         self._under_way: set[str] = set()
         self._tasks = Tasks()
 

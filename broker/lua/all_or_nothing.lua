@@ -5,7 +5,8 @@
 -- it needs memory wherever a later one does. The others cannot fail: their keys were read, so they are of the right
 -- type, their numbers were checked, and they are permitted. An error that begins with REFUSED changed nothing.
 -- (due.lua tidies up by itself, as its last act: that may fail, and nothing after it can.)
--- The constants that a script names are numbers of Python's, set as locals in front of it by broker/script.py.
+-- Every key that a script uses is declared, so that Redis Cluster knows where it can run.
+-- The constants that a script names are Python's, set as locals in front of it by broker/script.py.
 
 local function integer(text, minimum)
   local number = tonumber(text)

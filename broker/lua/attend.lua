@@ -4,6 +4,7 @@
 -- ARGV  1 session id, 2 process, 3 channel, 4 message, 5 'there' or 'gone', 6 '1' if the process has somebody
 --       else in the session, 7.. field, value, ... of those who are there, or the fields of those who are gone
 -- Constants  KEPT_S
+--       PUBLISH (the command that publishes)
 -- Returns the mark of the process (see settled.lua); '' where it was not entered.
 
 local presence, its_sessions, processes = unpack(KEYS)
@@ -30,5 +31,5 @@ end
 for i = 1, #KEYS do
   writes[#writes + 1] = { 'EXPIRE', KEYS[i], KEPT_S }
 end
-writes[#writes + 1] = { 'PUBLISH', channel, message }
+writes[#writes + 1] = { PUBLISH, channel, message }
 return known or '', writes

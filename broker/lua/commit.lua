@@ -10,6 +10,7 @@
 --       17 its length in ms, 18 the last instant of the state that is changed, 19 the UPDATE that is published behind
 --       the state or '', 20.. events
 -- Constants  KEPT_EVENTS, MAX_AHEAD_MS, MAX_BEHIND_MS, LAPSE_GRACE_MS (the key is kept so long after the lapse)
+--       PUBLISH (the command that publishes)
 -- Returns {outcome, seconds, microseconds}: 'applied', 'conflict', 'wrong_time', 'limited' or 'unknown'; and TIME.
 --       Of a request that was done before {'done', seconds, microseconds, record}; of a creation whose epoch is not
 --       above the last one {'epoch_too_low', seconds, microseconds, the last one}.
@@ -175,7 +176,7 @@ if update ~= '' then
   opening, ending, length = ',"update":', ',"updateBytes":"', string.format('%08d"}', #update)
 end
 writes[#writes + 1] = {
-  'PUBLISH',
+  PUBLISH,
   channel,
   '{"type":"STATE_UPDATE","sessionId":"' .. id .. '","timestamp":' .. now_text .. ',"state":' .. state
     .. opening .. update .. ending .. length,

@@ -1,39 +1,27 @@
--- Sessions that fall due within a while. Entries that are not their states' own are put right, or go.
+-- Which of these sessions fall due when the sorted set says so? Entries that are not their states' own are put
+-- right, or go.
 --
--- KEYS  deadlines
--- ARGV  1 ahead_ms, 2 limit, 3 what a session's key begins with, before the id
+-- KEYS  deadlines, [a session, ...]
+-- ARGV  the ids of these sessions
 -- Constants  BEGINNING_BYTES
--- Returns {how many were put right, id, deadline_ms, ...}, earliest first.
+-- Returns {how many were put right, the id of an entry that was not its state's own, ...}.
 
 local deadlines = KEYS[1]
-local ahead_ms, limit, state_prefix = unpack(ARGV)
--- What is due has been settled long before that, where it could be.
-local SETTLED_AFTER_MS = 5000
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- What a stored state says of itself; false where there is none, or none that falls due.
-local function deadline_of(id)
-  local its_id, deadline = string.match(beginning_of(state_prefix .. id, BEGINNING_BYTES),
+local function deadline_of(key, id)
+  local its_id, deadline = string.match(beginning_of(key, BEGINNING_BYTES),
     '^{"session_id":"([%x-]+)","epoch":"%w+","version":%d+,"commit":"[%w_-]+","deadline_ms":(%d+),')
   return its_id == id and deadline
 end
 
-local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now + integer(ahead_ms), 'WITHSCORES', 'LIMIT', 0, limit)
-local found, tidying = { 0 }, {}
-for i = 1, #due, 2 do
-  local id, score = due[i], tonumber(due[i + 1])
-  local is_own, own = true, nil
-  -- An instant is a whole number.
-  if score < now - SETTLED_AFTER_MS or score % 1 ~= 0 then
-    own = deadline_of(id)
-    is_own = own and tonumber(own) == score
-  end
-  if is_own then
-    found[#found + 1] = id
-    found[#found + 1] = due[i + 1]
-  else
+local tidying, found = {}, { 0 }
+for i, id in ipairs(ARGV) do
+  local score = redis.call('ZSCORE', deadlines, id)
+  local own = deadline_of(KEYS[i + 1], id)
+  if score and not (own and tonumber(own) == tonumber(score)) then
     tidying[#tidying + 1] = own and { 'ZADD', deadlines, own, id } or { 'ZREM', deadlines, id }
+    found[#found + 1] = id
   end
 end
 -- Where Redis takes no writes this is left for later, and what falls due is returned all the same. It is done

@@ -4,6 +4,7 @@
 -- ARGV  1 id, 2 channel, 3 'lapsed' or 'deleted', 4 what a deleted one begins with ('' if there was none),
 --       5 record of the request or '', 6 that is kept for so many ms
 -- Constants  BEGINNING_BYTES, LAPSE_GRACE_MS (the key is kept so long after the lapse)
+--       PUBLISH (the command that publishes)
 -- Returns 1 if there was such a session, else 0; the record that was kept if the request was done before.
 
 local session, events, deadlines, sessions, presence, record_key = unpack(KEYS)
@@ -60,7 +61,7 @@ if record_key then
 end
 if is_it and epoch then
   writes[#writes + 1] = {
-    'PUBLISH',
+    PUBLISH,
     channel,
     '{"type":"SESSION_DELETED","sessionId":"' .. id .. '","timestamp":' .. string.format('%.0f', now)
       .. ',"epoch":"' .. epoch .. '","deleted":true}',

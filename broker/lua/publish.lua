@@ -3,6 +3,7 @@
 -- KEYS  session, [what is kept of the request, [the same, by the name that version 0.1 looks for]]
 -- ARGV  1 id, 2 channel, 3 message, 4 record of the request or '', 5 kept for so many ms
 -- Constants  BEGINNING_BYTES
+--       PUBLISH (the command that publishes)
 -- Returns 1; 0 if there is no such session; the record that was kept if the request was done before.
 
 local session, record_key = KEYS[1], KEYS[2]
@@ -23,5 +24,5 @@ for i = 2, #KEYS do
   local kept = '{"epoch":"' .. epoch .. '",' .. string.sub(record, 2)
   writes[#writes + 1] = { 'SET', KEYS[i], kept, 'PX', integer(record_kept_ms, 1) }
 end
-writes[#writes + 1] = { 'PUBLISH', channel, message }
+writes[#writes + 1] = { PUBLISH, channel, message }
 return 1, writes

@@ -4,6 +4,7 @@
 -- ARGV  1 process, 2 session id ('' : forget the process, if it has no sessions), 3 '1' if these are its last fields,
 --       4 channel, 5 message, 6.. fields
 -- Constants  LIFE_SIGN_MS (no sign lasts longer), SWEPT_BELOW_MS (with less left its process has died)
+--       PUBLISH (the command that publishes)
 -- Returns 1 if that was done, 0 if there was nothing to do, -1 if the process lives.
 
 local life_sign, its_sessions, processes, presence = unpack(KEYS)
@@ -32,7 +33,7 @@ else
   end
   if is_last == '1' then
     writes[#writes + 1] = { 'HDEL', its_sessions, id }
-    writes[#writes + 1] = { 'PUBLISH', channel, message }
+    writes[#writes + 1] = { PUBLISH, channel, message }
   end
 end
 -- A process that lives after all learns by this that others take it for dead, and says everything again.

@@ -205,3 +205,23 @@ def read_relayed(payload: bytes) -> bytes | None:
     if "sessionId" in data and isinstance(inner, dict) and isinstance(inner.get("type"), str):
         return dumps(inner)
     return None
+
+
+_ADDRESSED = re.compile(rb'\{"sessionId":"([0-9a-f-]{36})","message":')
+
+
+def addressed(session_id: str, message: bytes) -> bytes:
+    """A message to a session's clients where its channel does not name the session: on Redis Cluster."""
+    return b'{"sessionId":"%b","message":%b}' % (session_id.encode(), message)
+
+
+def read_addressed(payload: bytes) -> tuple[str, bytes] | None:
+    """Whose clients it is for, and what ``read_relayed`` is to read; None where it names no session."""
+    found = _ADDRESSED.match(payload)
+    if found is not None and _is_typed_json(message := payload[found.end() : -1]) and payload[-1:] == b"}":
+        return found[1].decode(), message
+    try:
+        session_id = loads(payload)["sessionId"].lower()
+    except (MalformedJson, AttributeError, KeyError, TypeError):
+        return None
+    return (session_id, payload) if UUID.fullmatch(session_id) else None

@@ -260,22 +260,23 @@ async def counting_too_much(trial: Trial) -> Call:
     return lambda: trial.broker.spend(charges)
 
 
-def entering_by(trial: Trial) -> Call:
+def entering_by(trial: Trial, *others: str) -> Call:
     counters, link = trial.broker._counters, trial.broker._link
-    return lambda: at_most_once(counters._enter(link, ["inside:room"], "me", 9, "process:"))
+    signs = [f"process:{other}" for other in others]
+    return lambda: at_most_once(counters._enter(link, ["inside:room", *signs], "me", 9, *others))
 
 
 async def entering(trial: Trial) -> Call:
     with trial.redis.client as client:
         client.hset("inside:room", mapping={"somebody who died": 5, "another": 2})
-    return entering_by(trial)
+    return entering_by(trial, "another", "somebody who died")
 
 
 async def entering_beside_a_sign_of_life_that_lasts_too_long(trial: Trial) -> Call:
     with trial.redis.client as client:
         client.hset("inside:room", "one of before", 2)
         client.set("process:one of before", 1, px=3_600_000)
-    return entering_by(trial)
+    return entering_by(trial, "one of before")
 
 
 async def reading_the_history(trial: Trial) -> Call:
