@@ -29,9 +29,14 @@ def open_broker(settings: Settings, metrics: Metrics, source: TimeSource = time)
     """
     if settings.broker == MEMORY_URL:
         return MemoryBroker(source)
+    options = (settings.broker, settings.prefix, settings.routing, settings.allow_eviction, metrics)
+    if settings.broker.partition("://")[0].endswith("+cluster"):
+        from broker.cluster.broker import ClusterBroker
+
+        return ClusterBroker(*options)
     from broker.redis import RedisBroker
 
-    return RedisBroker(settings.broker, settings.prefix, settings.routing, settings.allow_eviction, metrics)
+    return RedisBroker(*options)
 
 
 async def examine(settings: Settings) -> list[tuple[bool, str]]:

@@ -7,19 +7,22 @@ from broker.link import Refused
 from broker.resp import RespConnection
 
 OLDEST_REDIS = (6, 2)
+# There are sharded channels since.
+OLDEST_CLUSTER = (7, 0)
 
 
-async def require_usable(connection: RespConnection, allow_eviction: bool) -> None:
+async def require_usable(connection: RespConnection, allow_eviction: bool, is_cluster: bool = False) -> None:
     """Raises Refused where it is too old, of the wrong kind, or may evict sessions."""
     server, memory, cluster = await asyncio.gather(
         *(connection.call("INFO", section) for section in ("server", "memory", "cluster"))
     )
-    if why := wrong_mode(info_fields(server), info_fields(cluster)):
+    if why := wrong_mode(info_fields(server), info_fields(cluster), is_cluster):
         raise Refused(why)
     version = info_fields(server).get("redis_version")
     # Where INFO is forbidden nothing is known, and nothing is held against it.
-    if isinstance(server, bytes) and version_numbers(version or "0") < OLDEST_REDIS:
-        raise Refused(f"Redis is {version}, 6.2 or newer is needed")
+    oldest = OLDEST_CLUSTER if is_cluster else OLDEST_REDIS
+    if isinstance(server, bytes) and version_numbers(version or "0") < oldest:
+        raise Refused(f"Redis is {version}, {oldest[0]}.{oldest[1]} or newer is needed")
     policy = info_fields(memory).get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and not allow_eviction:
         raise Refused(
@@ -28,11 +31,11 @@ async def require_usable(connection: RespConnection, allow_eviction: bool) -> No
         )
 
 
-def wrong_mode(server: dict[str, str], cluster: dict[str, str]) -> str | None:
+def wrong_mode(server: dict[str, str], cluster: dict[str, str], is_cluster: bool = False) -> str | None:
     """Why what answers cannot be used, by its INFO, though it speaks as Redis does; None if it can."""
     mode = "cluster" if cluster.get("cluster_enabled") == "1" else server.get("redis_mode")
-    if mode == "cluster":
-        return "this is a Redis Cluster, which is not supported: one Redis, or Sentinel, is needed"
+    if mode == "cluster" and not is_cluster:
+        return "this is a Redis Cluster: name it as redis+cluster://host:port,host:port"
     if mode == "sentinel":
         return "this is a Sentinel: name it as redis+sentinel://host:port/service/db"
     return None

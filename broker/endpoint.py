@@ -1,4 +1,4 @@
-"""Where Redis is, by its URL: TCP, TLS, a Unix socket, or the master that Sentinel names."""
+"""Where Redis is, by its URL: TCP, TLS, a Unix socket, the master that Sentinel names, or a Redis Cluster."""
 
 import asyncio
 import ssl
@@ -14,12 +14,16 @@ from lockstep.config import masked
 
 CONNECT_TIMEOUT_S = 1.0
 EXAMPLES = (
-    "memory://, redis://127.0.0.1:6379/0, unix:///run/redis.sock?db=0 "
-    "or redis+sentinel://a:26379,b:26379/service/0"
+    "memory://, redis://127.0.0.1:6379/0, unix:///run/redis.sock?db=0, "
+    "redis+sentinel://a:26379,b:26379/service/0 or redis+cluster://a:6379,b:6379"
 )
 # What a URL's query may say.
 SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
-OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
+TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
+OPTIONS = {"db", "username", "password"} | TLS_OPTIONS
+# Of the scheme of one Redis, and of Cluster.
+IS_TLS = {"rediss", "rediss+cluster"}
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -40,6 +44,14 @@ class Endpoint:
     service: str = ""
     sentinel_username: str | None = None
     sentinel_password: str | None = None
+    # Some nodes of a Redis Cluster, which name the others.
+    nodes: tuple[Address, ...] = ()
+
+    def at(self, address: Address) -> "Endpoint":
+        """The same of one node of the cluster."""
+        host, port = address
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return replace(self, shown=shown, host=host, port=port, nodes=())
 
     async def connect(self, factory: Callable[[], P]) -> tuple[P, Address | None]:
         """Open a connection; returns also where it leads, if Sentinel was asked.
@@ -82,7 +94,8 @@ def _authentication(username: str | None, password: str | None) -> list[tuple[st
 
 
 def parse(url: str) -> Endpoint:
-    """redis://, rediss://, unix:// as redis-py reads them, and redis+sentinel://h:p,h:p/service/db.
+    """redis://, rediss://, unix:// as redis-py reads them; redis+sentinel://h:p,h:p/service/db; and
+    redis+cluster://h:p,h:p or rediss+cluster://, some nodes of a Redis Cluster.
 
     User and password before the hosts are Redis's; Sentinel's are ?sentinel_username=U&sentinel_password=P.
 
@@ -101,12 +114,16 @@ def parse(url: str) -> Endpoint:
 
 def _parse(url: str) -> Endpoint:
     scheme, separator, _ = url.partition("://")
-    if not separator or scheme not in ("redis", "rediss", "unix", "redis+sentinel"):
-        raise ValueError("the scheme must be memory, redis, rediss, unix or redis+sentinel, and :// follow")
+    if not separator or scheme not in SCHEMES:
+        raise ValueError(
+            f"the scheme must be memory, {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, and :// follow"
+        )
     if any(character.isspace() for character in url):
         raise ValueError("there is a space in it")
     if scheme == "redis+sentinel":
         return _parse_sentinel(url)
+    if scheme.endswith("+cluster"):
+        return _parse_cluster(url)
     parts = urlsplit(url)
     if scheme == "unix":
         if not parts.path:
@@ -129,7 +146,7 @@ def _parse(url: str) -> Endpoint:
     if scheme == "unix":
         return replace(endpoint, path=options["path"])
     endpoint = replace(endpoint, host=options.get("host", "127.0.0.1"), port=int(options.get("port", 6379)))
-    return replace(endpoint, tls=_tls(options)) if scheme == "rediss" else endpoint
+    return replace(endpoint, tls=_tls(options)) if scheme in IS_TLS else endpoint
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext:
@@ -143,13 +160,54 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext:
 
 
 def _parse_sentinel(url: str) -> Endpoint:
+    endpoint, hosts, path, options = _parts_of_several(url)
+    sentinels = _addresses(hosts, "Sentinel")
+    service, _, db = path.partition("/")
+    if not service or (db and not db.isdigit()):
+        raise ValueError("after the hosts come /service and, if not 0, /db")
+    if options.keys() - SENTINEL_OPTIONS:
+        raise ValueError(f"the options of Sentinel are {' and '.join(sorted(SENTINEL_OPTIONS))}")
+    return replace(
+        endpoint,
+        db=int(db or 0),
+        sentinels=sentinels,
+        service=service,
+        sentinel_username=options.get("sentinel_username"),
+        sentinel_password=options.get("sentinel_password"),
+    )
+
+
+def _parse_cluster(url: str) -> Endpoint:
+    endpoint, hosts, path, options = _parts_of_several(url)
+    nodes = _addresses(hosts, "node")
+    if path:
+        raise ValueError("a Redis Cluster has no /db")
+    allowed = TLS_OPTIONS if url.partition("://")[0] in IS_TLS else set()
+    if unknown := options.keys() - allowed:
+        known = f"its options ({', '.join(sorted(allowed))})" if allowed else "its options: it has none"
+        raise ValueError(f"{min(unknown)} is none of {known}")
+    return replace(endpoint, nodes=nodes, tls=_tls(options) if allowed else None)
+
+
+def _parts_of_several(url: str) -> tuple[Endpoint, str, str, dict[str, str]]:
+    """What a URL of several hosts has in common: who connects, the hosts, what follows, the options."""
     # urlsplit takes no list of hosts.
-    rest, _, query = url.removeprefix("redis+sentinel://").partition("?")
+    rest, _, query = url.partition("://")[2].partition("?")
     credentials, at, rest = rest.rpartition("@")
     username, _, password = credentials.partition(":")
     hosts, _, path = rest.partition("/")
-    service, _, db = path.partition("/")
-    sentinels = []
+    # A plus stands for itself, not for a space as in forms.
+    options = parse_qs(query.replace("+", "%2B"), keep_blank_values=True)
+    endpoint = Endpoint(
+        shown=masked("broker", url),
+        username=unquote(username) or None,
+        password=unquote(password) if at else None,
+    )
+    return endpoint, hosts, path, {name: values[0] for name, values in options.items()}
+
+
+def _addresses(hosts: str, kind: str) -> tuple[Address, ...]:
+    addresses = []
     for place, each in enumerate(hosts.split(","), 1):
         host, _, port = each.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
@@ -158,24 +216,9 @@ def _parse_sentinel(url: str) -> Endpoint:
             host = ""
         if not host or not _is_port(port):
             # Not quoted: where something in front was not encoded, it may be a part of a password.
-            raise ValueError(f"Sentinel number {place} is not host:port or [IPv6]:port")
-        sentinels.append((host, int(port)))
-    if not service or (db and not db.isdigit()):
-        raise ValueError("after the hosts come /service and, if not 0, /db")
-    # A plus stands for itself, not for a space as in forms.
-    options = parse_qs(query.replace("+", "%2B"), keep_blank_values=True)
-    if options.keys() - SENTINEL_OPTIONS:
-        raise ValueError(f"the options of Sentinel are {' and '.join(sorted(SENTINEL_OPTIONS))}")
-    return Endpoint(
-        shown=masked("broker", url),
-        username=unquote(username) or None,
-        password=unquote(password) if at else None,
-        db=int(db or 0),
-        sentinels=tuple(sentinels),
-        service=service,
-        sentinel_username=options.get("sentinel_username", [None])[0],
-        sentinel_password=options.get("sentinel_password", [None])[0],
-    )
+            raise ValueError(f"{kind} number {place} is not host:port or [IPv6]:port")
+        addresses.append((host, int(port)))
+    return tuple(addresses)
 
 
 def _is_port(text: str) -> bool:

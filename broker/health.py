@@ -58,12 +58,12 @@ class Health:
 
     async def prepare(self, connection: RespConnection) -> None:
         """Leave this process's marks over a new connection. Raises Refused where others route otherwise."""
-        await self._routing.record(connection)
+        await self._routing.record(connection.call)
         for _ in range(5):
             sent_at_s = time.monotonic()
             self._clock.measure(sent_at_s, await connection.checked_call("TIME"))
         # Before any client can be sent a state, so that no loss goes unnoticed.
-        await self._life_sign.prepare(connection)
+        await self._life_sign.prepare(connection.call)
 
     def on_gap_soon(self) -> None:
         asyncio.get_running_loop().call_soon(self._on_gap)
@@ -79,7 +79,7 @@ class Health:
         sent_at_s, connection = time.monotonic(), self._link.connection
         renewal = None
         if connection is not None:
-            renewal = self._life_sign.renewal(connection)
+            renewal = connection.call(*self._life_sign.renewal)
         _, instant = await asyncio.gather(
             execute(self._link, "PUBLISH", self._probe_channel, ""), execute(self._link, "TIME")
         )
@@ -93,11 +93,13 @@ class Health:
     async def _on_renewed(self, connection: RespConnection, reply: Any) -> None:
         try:
             if not self._routing.is_recorded:
-                await self._routing.record(connection)
+                await self._routing.record(connection.call)
         except Refused as refused:
             self._link.reset(str(refused))
             return
         # Otherwise the link is looking for the master, and the sign is left there.
-        if self._link.connection is connection and (why := await self._life_sign.note(connection, reply)):
+        if self._link.connection is not connection:
+            return
+        if why := await self._life_sign.note(connection.call, reply):
             self._link.reset(why)
             self._on_gap()

@@ -34,8 +34,24 @@ PASSING_ERRORS = ("LOADING", "READONLY", "MASTERDOWN", "BUSY ", "TRYAGAIN", "CLU
 REFUSED = "REFUSED "
 
 
-def passing_error(reply: hiredis.ReplyError) -> str:
-    """Why Redis does not do now what it soon will; empty for any other error."""
+async def greet(connection: RespConnection, endpoint: Endpoint) -> None:
+    """Say who we are. Raises Refused or LinkDown."""
+    for command in endpoint.greeting():
+        reply = await connection.call(*command)
+        if isinstance(reply, hiredis.ReplyError):
+            if command[0] == "CLIENT" and not str(reply).startswith("NOAUTH"):
+                continue  # a name is a convenience, also where the ACL forbids it
+            if str(reply).startswith(REFUSALS):
+                raise Refused(str(reply))
+            raise LinkDown(sent=False, why=str(reply))
+        if command[0] == "ROLE" and reply[0] != b"master":
+            raise LinkDown(sent=False, why="it is not a master")
+
+
+def passing_error(reply: Any) -> str:
+    """Why Redis does not do now what it soon will; empty for any other reply."""
+    if not isinstance(reply, hiredis.ReplyError):
+        return ""
     why = str(reply).removeprefix(REFUSED)
     # An error that names its place in a script came from the midst of it.
     return why if why.startswith(PASSING_ERRORS) and "user_script" not in why else ""
@@ -89,6 +105,8 @@ class Link:
         self._complained_at_s = float("-inf")
         self._away_since_s: float | None = None
         self._has_logged_fault = False
+        # Why it will never be of use as it is set up; None once it has been.
+        self.refusal: str | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._refused: asyncio.Future[None] | None = None
 
@@ -135,10 +153,7 @@ class Link:
     async def _reply(self, arguments: tuple[Argument, ...], pending: "asyncio.Future[Any] | None") -> Any:
         while True:
             if pending is None:
-                if not self._up.is_set():
-                    await self._wait_until_back()
-                assert self._connection is not None
-                pending = self._connection.call(*arguments)
+                pending = (await self.connected()).call(*arguments)
             try:
                 reply = await pending
                 break
@@ -176,6 +191,13 @@ class Link:
         if self.is_up and asyncio.get_running_loop().time() - self._up_since_s >= REPLICA_S:
             self.reset("it is not the master")
 
+    async def connected(self) -> RespConnection:
+        """The connection in use, or that which soon is. Raises LinkDown."""
+        if not self._up.is_set():
+            await self._wait_until_back()
+        assert self._connection is not None
+        return self._connection
+
     async def _wait_until_back(self) -> None:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._down_since_s > BACK_SOON_S:
@@ -199,6 +221,7 @@ class Link:
                     self._refused.set_exception(Refused(str(error)))  # start() raises it
                 else:
                     self._complain(str(error))
+                self.refusal = str(error)
             except (OSError, LinkDown) as error:
                 self._complain(str(error) or "timed out")
             except Exception as error:
@@ -236,6 +259,7 @@ class Link:
         # At once, not when the keeper runs: calls in between have to wait for the next connection.
         connection.on_lost = lambda: self._mark_down() if self._connection is connection else None
         self._has_been_up = True
+        self.refusal = None
         self._has_logged_fault = False
         self._up.set()
         self._up_since_s = asyncio.get_running_loop().time()
@@ -247,16 +271,7 @@ class Link:
             self._away_since_s = None
 
     async def _greet(self, connection: RespConnection) -> None:
-        for command in self._endpoint.greeting():
-            reply = await connection.call(*command)
-            if isinstance(reply, hiredis.ReplyError):
-                if command[0] == "CLIENT" and not str(reply).startswith("NOAUTH"):
-                    continue  # a name is a convenience, also where the ACL forbids it
-                if str(reply).startswith(REFUSALS):
-                    raise Refused(str(reply))
-                raise LinkDown(sent=False, why=str(reply))
-            if command[0] == "ROLE" and reply[0] != b"master":
-                raise LinkDown(sent=False, why="it is not a master")
+        await greet(connection, self._endpoint)
         await self._on_up(connection)
 
     async def _watch(self) -> None:

@@ -3,19 +3,23 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import hiredis
 
 from broker.counters import LIFE_SIGN_S
 from broker.link import Refused
-from broker.resp import Argument, LinkDown, RespConnection
+from broker.resp import Argument, LinkDown
 
 log = logging.getLogger(__name__)
 
 # A Redis that is full, a replica, without replicas or without a disk: it takes no changes, but can be read.
 NO_CHANGES = ("OOM ", "READONLY ", "NOREPLICAS ", "MISCONF ")
+
+
+Call = Callable[..., Awaitable[Any]]
+"""Sends a command to Redis; its reply, also where that is an error."""
 
 
 class Changes:
@@ -41,9 +45,9 @@ class Changes:
             self._look_for_master()
         return False
 
-    async def write(self, connection: RespConnection, *arguments: Argument) -> bool:
+    async def write(self, call: Call, *arguments: Argument) -> bool:
         """False where this Redis takes no changes now."""
-        return self.are_taken(await connection.call(*arguments))
+        return self.are_taken(await call(*arguments))
 
 
 class Agreement:
@@ -57,15 +61,21 @@ class Agreement:
         self._otherwise = otherwise
         self.is_recorded = False
 
-    async def record(self, connection: RespConnection) -> None:
+    async def record(self, call: Call) -> None:
         """Raises Refused where another value is recorded. Where nothing can be written: next time."""
         # It is asked first: a Redis that takes no changes can be read.
-        recorded = await connection.checked_call("GET", self._key)
-        if recorded is None and await self._changes.write(connection, "SET", self._key, self._value, "NX"):
-            recorded = await connection.checked_call("GET", self._key)
+        recorded = await self._recorded(call)
+        if recorded is None and await self._changes.write(call, "SET", self._key, self._value, "NX"):
+            recorded = await self._recorded(call)
         if recorded is not None and recorded != self._value.encode():
             raise Refused(self._otherwise % recorded.decode("utf-8", "replace")[:40])
         self.is_recorded = recorded is not None
+
+    async def _recorded(self, call: Call) -> bytes | None:
+        reply: bytes | hiredis.ReplyError | None = await call("GET", self._key)
+        if isinstance(reply, hiredis.ReplyError):
+            raise LinkDown(sent=False, why=str(reply))
+        return reply
 
 
 class LifeSign:
@@ -84,20 +94,21 @@ class LifeSign:
         # Clients may have been sent states while there was no sign that would have gone with them.
         self._was_unwatched = False
 
-    async def prepare(self, connection: RespConnection) -> None:
+    async def prepare(self, call: Call) -> None:
         """Leave it over a new connection, before any client can be sent a state."""
         if not self._is_left:
-            await self._leave(connection)
+            await self._leave(call)
 
-    def renewal(self, connection: RespConnection) -> "asyncio.Future[Any]":
-        """Ask for it to be renewed; its reply is for `note`."""
+    @property
+    def renewal(self) -> tuple[Argument, ...]:
+        """The command that renews it; its reply is for `note`."""
         # Not by SET, so that a Redis without memory does not let it lapse.
-        return connection.call("GETEX", self._key, "EX", LIFE_SIGN_S)
+        return "GETEX", self._key, "EX", LIFE_SIGN_S
 
-    async def note(self, connection: RespConnection, reply: Any) -> str:
+    async def note(self, call: Call, reply: Any) -> str:
         """Take the reply to a renewal. Returns why what clients have may not be what is stored; else ""."""
         if not self._is_left:
-            await self._leave(connection)
+            await self._leave(call)
             return ""
         if not self._changes.are_taken(reply):
             return ""
@@ -110,9 +121,9 @@ class LifeSign:
         has_lapsed = now_s - before_s > LIFE_SIGN_S - 1
         return "what was lost is looked for" if has_lapsed else "Redis has lost data"
 
-    async def _leave(self, connection: RespConnection) -> None:
+    async def _leave(self, call: Call) -> None:
         """Where nothing can be written now it is left later; what is lost until then is looked for then."""
-        if await self._changes.write(connection, "SET", self._key, 1, "EX", LIFE_SIGN_S):
+        if await self._changes.write(call, "SET", self._key, 1, "EX", LIFE_SIGN_S):
             self._is_left = True
             self._renewed_at_s = time.monotonic()
             if self._was_unwatched:

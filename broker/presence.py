@@ -68,6 +68,7 @@ class RedisPresence(Presence):
         self._doubts = 1
         self._met_doubts = 0
         self._mark = b""  # that of then; empty as long as nothing was ever said
+        self._has_seen_marks = False
         self._connected_at_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self._is_saying = False
@@ -113,9 +114,15 @@ class RedisPresence(Presence):
         if self._has_to_compare:
             self._say_soon()
 
+    @property
+    def is_idle(self) -> bool:
+        """Nobody is present, as far as was known at the last look: another one can wait a few seconds."""
+        return not (self._present or self._unsaid or self._mark or self._has_seen_marks)
+
     async def look(self) -> None:
         """Has the store forgotten this process, and has another one died? To be repeated each second."""
         marks = await self._marks()
+        self._has_seen_marks = bool(marks)
         if self._is_settled and marks.pop(self._process, b"") != self._mark:
             self._doubts += 1
         if self._unsaid or self._has_to_compare:

@@ -2,21 +2,19 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import hiredis
 
 from broker.keys import Channels, Keys, glob_escaped
+from broker.marks import Call
 from broker.resp import LinkDown
 from lockstep.contract import Charge
 
 LUA = (Path(__file__).parent / "lua" / "rights.lua").read_bytes()
 NOBODY = "00000000-0000-4000-8000-000000000000"
-
-Call = Callable[..., Awaitable[Any]]
-"""Sends a command to Redis; its reply, also where that is an error."""
 
 
 class Need(NamedTuple):

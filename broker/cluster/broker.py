@@ -1,0 +1,285 @@
+"""The broker of a Redis Cluster: each session in its partition, all partitions as one."""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections import defaultdict
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import TypeVar
+
+from broker.checks import require_usable
+from broker.cluster.hearing import ShardSubscriber
+from broker.cluster.master import Master
+from broker.cluster.masters import Masters
+from broker.cluster.partition import Partition
+from broker.counters import OCCUPANCY_KEPT_S
+from broker.endpoint import parse
+from broker.keys import PARTITIONS, partition_of, partition_of_charge
+from broker.link import Refused
+from broker.marks import Agreement
+from broker.presence import KEPT_S as PRESENCE_KEPT_S
+from broker.resp import RespConnection
+from broker.sentinel import Address
+from lockstep.contract import (
+    Attendance,
+    Broker,
+    Charge,
+    Commit,
+    History,
+    IdempotencyRecord,
+    Listener,
+    Outcome,
+)
+from lockstep.metrics import Metrics
+from lockstep.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 1.0
+
+T = TypeVar("T")
+
+
+class ClusterBroker(Broker):
+    """Asks for each session in its partition, and puts together what concerns all of them."""
+
+    def __init__(self, url: str, prefix: str, routing: str, allow_eviction: bool, metrics: Metrics) -> None:
+        self._endpoint = parse(url)
+        self._allow_eviction = allow_eviction
+        self._metrics = metrics
+        self._process = process = str(uuid.uuid4())
+        self._listener: Listener | None = None
+        self._masters = Masters(self._endpoint, self._make_master, self._on_moved)
+        self._partitions = [
+            Partition(number, self._masters, prefix, routing, process, self._on_gap)
+            for number in range(PARTITIONS)
+        ]
+        first = self._partitions[0]
+        self._agreements = [
+            Agreement(
+                first.keys.routing,
+                routing,
+                first.changes,
+                "other processes route %s: --routing must be the same",
+            ),
+            Agreement(
+                first.keys.partitions,
+                str(PARTITIONS),
+                first.changes,
+                f"the sessions there are in %s partitions, not {PARTITIONS}: choose another --prefix",
+            ),
+        ]
+        self._subscribers: dict[Address, ShardSubscriber] = {}
+        self._tasks = Tasks()
+
+    def _of(self, session_id: str) -> Partition:
+        return self._partitions[partition_of(session_id)]
+
+    def _make_master(self, address: Address) -> Master:
+        return Master(self._endpoint, address, self._check, self._metrics)
+
+    async def _check(self, connection: RespConnection) -> None:
+        await require_usable(connection, self._allow_eviction, is_cluster=True)
+
+    def _on_moved(self, partition: Partition, master: Master) -> None:
+        """The partition is to be looked for there: bring that master up to date, if its link is up."""
+        if (connection := master.link.connection) is not None:
+            self._tasks.spawn(self._prepare(partition, connection))
+        if master.address not in self._subscribers:
+            self._subscribers[master.address] = ShardSubscriber(
+                self._endpoint.at(master.address), self._process, self._metrics
+            )
+        for subscriber in self._subscribers.values():
+            subscriber.drop(partition.number)
+        self._subscribers[master.address].add(partition.number, partition.channels)
+        if self._listener is not None:
+            self._subscribers[master.address].open(self._listener)
+
+    async def _prepare(self, partition: Partition, connection: RespConnection) -> None:
+        await partition.prepare(connection)
+
+    def _on_gap(self, partition: int) -> None:
+        if self._listener is not None:
+            self._listener.on_gap(lambda session_id: partition_of(session_id) == partition)
+
+    # --- bus -------------------------------------------------------------------------------------
+
+    async def start(self, listener: Listener) -> None:
+        self._listener = listener
+        try:
+            await self._masters.start(self._partitions)
+            first = self._partitions[0]
+            for agreement in self._agreements:
+                await agreement.record(first.link.call)
+        except Refused as error:
+            raise ValueError(f"broker: {error}") from None
+        while not all(each.is_up for each in self._subscribers.values() if each.has_partitions):
+            await asyncio.sleep(0.02)
+        self._tasks.repeat(
+            self._look, lambda: LOOK_INTERVAL_S * random.uniform(0.8, 1.0), "the look at the cluster"
+        )
+        self._tasks.repeat(self._keep_counts, lambda: OCCUPANCY_KEPT_S / 4, "counting WebSockets in Redis")
+        self._tasks.repeat(self._keep_presence, lambda: PRESENCE_KEPT_S / 4, "keeping who is present")
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await asyncio.gather(*(each.close() for each in self._partitions))
+        await asyncio.gather(*(each.close() for each in self._subscribers.values()))
+        await self._masters.close()
+
+    async def _look(self) -> None:
+        outcomes = await asyncio.gather(
+            *(each.look() for each in self._masters.with_partitions()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _keep_counts(self) -> None:
+        for each in self._partitions:
+            await each.counters.keep()
+
+    async def _keep_presence(self) -> None:
+        for each in self._partitions:
+            await each.presence.keep()
+
+    def not_ready(self) -> list[str]:
+        masters = self._masters.with_partitions()
+        if not any(each.link.is_up for each in masters):
+            return ["no master of the Redis Cluster answers"]
+        return []
+
+    async def hear(self, session_id: str) -> bool:
+        return self._subscribers[self._of(session_id).link.master.address].is_up
+
+    def unhear(self, session_id: str) -> None:
+        pass
+
+    async def publish(
+        self,
+        session_id: str,
+        message: bytes,
+        record: IdempotencyRecord | None = None,
+        *,
+        is_notice: bool = False,
+    ) -> bool:
+        return await self._of(session_id).store.publish(session_id, message, record, is_notice=is_notice)
+
+    # --- store -----------------------------------------------------------------------------------
+
+    async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
+        if len(session_ids) == 1:
+            return await self._of(session_ids[0]).store.load(session_ids, at_most_bytes)
+        groups = self._grouped(session_ids)
+        loaded = await asyncio.gather(
+            *(self._partitions[number].store.load(ids, at_most_bytes) for number, ids in groups.items())
+        )
+        # Each has given as many of its first ones as there may be of all: what is missing is too much.
+        found = dict[str, bytes | None]()
+        for ids, states in zip(groups.values(), loaded, strict=True):
+            found.update(zip(ids, states, strict=False))
+        states, size = [], 0
+        for session_id in session_ids:
+            if session_id not in found:
+                break
+            state = found[session_id]
+            size += len(state) if state else 0
+            if at_most_bytes is not None and states and size > at_most_bytes:
+                break
+            states.append(state)
+        return states
+
+    def _grouped(self, session_ids: Iterable[str]) -> dict[int, list[str]]:
+        groups = defaultdict[int, list[str]](list)
+        for session_id in dict.fromkeys(session_ids):
+            groups[partition_of(session_id)].append(session_id)
+        return groups
+
+    async def recent(
+        self, session_id: str, max_events: int, max_bytes: int
+    ) -> tuple[bytes | None, list[bytes]]:
+        return await self._of(session_id).store.recent(session_id, max_events, max_bytes)
+
+    async def recall(self, session_id: str, *keys: str) -> list[bytes | None]:
+        return await self._of(session_id).store.recall(session_id, *keys)
+
+    async def beginnings(self, session_ids: list[str]) -> list[bytes | None]:
+        found = await asyncio.gather(*(self._of(each).store.beginnings([each]) for each in session_ids))
+        return [beginning for (beginning,) in found]
+
+    async def commit(self, commit: Commit) -> Outcome:
+        return await self._of(commit.session_id).store.commit(commit)
+
+    async def delete(
+        self, session_id: str, expected: bytes | None = None, record: IdempotencyRecord | None = None
+    ) -> bool:
+        return await self._of(session_id).store.delete(session_id, expected, record)
+
+    async def history(self, session_id: str, since: int, max_bytes: int) -> History | None:
+        return await self._of(session_id).store.history(session_id, since, max_bytes)
+
+    # --- agenda ----------------------------------------------------------------------------------
+
+    async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
+        return await self._merged([each.store.page(after, limit) for each in self._partitions], limit)
+
+    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+        return await self._merged([each.store.due(ahead_ms, limit) for each in self._partitions], limit)
+
+    async def _merged(
+        self, asked: list[Awaitable[list[tuple[int, str]]]], limit: int
+    ) -> list[tuple[int, str]]:
+        found = await asyncio.gather(*asked)
+        return sorted(entry for entries in found for entry in entries)[:limit]
+
+    async def forget_deadline(self, session_id: str) -> None:
+        await self._of(session_id).store.forget_deadline(session_id)
+
+    async def lapse(self, limit: int) -> int:
+        return sum(await asyncio.gather(*(each.store.lapse(limit) for each in self._partitions)))
+
+    # --- counters --------------------------------------------------------------------------------
+
+    def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
+        numbers = {partition_of_charge(charge) for charge in charges}
+        if len(numbers) == 1:
+            return self._partitions[numbers.pop()].counters.spend(charges)
+        return self._spend_one_by_one(charges)
+
+    async def _spend_one_by_one(self, charges: Sequence[Charge]) -> list[tuple[int, int]]:
+        counts: list[tuple[int, int]] = []
+        for charge in charges:
+            counts += await self._partitions[partition_of_charge(charge)].counters.spend([charge])
+            if counts[-1][0] > charge.limit:
+                break
+        return counts
+
+    async def enter(self, key: str, limit: int) -> bool:
+        return await self._partitions[partition_of(key)].counters.enter(key, limit)
+
+    def leave(self, key: str, limit: int) -> None:
+        self._partitions[partition_of(key)].counters.leave(key, limit)
+
+    # --- presence --------------------------------------------------------------------------------
+
+    def attend(self, session_id: str, subject: str, attendance: Attendance | None) -> None:
+        self._of(session_id).presence.attend(session_id, subject, attendance)
+
+    def forget_session(self, session_id: str) -> None:
+        self._of(session_id).presence.forget_session(session_id)
+
+    async def present(self, session_id: str) -> dict[str, dict[str, Attendance]]:
+        return await self._of(session_id).presence.present(session_id)
+
+    # --- clock -----------------------------------------------------------------------------------
+
+    def now_ms(self, session_id: str | None = None) -> int:
+        number = 0 if session_id is None else partition_of(session_id)
+        return self._masters.master_of(number).clock.now_ms()
+
+    def shown_us(self) -> int:
+        return self._masters.master_of(0).clock.shown_us()
+
+    def error_ms(self) -> float:
+        return self._masters.master_of(0).clock.error_ms()

@@ -1,0 +1,218 @@
+"""One partition: a Redis of its own to those above, wherever in the cluster it is."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from broker.clock import RedisClock, TimedByRedis
+from broker.cluster.topology import redirection_of
+from broker.counters import RedisCounters
+from broker.keys import Channels, Keys
+from broker.link import CommandLink, Link, passing_error
+from broker.marks import Changes, LifeSign
+from broker.presence import RedisPresence
+from broker.resp import Argument, LinkDown, RespConnection
+from broker.sentinel import Address
+from broker.store import RedisStore
+
+log = logging.getLogger(__name__)
+
+# What a cluster refuses while a slot is on its way, or a master is replaced, is tried again for this long.
+RETRIED_FOR_S = 2.0
+RETRY_MIN_S = 0.02
+RETRY_MAX_S = 0.1
+UNSETTLED = ("TRYAGAIN", "CLUSTERDOWN")
+# What says that a partition is not, or not wholly, where it was looked for.
+ELSEWHERE = ("MOVED ", "ASK ", *UNSETTLED)
+
+
+class Master(Protocol):
+    """Who has a partition."""
+
+    @property
+    def address(self) -> Address: ...
+
+    @property
+    def link(self) -> Link: ...
+
+    @property
+    def clock(self) -> RedisClock: ...
+
+
+class Finder(Protocol):
+    """Knows who has which partition."""
+
+    def master_of(self, partition: int) -> Master: ...
+
+    def moved(self, partition: int, address: Address) -> None:
+        """Somebody was told that it is at this address."""
+
+    def link_at(self, address: Address) -> Link:
+        """A link to this node, whatever it has."""
+
+    def look_soon(self) -> None:
+        """What is known of who has what may be out of date."""
+
+
+class PartitionLink(CommandLink):
+    """Leads to whoever has the partition: what a Link is to one Redis.
+
+    A command that the cluster refuses did nothing, so that it can be sent again, to another node too.
+    """
+
+    def __init__(self, partition: int, finder: Finder) -> None:
+        self._partition = partition
+        self._finder = finder
+
+    @property
+    def master(self) -> Master:
+        return self._finder.master_of(self._partition)
+
+    @property
+    def is_up(self) -> bool:
+        return self.master.link.is_up
+
+    @property
+    def connection(self) -> RespConnection | None:
+        return self.master.link.connection
+
+    def call(self, *arguments: Argument) -> Coroutine[Any, Any, Any]:
+        master = self.master
+        return self._reply(arguments, master, master.link.call(*arguments))
+
+    async def _reply(
+        self, arguments: tuple[Argument, ...], master: Master, called: Coroutine[Any, Any, Any]
+    ) -> Any:
+        until_s, pause_s = 0.0, RETRY_MIN_S
+        while True:
+            try:
+                reply = await called
+                redirection = redirection_of(reply, master.address)
+                if redirection is None:
+                    return reply
+                if redirection.is_once:
+                    reply = await self._ask(redirection.address, arguments)
+                    if redirection_of(reply, redirection.address) is None:
+                        return reply
+                else:
+                    self._finder.moved(self._partition, redirection.address)
+                why = str(reply)
+            except LinkDown as down:
+                self._finder.look_soon()
+                why = str(down)
+                if down.sent or (not why.startswith(UNSETTLED) and self.master is master):
+                    raise
+            now_s = time.monotonic()
+            until_s = until_s or now_s + RETRIED_FOR_S
+            if now_s > until_s:
+                raise LinkDown(sent=False, why=why)
+            if self.master is master:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_MAX_S)
+            master = self.master
+            called = master.link.call(*arguments)
+
+    async def _ask(self, address: Address, arguments: tuple[Argument, ...]) -> Any:
+        connection = await self._finder.link_at(address).connected()
+        # Both go out in one piece, with nothing in between.
+        connection.call("ASKING")
+        reply = await connection.call(*arguments)
+        if why := passing_error(reply):
+            raise LinkDown(sent=False, why=why)
+        return reply
+
+
+class PartitionClock(TimedByRedis):
+    """The clock of whoever has the partition."""
+
+    def __init__(self, link: PartitionLink) -> None:
+        self._link = link
+
+    def now_ms(self, session_id: str | None = None) -> int:
+        return self._link.master.clock.now_ms()
+
+    def measure(self, sent_at_s: float, reply: Any) -> None:
+        self._link.master.clock.measure(sent_at_s, reply)
+
+
+class Partition:
+    """What is kept in one partition, and what this process says there of itself."""
+
+    def __init__(
+        self,
+        number: int,
+        finder: Finder,
+        prefix: str,
+        routing: str,
+        process: str,
+        on_gap: Callable[[int], None],
+    ) -> None:
+        """`on_gap` is called with the number where what clients have may not be what is stored."""
+        self.number = number
+        self.link = PartitionLink(number, finder)
+        self.keys = Keys(prefix, number)
+        self.channels = Channels(routing, prefix, number)
+        self.store = RedisStore(self.link, self.keys, self.channels, PartitionClock(self.link))
+        self.counters = RedisCounters(self.link, self.keys, process)
+        self.presence = RedisPresence(self.link, self.keys, self.channels, process)
+        self._finder = finder
+        self._on_gap = on_gap
+        self.changes = Changes(finder.look_soon)
+        self._life_sign = LifeSign(self.keys.life_sign(process), self.changes, self._tell_gap)
+        self._last_master: Address | None = None
+        self._is_prepared = False
+
+    def _tell_gap(self) -> None:
+        self._on_gap(self.number)
+
+    async def prepare(self, connection: RespConnection) -> None:
+        """Bring a new connection to its master up to date with this process; also one that it has moved to.
+
+        Raises LinkDown where the connection is lost. While the slot is on its way the next look does it.
+        """
+        self._is_prepared = False
+        try:
+            self._note(
+                await self._life_sign.note(connection.call, await connection.call(*self._life_sign.renewal))
+            )
+            await self._life_sign.prepare(connection.call)
+            await self.counters.send_all(connection)
+        except LinkDown as down:
+            self._finder.look_soon()
+            if not str(down).startswith(ELSEWHERE):
+                raise
+            return
+        self.presence.on_connection()
+        address = self.link.master.address
+        if self._last_master not in (None, address):
+            # What clients were sent came from another one.
+            asyncio.get_running_loop().call_soon(self._tell_gap)
+        self._last_master = address
+        self._is_prepared = True
+
+    async def look(self) -> None:
+        """Renew the sign of life, and see whether it was lost; to be repeated every few seconds."""
+        connection = self.link.connection
+        if connection is None:
+            return
+        try:
+            if not self._is_prepared:
+                await self.prepare(connection)
+                return
+            # By the link: where the slot is on its way, it is asked for there.
+            why = await self._life_sign.note(self.link.call, await self.link.call(*self._life_sign.renewal))
+            if why:
+                self._note(why)
+                await self.prepare(connection)
+        except LinkDown as down:
+            log.debug("the sign of life in partition %d is put off: %s", self.number, down)
+
+    def _note(self, why: str) -> None:
+        if why:
+            log.warning("partition %d: %s", self.number, why)
+            asyncio.get_running_loop().call_soon(self._tell_gap)
+
+    async def close(self) -> None:
+        await self.presence.close()
