@@ -2,7 +2,7 @@
 
 from setuptools import Extension, setup
 
-SOURCES = ("module.c", "fanout.c")
+SOURCES = ("module.c", "fanout.c", "heartbeat.c")
 
 setup(
     ext_modules=[

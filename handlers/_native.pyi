@@ -1,1 +1,2 @@
-def send_all(descriptors: list[int], data: bytes) -> list[tuple[int, int]]: ...
+from handlers.native_twin import Poller as Poller
+from handlers.native_twin import send_all as send_all

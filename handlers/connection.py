@@ -14,6 +14,7 @@ from typing import Any
 
 from handlers.connection_service import Service, Spoken
 from handlers.connection_states import Reading, State
+from handlers.heartbeat import PING_FRAME
 from handlers.outgoing_queue import OutgoingQueue
 from lockstep.errors import ABNORMAL_CLOSURE, DISCONNECTED, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
 from lockstep.live.peers import Batch, Kind
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 READ_BYTES = 4096
 CLOSE_TIMEOUT_S = 5.0
 TOO_SLOW_TIMEOUT_S = 1.0
-_PING_FRAME = encode_frame(PING, b"")
 
 
 class Connection:
@@ -49,7 +49,6 @@ class Connection:
     __slots__ = (
         "_frames",
         "_frames_in_second",
-        "_owes_pong",
         "_reader",
         "_reading",
         "_second",
@@ -62,7 +61,6 @@ class Connection:
         "close_code",
         "encoding",
         "following",
-        "heartbeat_slot",
         "invalid_at_s",
         "is_counted",
         "outgoing",
@@ -88,7 +86,6 @@ class Connection:
         self.caller = ""  # counted with its other connections to the session; empty: not counted so
         self.is_counted = False  # by the connection limits
         self.close_code: int | None = None
-        self.heartbeat_slot = -1
         # When this client sent its last invalid messages; kept by the service.
         self.invalid_at_s: deque[float] | None = None
         self.outgoing = OutgoingQueue(sock, self)
@@ -101,15 +98,13 @@ class Connection:
         # When to close; once that has begun, when to stop waiting for the client.
         self._timer: asyncio.TimerHandle | None = None
         self._second = self._frames_in_second = 0
-        self._owes_pong = False
 
     def start(self, early: bytes) -> None:
         """Begin to listen; `early` is what came with the handshake."""
         if self.is_over:
             return
-        if self._state.can_send:
-            self._service.heartbeat.add(self)
-        self._listen()
+        self._reading = Reading.LISTENING
+        self._service.heartbeat.enter(self._socket.fileno(), self, is_pinged=self._state.can_send)
         if early:
             self._receive(early)
 
@@ -142,15 +137,16 @@ class Connection:
 
     def ping(self) -> None:
         if self._state.can_send:
-            self._owes_pong = True
-            self.outgoing.send_ping(_PING_FRAME)
+            self._service.heartbeat.sockets.ask(self._socket.fileno())
+            self.outgoing.send_ping(PING_FRAME)
 
     def expect_pong(self) -> None:
         """A client that has vanished answers no closing handshake either.
 
         One that is not read from, until what it has asked is done, may have answered.
         """
-        if self._owes_pong and self._reading is not Reading.PAUSED:
+        owes_pong = self._service.heartbeat.sockets.owes_pong(self._socket.fileno())
+        if owes_pong and self._reading is not Reading.PAUSED:
             self.close_code = ABNORMAL_CLOSURE.code
             self.abort()
 
@@ -171,25 +167,30 @@ class Connection:
 
     def pause(self) -> None:
         """Leave what follows unread until `resume`, so that answers come in the order of the questions."""
-        self._reading = Reading.PAUSED
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._look_away(Reading.PAUSED)
 
     def resume(self) -> None:
         if self._reading is Reading.PAUSED and not self.is_over:
             self._listen()
-            self._on_readable()
+            self.on_readable()
 
     def _listen(self) -> None:
         self._reading = Reading.LISTENING
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._on_readable)
+        self._service.heartbeat.sockets.watch(self._socket.fileno())
 
-    def _on_readable(self) -> None:
+    def _look_away(self, why: Reading) -> None:
+        self._reading = why
+        self._service.heartbeat.sockets.unwatch(self._socket.fileno())
+
+    def on_readable(self) -> None:
+        """There is something to read, and not just a pong: those pass by."""
+        if self._reading is not Reading.LISTENING:
+            return  # one that was readable at the same time has had it paused, or ended
         if self._service.read_scheduler.admit_or_queue(self):
             self._read()
         else:
             # Nor is the socket looked at: of a thousand that wait, each iteration would find all again.
-            self._reading = Reading.QUEUED
-            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._look_away(Reading.QUEUED)
 
     def read_on(self) -> None:
         if self._reading is Reading.QUEUED and not self.is_over:
@@ -208,8 +209,6 @@ class Connection:
             data = b""
         if not data:
             self.abort()
-        elif len(data) == 6 and data[:2] == b"\x8a\x80" and self._reader is None:
-            self._owes_pong = False  # a pong: all that most clients ever say
         else:
             self._receive(data)
 
@@ -236,6 +235,7 @@ class Connection:
         self._frames = None
         if not self._state.can_hear or (self._reader is not None and self._reader.is_idle):
             self._reader = None
+        self._service.heartbeat.sockets.set_within_message(self._socket.fileno(), self._reader is not None)
         self._end_if_sent()
 
     def _handle(self, opcode: int, payload: bytes) -> None:
@@ -246,7 +246,7 @@ class Connection:
             if self._state.can_send:
                 self._answer(payload, opcode == BINARY)
         elif opcode == PONG:
-            self._owes_pong = False
+            self._service.heartbeat.sockets.answered(self._socket.fileno())
         elif opcode == PING:
             if self._state.can_send:
                 self.outgoing.send_pong(encode_frame(PONG, payload))
@@ -298,7 +298,7 @@ class Connection:
         self._state = state
         if not must_send:
             return
-        self._service.heartbeat.drop(self)
+        self._service.heartbeat.sockets.displace(self._socket.fileno())
         self.close_code = self.close_code or code
         self.outgoing.finish(encode_close(code, reason))
         if not self.is_over:
@@ -333,12 +333,11 @@ class Connection:
         """Close the socket at once, whatever is unsent."""
         if self.is_over:
             return
-        self._state = State.OVER
-        self._service.heartbeat.drop(self)
+        self._state, self._reading = State.OVER, Reading.PAUSED
+        self._service.heartbeat.leave(self._socket.fileno())
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self.outgoing.discard()
         self._socket.close()
         self._reader = self._frames = None

@@ -226,3 +226,27 @@ def test_a_closed_heartbeat_is_silent(loop: Loop) -> None:
     loop.advance(20.0)
     assert len(client.pinged_at) == before
     Heartbeat(5.0, 4.0).close()  # also one that was never started
+
+
+def test_without_connections_there_is_no_timer(loop: Loop) -> None:
+    """A process without clients is not woken for them."""
+    heartbeat = beating(5.0, 4.0)
+    for _ in range(3):
+        loop.advance(1.0)
+        assert loop.timers == []
+        client = Client(loop, heartbeat)
+        loop.advance(10.0)
+        assert (len(loop.timers), len(client.pinged_at)) == (1, 2)
+        heartbeat.drop(client)
+
+
+def test_each_tick_says_how_late_it_comes(loop: Loop) -> None:
+    late_s: list[float] = []
+    heartbeat = Heartbeat(5.0, 4.0, late_s.append)
+    heartbeat.start()
+    Client(loop, heartbeat)
+    loop.advance(1.0)
+    assert late_s == pytest.approx([0.0] * 10, abs=1e-5)
+    loop.stall(0.5)
+    loop.advance(0.05)
+    assert max(late_s) == pytest.approx(0.4, abs=0.01)

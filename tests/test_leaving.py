@@ -79,7 +79,7 @@ def traces(server: Server) -> dict[str, Any]:
         "rooms": server.hub.rooms,
         "joining": server.hub._joining,
         "unread rooms": server.hub._repair._new.session_ids,
-        "heartbeats": [each for slot in server.heartbeat._slots for each in slot],
+        "heartbeats": server.heartbeat.sockets.owners(),
         "places": server.broker._occupancy.counts,
         "armed deadlines": server.deadlines._armed,
     }

@@ -10,11 +10,25 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static int add_types(PyObject *module)
+{
+    PyObject *poller = PyType_FromModuleAndSpec(module, &poller_spec, NULL);
+    const int outcome = poller ? PyModule_AddType(module, (PyTypeObject *)poller) : -1;
+    Py_XDECREF(poller);
+    return outcome;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, add_types},
+    {0, NULL},
+};
+
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "_native",
     .m_size = 0,
     .m_methods = methods,
+    .m_slots = slots,
 };
 
 PyMODINIT_FUNC PyInit__native(void)

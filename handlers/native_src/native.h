@@ -5,3 +5,6 @@
 /* fanout.c */
 extern const char send_all_doc[];
 PyObject *send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+/* heartbeat.c */
+extern PyType_Spec poller_spec;
