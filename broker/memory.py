@@ -265,7 +265,7 @@ class MemoryBroker(Broker):
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
         return self._lapses.after(after, limit)
 
-    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+    async def due(self, ahead_ms: int, limit: int, turn: int | None = None) -> list[tuple[int, str]]:
         until_ms = self.now_ms() + ahead_ms
         while True:
             found = self._deadlines.until(until_ms, limit)
@@ -286,7 +286,7 @@ class MemoryBroker(Broker):
     async def forget_deadline(self, session_id: str) -> None:
         self._deadlines.drop(session_id)
 
-    async def lapse(self, limit: int) -> int:
+    async def lapse(self, limit: int, turn: int | None = None) -> int:
         lapsed = self._lapses.until(self.now_ms(), limit)
         for _, session_id in lapsed:
             self._remove(session_id, self._sessions[session_id])

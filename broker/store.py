@@ -232,7 +232,7 @@ class RedisStore(Store, Agenda):
                 break
         return found[:limit]
 
-    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+    async def due(self, ahead_ms: int, limit: int, turn: int | None = None) -> list[tuple[int, str]]:
         while True:
             now_ms = self._clock.now_ms()
             reply = await execute(
@@ -257,15 +257,23 @@ class RedisStore(Store, Agenda):
     async def forget_deadline(self, session_id: str) -> None:
         await execute(self._link, "ZREM", self._keys.deadlines, session_id)
 
-    async def lapse(self, limit: int) -> int:
+    async def lapse(self, limit: int, turn: int | None = None) -> int:
+        return await self.end_lapsed(await self.lapsed(limit))
+
+    async def lapsed(self, limit: int) -> list[bytes]:
+        """The ids of sessions that were kept long enough, and of what else stands there."""
         key, now_ms = self._keys.sessions, self._clock.now_ms()
+        return list(await execute(self._link, "ZRANGEBYSCORE", key, "-inf", now_ms, "LIMIT", 0, limit))
+
+    async def end_lapsed(self, members: list[bytes]) -> int:
+        """End these sessions, where they have lapsed; how many there were."""
         ended = 0
-        for member in await execute(self._link, "ZRANGEBYSCORE", key, "-inf", now_ms, "LIMIT", 0, limit):
+        for member in members:
             session_id = _text(member)
             if heads.UUID.fullmatch(session_id):
                 ended += await self._end_session(session_id, "lapsed")
             else:
-                await execute(self._link, "ZREM", key, member)  # it is none of ours
+                await execute(self._link, "ZREM", self._keys.sessions, member)  # it is none of ours
         return ended
 
 

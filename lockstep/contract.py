@@ -189,6 +189,14 @@ class Store(Protocol):
     arriving is waited for. Its ``outcome`` is "unknown" where a change may have been applied all the same.
     """
 
+    def keeps_together(self, session_id: str, key: str) -> bool:
+        """Whether a record of this key is one and the same, wherever it is looked for with such a session.
+
+        A store of many parts keeps a session's records with it, and those of other sessions may be elsewhere:
+        a request that is to make a new session has to make it where its record is.
+        """
+        return True
+
     @abc.abstractmethod
     async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
         """The stored states, None where there is none, in the order asked for.
@@ -221,7 +229,7 @@ class Store(Protocol):
 
         Applied once at most, however often the request reaches the store. Raises AlreadyDone where another
         record of the same key is kept, and EpochTooLow for a creation whose epoch is not above every
-        earlier one.
+        earlier one where the session is kept (see `keeps_together`).
         """
 
     @abc.abstractmethod
@@ -324,12 +332,15 @@ class Agenda(Protocol):
     Each process asks, and several may get the same answer: to act on it twice does no harm.
     """
 
+    agenda_turns: int = 1
+    """A store of many parts may be asked for them in so many turns: `turn` names one, from 0."""
+
     @abc.abstractmethod
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
         """Sessions beyond ``after``, as (instant of lapse in ms, id), in that order."""
 
     @abc.abstractmethod
-    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+    async def due(self, ahead_ms: int, limit: int, turn: int | None = None) -> list[tuple[int, str]]:
         """Sessions that fall due within ``ahead_ms`` or are due, as (deadline in ms, id), in that order.
 
         An entry that is not the deadline of its state is put right, so that it is in nobody's way.
@@ -340,7 +351,7 @@ class Agenda(Protocol):
         """The session, whose state cannot be read, is no longer among those that fall due."""
 
     @abc.abstractmethod
-    async def lapse(self, limit: int) -> int:
+    async def lapse(self, limit: int, turn: int | None = None) -> int:
         """Delete sessions that were kept long enough, publishing each end; how many there were."""
 
 

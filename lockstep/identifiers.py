@@ -4,7 +4,7 @@ import random
 import string
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -15,14 +15,17 @@ _BASE36 = string.digits + string.ascii_lowercase
 _CHANCE = random.Random()  # seeded by the system; asking it each time costs a system call
 
 
-def with_ids(spec: Spec) -> Spec:
-    """Where no id is given one is made."""
+def with_ids(spec: Spec, suits: Callable[[str], bool] = lambda session_id: True) -> Spec:
+    """Where no id is given one is made; of the session one that `suits`."""
     seats = spec.participants
     if not all(seat.participant_id for seat in seats):
         seats = tuple(
             replace(seat, participant_id=seat.participant_id or str(uuid.uuid4())) for seat in seats
         )
-    return replace(spec, session_id=spec.session_id or str(uuid.uuid4()), participants=seats)
+    session_id = spec.session_id or str(uuid.uuid4())
+    while not (spec.session_id or suits(session_id)):
+        session_id = str(uuid.uuid4())
+    return replace(spec, session_id=session_id, participants=seats)
 
 
 def with_participant_ids(participants: Sequence[Newcomer]) -> list[Newcomer]:

@@ -107,7 +107,8 @@ class Sessions:
 
     async def create(self, spec: Spec, context: Context = NOBODY) -> Changed:
         """Raises SessionExists, and leaves what is there untouched; Replay where it was done before."""
-        spec = with_ids(spec)
+        key = "" if context.idempotent is None else context.idempotent.key
+        spec = with_ids(spec, lambda made: not key or self._broker.keeps_together(made, key))
         await self._stored.refuse_if_formerly_done(spec.session_id, context.idempotent)
         give_up_at = asyncio.get_running_loop().time() + GIVE_UP_S
         epoch_ms = 0

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from msgspec import structs
 
+from broker.cluster.broker import ClusterBroker
 from broker.memory import MemoryBroker
 from broker.redis import RedisBroker
 from lockstep.contract import AlreadyDone, Attendance, Broker, Charge, EpochTooLow, IdempotencyRecord, Outcome
@@ -31,24 +32,26 @@ from tests.support.commits import (
     creation,
     fell_due,
     new_id,
+    new_id_beside,
     next_epoch,
     spec,
 )
+from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer
 
+SERVERS = {"redis": "server", "cluster": "cluster"}
 HISTORY_BYTES = 2**24
 HOUR_MS = 3_600_000
 
 
-@pytest.fixture(params=["memory", "memory_yielding", "redis", "redis_targeted"])
+@pytest.fixture(params=["memory", "memory_yielding", "redis", "redis_targeted", "cluster"])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    if not request.param.startswith("redis"):
-        return {"memory": MemoryBroker, "memory_yielding": YieldingBroker}[request.param]()
-    redis: RedisServer = request.getfixturevalue("redis_server")
-    routing = "targeted" if request.param.endswith("targeted") else "all"
-    return RedisBroker(
-        redis.url, prefix=f"{uuid4()}-", routing=routing, allow_eviction=False, metrics=Metrics()
-    )
+    kind, _, variant = request.param.partition("_")
+    if kind == "memory":
+        return YieldingBroker() if variant else MemoryBroker()
+    server: RedisServer | RedisCluster = request.getfixturevalue(f"redis_{SERVERS[kind]}")
+    broker_of = {"redis": RedisBroker, "cluster": ClusterBroker}[kind]
+    return broker_of(server.url, f"{uuid4()}-", variant or "all", allow_eviction=False, metrics=Metrics())
 
 
 # --- what is stored, and when --------------------------------------------------------------------
@@ -329,7 +332,8 @@ async def test_a_creation_whose_epoch_is_not_above_the_last_is_refused_naming_it
         last = await created(broker, new_id())
         for epoch in (*lower, last.epoch):
             at_ms = broker.now_ms()
-            commit, _ = commit_of(broker, None, engine.create(spec(new_id()), epoch, at_ms))
+            another = new_id_beside(last.session_id)
+            commit, _ = commit_of(broker, None, engine.create(spec(another), epoch, at_ms))
             with pytest.raises(EpochTooLow) as refused:
                 await broker.commit(commit)
             assert refused.value.last == last.epoch
@@ -602,8 +606,8 @@ def once_of(record: bytes = FIRST, kept_ms: int = 60_000) -> IdempotencyRecord:
     return IdempotencyRecord(uuid4().hex, record, kept_ms)
 
 
-async def kept(broker: Broker, once: IdempotencyRecord) -> bytes | None:
-    _, record = await broker.recall(new_id(), once.key)
+async def kept(broker: Broker, session_id: str, once: IdempotencyRecord) -> bytes | None:
+    _, record = await broker.recall(new_id_beside(session_id), once.key)
     return record
 
 
@@ -634,7 +638,7 @@ async def test_a_commit_that_is_refused_leaves_its_key_unused(broker: Broker) ->
         await created(broker, session_id)
         second, _ = creation(broker, session_id)
         assert await broker.commit(structs.replace(second, record=once)) is Outcome.CONFLICT
-        assert await kept(broker, once) is None
+        assert await kept(broker, session_id, once) is None
 
 
 async def test_a_message_with_a_known_key_is_not_sent_again(broker: Broker) -> None:
@@ -663,7 +667,7 @@ async def test_a_deletion_with_a_known_key_never_touches_a_later_epoch(
         if was_there:
             expected = heads.beginning(await created(broker, session_id))
         assert await broker.delete(session_id, expected, once) is was_there
-        assert await kept(broker, once) == FIRST, "kept also where there was none"
+        assert await kept(broker, session_id, once) == FIRST, "kept also where there was none"
         await created(broker, session_id)
         there = await stored(broker, session_id)
         for begins in (None, expected, heads.beginning_of(session_id)):
@@ -687,10 +691,10 @@ async def test_a_deletion_takes_only_what_it_expects(broker: Broker) -> None:
         starting, running = commit_of(broker, session, engine.start(session, broker.now_ms()))
         assert await broker.commit(starting) is Outcome.APPLIED
         assert await broker.delete(session_id, heads.beginning(session), once) is False
-        assert await kept(broker, once) is None, "whoever finds that it has moved decides again"
+        assert await kept(broker, session_id, once) is None, "whoever finds that it has moved decides again"
         assert await stored(broker, session_id) == state_json.to_json(running)
         assert await broker.delete(session_id, heads.beginning(running), once) is True
-        assert (await stored(broker, session_id), await kept(broker, once)) == (None, FIRST)
+        assert (await stored(broker, session_id), await kept(broker, session_id, once)) == (None, FIRST)
 
 
 async def test_a_deletion_of_an_epoch_takes_whatever_has_become_of_it(broker: Broker) -> None:
@@ -709,9 +713,9 @@ async def test_a_key_is_forgotten_when_its_time_is_over(broker: Broker) -> None:
         for once in (brief, lasting):
             assert await broker.publish(session_id, b'{"type":"NOTE"}', once)
         async with asyncio.timeout(PATIENCE_S):
-            while await kept(broker, brief) is not None:
+            while await kept(broker, session_id, brief) is not None:
                 await asyncio.sleep(0.01)
-        assert await kept(broker, lasting) is not None
+        assert await kept(broker, session_id, lasting) is not None
         assert await broker.publish(session_id, b'{"type":"NOTE"}', brief)
 
 

@@ -30,6 +30,8 @@ from tests.support.sessions import spec, told
 class FakeBroker:
     """Real time, by clocks that differ as it is told, and as many due sessions as it is given."""
 
+    agenda_turns = 1
+
     def __init__(self) -> None:
         self.clock = MemoryBroker()
         # How far the clock of a session is ahead of the first store's.
@@ -41,13 +43,13 @@ class FakeBroker:
     def now_ms(self, session_id: str | None = None) -> int:
         return self.clock.now_ms() + self.ahead_ms.get(session_id, 0)
 
-    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
+    async def due(self, ahead_ms: int, limit: int, turn: int | None = None) -> list[tuple[int, str]]:
         self.sweeps += 1
         if self.sweeps <= self.failures:
             raise BrokerUnavailable
         return [each for each in self.sessions_due if each[0] <= self.now_ms(each[1]) + ahead_ms][:limit]
 
-    async def lapse(self, limit: int) -> int:
+    async def lapse(self, limit: int, turn: int | None = None) -> int:
         return 0
 
 

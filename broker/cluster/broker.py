@@ -6,9 +6,9 @@ import random
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import TypeVar
 
 from broker.checks import require_usable
+from broker.cluster import merged
 from broker.cluster.hearing import ShardSubscriber
 from broker.cluster.master import Master
 from broker.cluster.masters import Masters
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 1.0
 
-T = TypeVar("T")
-
 
 class ClusterBroker(Broker):
     """Asks for each session in its partition, and puts together what concerns all of them."""
+
+    agenda_turns = 4
 
     def __init__(self, url: str, prefix: str, routing: str, allow_eviction: bool, metrics: Metrics) -> None:
         self._endpoint = parse(url)
@@ -166,6 +166,9 @@ class ClusterBroker(Broker):
     ) -> bool:
         return await self._of(session_id).store.publish(session_id, message, record, is_notice=is_notice)
 
+    def keeps_together(self, session_id: str, key: str) -> bool:
+        return partition_of(session_id) == partition_of(key)
+
     # --- store -----------------------------------------------------------------------------------
 
     async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
@@ -222,22 +225,28 @@ class ClusterBroker(Broker):
     # --- agenda ----------------------------------------------------------------------------------
 
     async def page(self, after: tuple[int, str], limit: int) -> list[tuple[int, str]]:
-        return await self._merged([each.store.page(after, limit) for each in self._partitions], limit)
+        return await merged.page(self._partitions, after, limit)
 
-    async def due(self, ahead_ms: int, limit: int) -> list[tuple[int, str]]:
-        return await self._merged([each.store.due(ahead_ms, limit) for each in self._partitions], limit)
-
-    async def _merged(
-        self, asked: list[Awaitable[list[tuple[int, str]]]], limit: int
-    ) -> list[tuple[int, str]]:
-        found = await asyncio.gather(*asked)
+    async def due(self, ahead_ms: int, limit: int, turn: int | None = None) -> list[tuple[int, str]]:
+        asked = [each.store.due(ahead_ms, limit) for each in self._partitions_of(turn)]
+        found = await merged.of_those_that_answer(asked)
         return sorted(entry for entries in found for entry in entries)[:limit]
+
+    def _partitions_of(self, turn: int | None) -> list[Partition]:
+        return self._partitions if turn is None else self._partitions[turn :: self.agenda_turns]
 
     async def forget_deadline(self, session_id: str) -> None:
         await self._of(session_id).store.forget_deadline(session_id)
 
-    async def lapse(self, limit: int) -> int:
-        return sum(await asyncio.gather(*(each.store.lapse(limit) for each in self._partitions)))
+    async def lapse(self, limit: int, turn: int | None = None) -> int:
+        partitions = self._partitions_of(turn)
+        found = await merged.of_those_that_answer([_lapsed(each, limit) for each in partitions])
+        ended, left = [], limit
+        for partition, members in found:
+            if some := members[:left]:
+                ended.append(partition.store.end_lapsed(some))
+                left -= len(some)
+        return sum(await merged.of_those_that_answer(ended))
 
     # --- counters --------------------------------------------------------------------------------
 
@@ -283,3 +292,7 @@ class ClusterBroker(Broker):
 
     def error_ms(self) -> float:
         return self._masters.master_of(0).clock.error_ms()
+
+
+async def _lapsed(partition: Partition, limit: int) -> tuple[Partition, list[bytes]]:
+    return partition, await partition.store.lapsed(limit)

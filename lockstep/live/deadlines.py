@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # Clocks are set to a second or more, so a sweep twice a second that looks one second ahead finds nearly all
 # of them before they run out. A clock that was adjusted to less, or resumed with less, is at most one
-# interval late.
+# interval late: of one sweep, or of as many as there are turns.
 SWEEP_AHEAD_MS = 1000
 SWEEP_INTERVAL_S = 0.5
 SWEEP_LIMIT = 2000
@@ -45,6 +45,7 @@ class Deadlines:
         # (the instant by the first store's clock, the deadline by the session's own, the session's id)
         self._heap: list[tuple[int, int, str]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._turn = 0
         self._tasks = Tasks()
 
     def start(self) -> None:
@@ -131,9 +132,13 @@ class Deadlines:
         # The broker's clock may have been changed since the timer was set.
         self._set_timer()
         # Both at once, and what hinders one of them does not hinder the other.
+        turns = self._broker.agenda_turns
+        self._turn = (self._turn + 1) % turns
+        # Far enough to the next time that it is the same turn.
+        ahead_ms = SWEEP_AHEAD_MS + int((turns - 1) * SWEEP_INTERVAL_S * 1000)
         due, lapsed = await asyncio.gather(
-            self._broker.due(SWEEP_AHEAD_MS, SWEEP_LIMIT),
-            self._broker.lapse(SWEEP_LIMIT),
+            self._broker.due(ahead_ms, SWEEP_LIMIT, self._turn),
+            self._broker.lapse(SWEEP_LIMIT, self._turn),
             return_exceptions=True,
         )
         if not isinstance(due, BaseException):

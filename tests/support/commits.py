@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from msgspec import structs
 
+from broker.keys import partition_of
 from lockstep.contract import Broker, Commit, Outcome
 from lockstep.identifiers import new_epoch
 from lockstep.rules import history, state_json
@@ -92,3 +93,10 @@ async def fell_due(broker: Broker, session_id: str, ago_ms: int = 5_000) -> Sess
 
 def new_id() -> str:
     return str(uuid4())
+
+
+def new_id_beside(session_id: str) -> str:
+    """One that a store of many parts keeps where it keeps that session."""
+    while partition_of(beside := new_id()) != partition_of(session_id):
+        pass
+    return beside

@@ -35,15 +35,14 @@ class Stack:
     """deploy/stack.py with a folder and ports of the test's own."""
 
     def __init__(self, run: Path, *options: str) -> None:
-        base = free_ports(2)
+        base = free_ports(PROCESSES + 1)
         self.run = run
-        self.names = [f"lockstep-{n}" for n in range(1, PROCESSES + 1)]
-        self.metrics_port = base
-        self.listen = f"127.0.0.1:{base + 1}"
+        self.ports = list(range(base, base + PROCESSES))
+        self.listen = f"127.0.0.1:{base + PROCESSES}"
         self.url = f"http://{self.listen}"
         self.ws_url = f"ws://{self.listen}"
         self.options = [
-            *(f"--listen={self.listen}", f"--metrics-port={base}", f"--processes={PROCESSES}"),
+            *(f"--listen={self.listen}", f"--base-port={base}", f"--processes={PROCESSES}"),
             *("--connections=1000", *options),
         ]
 
@@ -68,17 +67,13 @@ class Stack:
         return {words[0].rpartition(":")[2]: int(words[3].rstrip(",")) for words in found}
 
     async def all_ready(self) -> str:
-        for name in self.names:
+        for port in self.ports:
             try:
-                answer = await request("http://localhost/ready", "GET", unix_socket=self.socket_of(name))
-                if answer.status != 200:
-                    return f"{name} is not ready"
+                if (await request(f"http://127.0.0.1:{port}/ready", "GET")).status != 200:
+                    return f"{port} is not ready"
             except OSError as error:
-                return f"{name}: {error}"
+                return f"{port}: {error}"
         return ""
-
-    def socket_of(self, name: str) -> Path:
-        return self.run / f"{name}.sock"
 
 
 @dataclass
