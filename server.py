@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 try:
-    from tornado.netutil import bind_sockets
+    import tornado  # noqa: F401
 except ModuleNotFoundError as missing:
     sys.exit(f"lockstep: {missing.name} is missing: make install, then .venv/bin/python {' '.join(sys.argv)}")
 
@@ -26,7 +26,8 @@ from handlers.clients import Clients
 from handlers.event_streams import EventStreams
 from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
-from handlers.listening import LISTEN_BACKLOG, ClientServer
+from handlers.listeners import listen, url_of
+from handlers.listening import ClientServer
 from handlers.origins import Hosts, Origins
 from handlers.protocol_v1 import ProtocolV1
 from handlers.protocol_v2 import ProtocolV2
@@ -276,27 +277,6 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     await server.stop()
 
 
-def listen(addresses: Sequence[str], port: int) -> list[socket.socket]:
-    """Sockets that listen, all on one port. Raises OSError, and then none does."""
-    sockets: list[socket.socket] = []
-    try:
-        for address in addresses:
-            # One socket for each family: a shared one would show callers by IPv4 with addresses of IPv6.
-            everywhere = None if address == "::" else address
-            sockets += bind_sockets(port, everywhere, backlog=LISTEN_BACKLOG)
-            port = sockets[0].getsockname()[1]
-    except OSError as error:
-        for each in sockets:
-            each.close()
-        raise OSError(error.errno, f"cannot listen on {address}:{port}: {error.strerror or error}") from None
-    return sockets
-
-
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def come_back_after_ms(place: int, count: int, closing_s: float) -> int:
     """How long a client that is sent away is asked to wait before it comes back: from 1 to 9,999 ms.
 
@@ -328,7 +308,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"lockstep: {error}")
     logs.configure(settings.log_level)
     try:
-        sockets = listen(settings.addresses, settings.port)
+        sockets = listen(settings.addresses, settings.port, settings.unix_socket)
     except OSError as error:
         sys.exit(f"lockstep: {error.strerror}")
     try:
@@ -336,6 +316,9 @@ def main(args: Sequence[str] | None = None) -> None:
             runner.run(serve(settings, sockets))
     except ValueError as error:
         sys.exit(f"lockstep: {error}")
+    finally:
+        for each in sockets:
+            each.close()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from types import ModuleType
 from bench import contest, machine
 
 SCENARIOS = (
-    *("fanout", "changes", "rooms", "latency", "rest", "commands", "idle", "connect", "resume", "rings"),
-    *("slow", "hostile", "lag", "clients"),
+    *("fanout", "rooms", "processes", "joins", "idle", "latency", "rest", "commands", "changes", "connect"),
+    *("resume", "rings", "slow", "hostile", "lag", "clients"),
 )
 
 HEAD = """# Benchmarks

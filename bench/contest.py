@@ -12,7 +12,8 @@ contestants; empty: all), `checkout` (the folder Lockstep is started from) and `
 version, where a scenario compares with it). `bench/__main__.py` runs all scenarios.
 
 To take contestants in turns: `interleaved({"Lockstep": measure, "ws": measure}, options)`, which gives the
-list of what each call returned; `median`, `number`, `spread` and `Table` make a table of it.
+list of what each call returned, all of the same length; `paired` makes of it a ratio, `median`, `number`,
+`spread` and `Table` a table.
 """
 
 import argparse
@@ -46,6 +47,16 @@ class Plot:
 
 
 @dataclass
+class Ratio:
+    """A figure of Lockstep, how it is written, and how it compares with that of another."""
+
+    figure: str
+    ours: str
+    to: str
+    value: float
+
+
+@dataclass
 class Table:
     """A heading, what was done, and what came of it; the cells are text already."""
 
@@ -55,6 +66,7 @@ class Table:
     text: str = ""
     notes: list[str] = field(default_factory=list)
     plot: Plot | None = None
+    ratios: list[Ratio] = field(default_factory=list)
 
     def markdown(self) -> str:
         head = [f"### {self.title}", ""]
@@ -95,6 +107,37 @@ def ratio(value: float, reference: float | None) -> str:
     return f"{value / reference:.2f}" if reference else "-"
 
 
+def paired(
+    outcomes: Mapping[str, Sequence[T]], name: str, to: str, figure: Callable[[T], float]
+) -> float | None:
+    """The median of the rounds' own ratios: what disturbed a round disturbed both."""
+    if name not in outcomes or to not in outcomes:
+        return None
+    pairs = zip(outcomes[name], outcomes[to], strict=True)
+    return median(figure(ours) / figure(theirs) for ours, theirs in pairs)
+
+
+def paired_text(outcomes: Mapping[str, Sequence[T]], name: str, to: str, figure: Callable[[T], float]) -> str:
+    value = paired(outcomes, name, to, figure)
+    return "-" if value is None else f"{value:.2f}"
+
+
+def ratios(
+    title: str,
+    outcomes: Mapping[str, Sequence[T]],
+    name: str,
+    to: Iterable[str],
+    figure: Callable[[T], float],
+    shown: Callable[[float], str] = lambda value: number(value),
+) -> list[Ratio]:
+    """How one compares with the others that took part."""
+    return [
+        Ratio(title, shown(median(map(figure, outcomes[name]))), other, value)
+        for other in to
+        if (value := paired(outcomes, name, other, figure)) is not None
+    ]
+
+
 def chosen(names: Iterable[str], only: Sequence[str]) -> list[str]:
     """The contestants that --only names, by the beginning of their names, or all."""
     wanted = [name.lower() for name in only]
@@ -104,20 +147,27 @@ def chosen(names: Iterable[str], only: Sequence[str]) -> list[str]:
 def interleaved(
     contestants: Mapping[str, Callable[[], T]], options: argparse.Namespace, what: str = ""
 ) -> dict[str, list[T]]:
-    """Each contestant once per round, every round from another one on; what fails is said and left out."""
+    """Each contestant once per round, every round from another one on.
+
+    What fails is said and tried once more; who fails again is left out, so that all have the same rounds.
+    """
     outcomes: dict[str, list[T]] = {name: [] for name in chosen(contestants, options.only)}
-    names = list(outcomes)
     for turn in range(options.rounds):
+        names = list(outcomes)
         for name in names[turn % len(names) :] + names[: turn % len(names)] if names else ():
             began_s = time.monotonic()
-            try:
-                outcomes[name].append(contestants[name]())
-            except Exception as error:
-                print(f"{what} {name}: {error}", file=sys.stderr, flush=True)
-            else:
-                took_s = time.monotonic() - began_s
-                print(f"{what} round {turn + 1} {name}: {took_s:.1f} s", file=sys.stderr, flush=True)
-    return {name: outcome for name, outcome in outcomes.items() if outcome}
+            for is_last in (False, True):
+                try:
+                    outcomes[name].append(contestants[name]())
+                except Exception as error:
+                    print(f"{what} {name}: {error}", file=sys.stderr, flush=True)
+                    if is_last:
+                        del outcomes[name]
+                else:
+                    took_s = time.monotonic() - began_s
+                    print(f"{what} round {turn + 1} {name}: {took_s:.1f} s", file=sys.stderr, flush=True)
+                    break
+    return outcomes
 
 
 COLOURS = ("#0b6e4f", "#8a8d91", "#d98324", "#5b7fb8", "#a34a5f", "#6f5aa7", "#b9a44c")

@@ -26,6 +26,7 @@ from bench import contest, machine
 NUMBER = "@" * 16
 ROOM = str(uuid.UUID(int=0))
 MESSAGE_BYTES = 1024
+JOINED = '--joined={"type":"CONNECTED"'
 # Above this, the machine did something else besides.
 DISTURBED_SHARE = 0.05
 
@@ -46,6 +47,18 @@ def emitted() -> bytes:
     packet = {"type": 2, "data": ["X", message()], "nsp": "/"}
     encoded: bytes = msgpack.packb(["emitter", packet, {"rooms": [ROOM], "flags": {}, "except": []}])
     return encoded
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
+def publication() -> bytes:
+    """What centrifuge's broker publishes for `node.Publish(room, text)`: protobuf, data (4) and time (9)."""
+    data = text()
+    return b"\x22" + varint(len(data)) + data + b"\x48" + varint(int(time.time() * 1000))
 
 
 @dataclass(frozen=True)
@@ -78,24 +91,48 @@ def lockstep(checkout: Path, *settings: str, name: str = "Lockstep") -> Contesta
             *common,
             *settings,
         ],
-        joins=('--joined={"type":"CONNECTED"',),
+        joins=(JOINED,),
         ready="/ready",
         cwd=checkout,
     )
 
 
-def peer(name: str, file: str, **more: Any) -> Contestant:
-    program = "node" if file.endswith(".js") else sys.executable
+def peer(name: str, file: str, *settings: str, **more: Any) -> Contestant:
     return Contestant(
         name,
-        lambda port, redis: [program, machine.PEERS / file, str(port), str(redis.port)],
+        lambda port, redis: [
+            machine.node() if file.endswith(".js") else sys.executable,
+            *(machine.PEERS / file, str(port), str(redis.port), *settings),
+        ],
         env={"NODE_ENV": "production"},
         **more,
     )
 
 
+def centrifuge(*settings: str, name: str = "centrifuge") -> list[Contestant]:
+    """Centrifugo's engine on one core; none where it cannot be built."""
+    program = machine.built_by_go("centrifuge")
+    if program is None:
+        return []
+    return [
+        Contestant(
+            name,
+            lambda port, redis: [program, *settings, str(port), str(redis.port)],
+            channel="centrifuge.client.%s",
+            payload=publication,
+            joins=(
+                '--hello={"id":1,"connect":{}}',
+                "--answer={}={}",
+                '--joined={"id":1,"connect":{',
+                "--lines",
+            ),
+            env={"GOMAXPROCS": "1"},
+        )
+    ]
+
+
 LIMIT = Contestant("limit", lambda port, redis: [machine.compiled("limit"), str(port), str(redis.port)])
-WS = peer("ws", "ws.js")
+WS = peer("ws", "ws.js", joins=(JOINED,))
 SOCKET_IO = peer(
     "Socket.IO",
     "socketio.js",
@@ -121,6 +158,10 @@ class Load:
     # What other processes took of the servers' core.
     others_share: float
     complaints: tuple[str, ...]
+
+
+def per_cpu_s(load: Load) -> float:
+    return load.per_cpu_s
 
 
 def complaints(seen: dict[str, Any]) -> tuple[str, ...]:

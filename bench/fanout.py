@@ -9,10 +9,23 @@ import argparse
 import sys
 
 from bench import contest
-from bench.contest import Plot, Table, median, number, ratio, spread
-from bench.contestants import LIMIT, SOCKET_IO, TORNADO, WEBSOCKETS, WS, Load, lockstep, measure, notes
+from bench.contest import Plot, Table, median, number, paired_text, spread
+from bench.contestants import (
+    LIMIT,
+    SOCKET_IO,
+    TORNADO,
+    WEBSOCKETS,
+    WS,
+    Load,
+    centrifuge,
+    lockstep,
+    measure,
+    notes,
+    per_cpu_s,
+)
 
 TITLE = "Fan-out"
+REFERENCES = ("limit", "ws", "centrifuge")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,14 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(outcomes: dict[str, list[Load]]) -> list[list[str]]:
-    per_cpu_s = {name: median(each.per_cpu_s for each in loads) for name, loads in outcomes.items()}
     return [
         [
             name,
-            number(per_cpu_s[name]),
-            spread([each.per_cpu_s for each in loads]),
-            ratio(per_cpu_s[name], per_cpu_s.get("limit")),
-            ratio(per_cpu_s[name], per_cpu_s.get("ws")),
+            number(median(map(per_cpu_s, loads))),
+            spread([*map(per_cpu_s, loads)]),
+            *(paired_text(outcomes, name, to, per_cpu_s) for to in REFERENCES),
             number(median(each.per_s for each in loads)),
             f"{median(each.p50_ms for each in loads):.2f}",
             f"{median(each.p99_ms for each in loads):.2f}",
@@ -40,7 +51,12 @@ def rows(outcomes: dict[str, list[Load]]) -> list[list[str]]:
 
 
 def run(options: argparse.Namespace) -> list[Table]:
-    contestants = [lockstep(options.checkout), LIMIT, WS, SOCKET_IO, WEBSOCKETS, TORNADO]
+    contestants = [
+        *(lockstep(options.checkout), LIMIT, WS, *centrifuge()),
+        # As its documentation has it for many messages to one client, which are sent together.
+        *centrifuge("-write-delay=1", name="centrifuge, 1 ms of delay"),
+        *(SOCKET_IO, WEBSOCKETS, TORNADO),
+    ]
     if options.before:
         contestants.insert(1, lockstep(options.before, name="Lockstep before"))
     tables = []
@@ -70,18 +86,18 @@ def run(options: argparse.Namespace) -> list[Table]:
                 Table(
                     f"{TITLE}: {clients:,} clients, {in_flight} in flight",
                     [
-                        *(
-                            "server",
-                            "messages per CPU-s",
-                            "rounds",
-                            "to the limit",
-                            "to ws",
-                            "messages per s",
-                        ),
-                        *("p50 ms", "p99 ms", "server's core", "load's core"),
+                        *("server", "messages per CPU-s", "rounds", "to the limit", "to ws", "to centrifuge"),
+                        *("messages per s", "p50 ms", "p99 ms", "server's core", "load's core"),
                     ],
                     rows(outcomes),
                     notes=notes(outcomes),
+                    ratios=contest.ratios(
+                        f"fan-out of 1 KB to {clients:,}, {in_flight} in flight: messages per CPU-s",
+                        outcomes,
+                        "Lockstep",
+                        REFERENCES,
+                        per_cpu_s,
+                    ),
                 )
             )
     if tables:

@@ -5,7 +5,8 @@
  * checked (lost, twice, out of order) and timed. With --switch the rooms are running sessions at version 2,
  * switched by REST instead, and the version that comes is the number. With --deflate compression is offered; a
  * message that comes compressed is not inflated, but counted as the publication that is under way. With --events the
- * clients are those of event streams, and a message is an event. One thread, epoll, no libraries:
+ * clients are those of event streams, and a message is an event; with --lines a frame holds a message per line. One
+ * thread, epoll, no libraries:
  *
  *   cc -O2 -std=c11 -o generator generator.c
  *   generator --ports=8001,8002 --redis=6379 --clients=1000 --rooms=FILE --payload=FILE --in-flight=8 ...
@@ -73,7 +74,7 @@ static struct {
     int in_flight;
     double rate, warm_up_s, seconds;
     bool by_room; /* all clients of a room at one port */
-    bool deflates, are_events;
+    bool deflates, are_events, are_lines;
     pid_t pids[64];
     int pid_count;
 } options = {.path = "/ws?sessionId=%s", .channel = "ws:%s", .find = "\"sequence\":\"", .in_flight = 1,
@@ -363,6 +364,14 @@ static void take_message(Client *client, const char *data, size_t bytes, size_t 
         send_frame(client, 1, options.answer, strlen(options.answer));
 }
 
+/* The messages of one frame, which are its lines. */
+static void take_lines(Client *client, const char *data, size_t bytes, size_t head_bytes, int64_t at_ns) {
+    const char *end = data + bytes, *end_of_line;
+    for (; (end_of_line = memchr(data, '\n', end - data)); data = end_of_line + 1, head_bytes = 1)
+        take_message(client, data, end_of_line - data, head_bytes, false, at_ns);
+    if (data < end) take_message(client, data, end - data, head_bytes, false, at_ns);
+}
+
 static void take_deflated(Client *client, size_t frame_bytes, int64_t at_ns) {
     if (client->is_joined) {
         take_publication(client, published, frame_bytes, at_ns);
@@ -425,6 +434,7 @@ static void read_client(Client *client) {
         at += head_bytes;
         int opcode = head[0] & 0x0f;
         if (head[0] & 0x40) take_deflated(client, head_bytes + bytes, at_ns);
+        else if (opcode == 1 && options.are_lines) take_lines(client, at, bytes, head_bytes, at_ns);
         else if (opcode == 1 || opcode == 2) take_message(client, at, bytes, head_bytes, opcode == 2, at_ns);
         else if (opcode == 9) send_frame(client, 10, at, bytes);
         else if (opcode == 8 && bytes >= 2 && !closed)
@@ -516,7 +526,7 @@ static int numbers(char *list, int *into, int most) {
 
 static void read_options(int argc, char **argv) {
     enum { PORTS, REDIS_PORT, CLIENTS, ROOMS, PAYLOAD, PATH, CHANNEL, HELLO, JOINED, FIND, ANSWER, IN_FLIGHT, RATE,
-           WARM_UP, SECONDS, PIDS, BY_ROOM, SWITCH, SUBPROTOCOL, DEFLATE, EVENTS };
+           WARM_UP, SECONDS, PIDS, BY_ROOM, SWITCH, SUBPROTOCOL, DEFLATE, EVENTS, LINES };
     static const struct option names[] = {
         {"ports", 1, 0, PORTS},       /* servers, clients go round them */
         {"redis", 1, 0, REDIS_PORT},
@@ -539,6 +549,7 @@ static void read_options(int argc, char **argv) {
         {"subprotocol", 1, 0, SUBPROTOCOL},
         {"deflate", 0, 0, DEFLATE},   /* with --in-flight=1 */
         {"events", 0, 0, EVENTS},     /* clients of event streams */
+        {"lines", 0, 0, LINES},       /* a frame has a message in each line */
         {0}};
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (option) {
         case PORTS: options.port_count = numbers(optarg, options.ports, 64); break;
@@ -567,6 +578,7 @@ static void read_options(int argc, char **argv) {
         case SUBPROTOCOL: options.subprotocol = optarg; break;
         case DEFLATE: options.deflates = true; break;
         case EVENTS: options.are_events = true; break;
+        case LINES: options.are_lines = true; break;
         default: exit(2);
         }
     if (!options.port_count || !options.redis_port || !options.rooms_file ||

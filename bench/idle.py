@@ -1,13 +1,16 @@
 """Connections on which nothing happens: python -m bench.idle
 
-What a connection keeps of the server's memory and takes of its time, with a ping every 5 s, beside a Tornado
-server that has Tornado's own pings and nothing else; and how long a client that answers no more is kept. All
-servers run at the same moment, on one core: it is CPU time that counts, and the memory of each is its own.
-Nothing here depends on who has the core at the moment, so there is one round.
+What a connection keeps of the server's memory and takes of its time, with a ping every 5 s at every server;
+what a process takes that has no client; and how long a client that answers no more is kept. ws pings as its
+own page has it; Tornado by itself, and does nothing else; centrifuge by messages of its protocol, with what
+it offers for connections that are idle (small stacks, a timer in place of a writing goroutine). All servers
+run at the same moment, on one core: it is CPU time that counts, and the memory of each is its own. So the
+rounds are one behind the other, of the same connections.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from bench import contest, machine
-from bench.contest import Table
-from bench.contestants import Contestant, lockstep, peer
+from bench.contest import Table, median, spread
+from bench.contestants import WS, Contestant, centrifuge, lockstep, peer
 from bench.rest import start
 from lockstep.wire.protocol_v2 import SUBPROTOCOL
 
 TITLE = "Idle connections"
 PING_INTERVAL_S = 5.0
+REFERENCES = ("ws", "centrifuge", "Tornado")
+OURS = "Lockstep"
 SILENT_CLIENTS = 200
 SILENT_AT_MOST_S = 20.0
 
@@ -51,7 +56,9 @@ class Clients:
         self._folder = tempfile.TemporaryDirectory(prefix="lockstep-bench-")
         file = Path(self._folder.name) / "rooms"
         file.write_text("".join(f"{room}\n" for room in rooms))
-        joins = [option for option in contestant.joins if option.startswith("--joined")]
+        joins = [
+            option for option in contestant.joins if option.startswith(("--joined", "--hello", "--ping"))
+        ]
         command = [
             *("taskset", "-c", str(machine.LOAD_CORE), str(machine.compiled("idle_clients"))),
             *(f"--port={port}", f"--clients={count}", f"--rooms={file}", f"--path={contestant.path}"),
@@ -174,28 +181,121 @@ def memory(options: argparse.Namespace) -> Table:
     return Table(f"{TITLE}: memory", columns, rows, text, notes)
 
 
-def processor(options: argparse.Namespace) -> Table:
-    rows, notes = [], []
+def pinging(options: argparse.Namespace) -> list[Contestant]:
+    """Servers that ping every 5 s."""
+    return [
+        lockstep(options.checkout),
+        *([lockstep(options.before, name="Lockstep before")] if options.before else []),
+        replace(WS, command=lambda port, redis: [*WS.command(port, redis), str(int(PING_INTERVAL_S))]),
+        *(
+            replace(each, joins=(*each.joins, "--ping={}"))
+            for each in centrifuge(f"-ping={int(PING_INTERVAL_S)}", "-write-delay=5", "-off-read-loop")
+        ),
+        TORNADO,
+    ]
+
+
+def shares(subjects: list[Subject], options: argparse.Namespace) -> dict[str, list[float]]:
+    """What each server takes of a core, a round behind the other."""
+    found: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    for _ in range(options.rounds):
+        before_s = [machine.cpu_s(subject.pid) for subject in subjects]
+        began_s = time.monotonic()
+        time.sleep(options.cpu_seconds)
+        took_s = time.monotonic() - began_s
+        for subject, before in zip(subjects, before_s, strict=True):
+            found[subject.name].append((machine.cpu_s(subject.pid) - before) / took_s)
+    return found
+
+
+def processor(options: argparse.Namespace) -> list[Table]:
+    tables = []
     for count in options.cpu_clients:
         subjects = [
-            Subject("Lockstep", lockstep(options.checkout), count, count),
-            Subject("Tornado", TORNADO, count, 1),
+            Subject(each.name, each, count, 1 if each is TORNADO else count) for each in pinging(options)
         ]
         with ExitStack() as stack:
             connect(subjects, stack)
-            time.sleep(PING_INTERVAL_S)
-            before_s = [machine.cpu_s(subject.pid) for subject in subjects]
-            began_s = time.monotonic()
-            time.sleep(options.cpu_seconds)
-            took_s = time.monotonic() - began_s
-            for subject, before in zip(subjects, before_s, strict=True):
-                share = (machine.cpu_s(subject.pid) - before) / took_s
-                rows.append([subject.name, f"{count:,}", f"{share:.2%}"])
-            notes += complaints(subjects)
-    text = f"CPU time over {options.cpu_seconds:g} s, a ping every {PING_INTERVAL_S:g} s."
-    return Table(
-        f"{TITLE}: CPU time", ["server", "connections", "of a core"], rows, text, list(dict.fromkeys(notes))
+            time.sleep(2 * PING_INTERVAL_S)
+            taken = shares(subjects, options)
+            bytes_each = {
+                subject.name: (machine.rss_bytes(subject.pid) - subject.empty_bytes) / count
+                for subject in subjects
+            }
+            notes = complaints(subjects)
+        rows = [
+            [
+                name,
+                f"{median(taken[name]):.2%}",
+                spread(taken[name]),
+                *(contest.paired_text(taken, name, to, float) for to in REFERENCES),
+                f"{each / 1024:.2f}",
+            ]
+            for name, each in bytes_each.items()
+        ]
+        title = f"{count:,} idle connections"
+        sizes = {name: [each / 1024] for name, each in bytes_each.items()}
+        tables.append(
+            Table(
+                f"{TITLE}: {count:,} of them",
+                [
+                    "server",
+                    "of a core",
+                    "rounds",
+                    *(f"to {name}" for name in REFERENCES),
+                    "KB per connection",
+                ],
+                rows,
+                f"A session for each connection. Rounds of {options.cpu_seconds:g} s, a ping every "
+                f"{PING_INTERVAL_S:g} s. Resident memory beyond that of the server without clients.",
+                notes,
+                ratios=[
+                    *contest.ratios(
+                        f"{title}: share of a core", taken, OURS, REFERENCES, float, "{:.1%}".format
+                    ),
+                    *contest.ratios(f"{title}: KB for each", sizes, OURS, REFERENCES, float),
+                ],
+            )
+        )
+    return tables
+
+
+def wake_ups(pid: int) -> int:
+    """How often the threads of a process have waited for something so far."""
+    statuses = (file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/status"))
+    return sum(
+        int(count) for text in statuses for count in re.findall(r"^voluntary_ctxt\w+:\s*(\d+)", text, re.M)
     )
+
+
+def alone(options: argparse.Namespace) -> Table:
+    """Processes that are up, hear Redis and have no client."""
+    subjects = [Subject(each.name, each, 0, 0) for each in pinging(options)]
+    with ExitStack() as stack:
+        redis = stack.enter_context(machine.Redis())
+        for subject in subjects:
+            subject.port, subject.pid = start(subject.contestant, redis, stack)
+        time.sleep(PING_INTERVAL_S)
+        before = [wake_ups(subject.pid) for subject in subjects]
+        taken = shares(subjects, options)
+        seconds = options.rounds * options.cpu_seconds
+        rows = [
+            [
+                subject.name,
+                f"{(wake_ups(subject.pid) - count) / seconds:.1f}",
+                f"{median(taken[subject.name]):.3%}",
+                spread(taken[subject.name]),
+                f"{machine.rss_bytes(subject.pid) / 2**20:.1f}",
+            ]
+            for subject, count in zip(subjects, before, strict=True)
+        ]
+    title, ours = f"{TITLE}: processes without a client", rows[0]
+    ratios = [
+        contest.Ratio("process without clients: wake-ups per s", ours[1], "", 0.0),
+        contest.Ratio("process without clients: share of a core", ours[2], "", 0.0),
+    ]
+    columns = ["server", "wake-ups per s", "of a core", "rounds", "MB"]
+    return Table(title, columns, rows, ratios=ratios)
 
 
 def dead(options: argparse.Namespace) -> Table:
@@ -226,12 +326,12 @@ def dead(options: argparse.Namespace) -> Table:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-clients", type=int, default=5000)
-    parser.add_argument("--cpu-clients", type=int, nargs="+", default=[1000, 10_000])
-    parser.add_argument("--cpu-seconds", type=float, default=20, help="best a multiple of the ping interval")
+    parser.add_argument("--cpu-clients", type=int, nargs="+", default=[18_000])
+    parser.add_argument("--cpu-seconds", type=float, default=10, help="best a multiple of the ping interval")
 
 
 def run(options: argparse.Namespace) -> list[Table]:
-    return [memory(options), processor(options), dead(options)]
+    return [memory(options), *processor(options), alone(options), dead(options)]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
  *   cc -O2 -std=c11 -o idle_clients idle_clients.c
  *   idle_clients --port=8001 --clients=5000 --rooms=FILE [--path=/ws?sessionId=%s] [--joined=TEXT] [--record=FILE]
  *
- * With --subprotocol a client says --hello, if any, behind the handshake, once for each of the --subscriptions: %s in it
- * becomes the next room. With --return it comes back when it is sent away, after as long as it was told, to one of
+ * A client says --hello, if any, behind the handshake, once for each of the --subscriptions: %s in it becomes the next
+ * room. A text that is --ping is a ping, and its answer the same. With --return it comes back when it is sent away, after as long as it was told, to one of
  * those ports by chance, or to the next one that listens, and resumes from the latest position that it was sent.
  *
  * Stdin is the remote control: a line "silent" ends the answers to pings, its end ends the program. Stdout: "ready"
@@ -49,7 +49,7 @@ typedef struct {
 
 static struct {
     int port, clients;
-    const char *rooms_file, *path, *joined, *record_file, *subprotocol, *hello;
+    const char *rooms_file, *path, *joined, *record_file, *subprotocol, *hello, *ping;
     int subscriptions, returns[64], return_count;
 } options = {.clients = 100, .path = "/ws?sessionId=%s", .subscriptions = 1};
 
@@ -177,21 +177,22 @@ static void come_back(void) {
 
 static void say_hello(Client *client) {
     for (int each = 0; each < options.subscriptions; each++) {
-        char text[512], frame[8] = {(char)0x81, (char)0xfe};
-        int bytes = snprintf(text, sizeof text, options.hello, room_count ? rooms[next_room++ % room_count] : "");
-        frame[2] = (char)(bytes >> 8), frame[3] = (char)bytes; /* masked with zeros */
-        if (bytes < 126) fail("a hello of %d bytes is too short", bytes);
-        if (send(client->fd, frame, sizeof frame, MSG_NOSIGNAL) < 0 || send(client->fd, text, bytes, MSG_NOSIGNAL) < 0)
+        char frame[8 + 512] = {(char)0x81, (char)0xfe}, *text = frame + 8;
+        int bytes = snprintf(text, 512, options.hello, room_count ? rooms[next_room++ % room_count] : "");
+        int head_bytes = bytes < 126 ? 6 : 8; /* masked with zeros */
+        if (bytes < 126) frame[2] = (char)0x81, frame[3] = (char)(0x80 | bytes);
+        else frame[2] = (char)(bytes >> 8), frame[3] = (char)bytes;
+        if (send(client->fd, text - head_bytes, head_bytes + bytes, MSG_NOSIGNAL) < 0)
             fail("hello: %s", strerror(errno));
     }
 }
 
-static void answer_ping(Client *client, const char *data, size_t bytes) {
+static void answer_ping(Client *client, int opcode, const char *data, size_t bytes) {
     char frame[6 + 125];
     if (bytes > 125) fail("a ping of %zu bytes", bytes);
     pings++;
     if (is_silent) return;
-    frame[0] = (char)0x8a;
+    frame[0] = (char)(0x80 | opcode);
     frame[1] = (char)(0x80 | bytes);
     memset(frame + 2, 0, 4); /* masked with zeros: legal, and the data stays as it is */
     memcpy(frame + 6, data, bytes);
@@ -228,6 +229,10 @@ static void note_course(Client *client, const char *data, size_t bytes, int64_t 
 
 static void take_text(int number, const char *data, size_t bytes, int64_t at_ns) {
     static const char update[] = "{\"type\":\"STATE_UPDATE\"";
+    if (options.ping && bytes == strlen(options.ping) && !memcmp(data, options.ping, bytes)) {
+        answer_ping(&clients[number], 1, data, bytes);
+        return;
+    }
     texts++;
     if (options.return_count) note_course(&clients[number], data, bytes, at_ns);
     if (options.joined && bytes >= strlen(options.joined) && !memcmp(data, options.joined, strlen(options.joined)))
@@ -278,7 +283,7 @@ static void read_client(int number) {
         at += head_bytes;
         int opcode = head[0] & 0x0f;
         if (opcode == 1) take_text(number, at, bytes, at_ns);
-        else if (opcode == 9) answer_ping(client, at, bytes);
+        else if (opcode == 9) answer_ping(client, 10, at, bytes);
         else if (opcode == 8 && bytes >= 2) last_close_code = (uint8_t)at[0] << 8 | (uint8_t)at[1];
         at += bytes;
     }
@@ -314,7 +319,7 @@ static void wait_for_events(int timeout_ms) {
 }
 
 static void read_options(int argc, char **argv) {
-    enum { PORT, CLIENTS, ROOMS, PATH, JOINED, RECORD, SUBPROTOCOL, HELLO, SUBSCRIPTIONS, RETURN };
+    enum { PORT, CLIENTS, ROOMS, PATH, JOINED, RECORD, SUBPROTOCOL, HELLO, SUBSCRIPTIONS, RETURN, PING };
     static const struct option names[] = {
         {"port", 1, 0, PORT},
         {"clients", 1, 0, CLIENTS},
@@ -324,6 +329,7 @@ static void read_options(int argc, char **argv) {
         {"record", 1, 0, RECORD},
         {"subprotocol", 1, 0, SUBPROTOCOL},
         {"hello", 1, 0, HELLO},
+        {"ping", 1, 0, PING},
         {"subscriptions", 1, 0, SUBSCRIPTIONS},
         {"return", 1, 0, RETURN}, /* ports */
         {0}};
@@ -336,6 +342,7 @@ static void read_options(int argc, char **argv) {
         case RECORD: options.record_file = optarg; break;
         case SUBPROTOCOL: options.subprotocol = optarg; break;
         case HELLO: options.hello = optarg; break;
+        case PING: options.ping = optarg; break;
         case SUBSCRIPTIONS: options.subscriptions = atoi(optarg); break;
         case RETURN:
             for (char *each = strtok(optarg, ","); each && options.return_count < 64; each = strtok(NULL, ","))

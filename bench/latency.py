@@ -9,9 +9,14 @@ import sys
 
 from bench import contest
 from bench.contest import Table, median
-from bench.contestants import LIMIT, WS, lockstep, measure, notes
+from bench.contestants import LIMIT, WS, Load, centrifuge, lockstep, measure, notes
 
 TITLE = "Latency"
+REFERENCES = ("limit", "ws", "centrifuge")
+
+
+def p99_ms(load: Load) -> float:
+    return load.p99_ms
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +33,7 @@ def run(options: argparse.Namespace) -> list[Table]:
             seconds=options.seconds,
             warm_up=options.warm_up,
         )
-        for each in (lockstep(options.checkout), WS, LIMIT)
+        for each in (lockstep(options.checkout), WS, *centrifuge(), LIMIT)
     }
     outcomes = contest.interleaved(turns, options, "latency")
     rows = [
@@ -47,6 +52,9 @@ def run(options: argparse.Namespace) -> list[Table]:
             ["server", "p50 ms", "p99 ms", "p99 of the worst round", "of a core"],
             rows,
             notes=notes(outcomes),
+            ratios=contest.ratios(
+                "latency of 1,000 messages a second to 10: p99 ms", outcomes, "Lockstep", REFERENCES, p99_ms
+            ),
         )
     ]
 

@@ -4,6 +4,7 @@ The server under test has one core, everything else the other, so that what a fi
 said of the load generator. On a machine with one core both share it, and the figures say little.
 """
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -54,6 +57,28 @@ def compiled(name: str, *libraries: str) -> Path:
         subprocess.run([*command, *libraries], check=True)
         unfinished.replace(program)
     return program
+
+
+@functools.cache
+def built_by_go(name: str) -> Path | None:
+    """The program of bench/peers/NAME; None, and one line that says why, where it cannot be built."""
+    program = BUILD / name
+    if shutil.which("go") is None:
+        print(f"{name} is left out: there is no Go", file=sys.stderr)
+        return None
+    command = ["go", "build", "-o", str(program), "."]
+    built = subprocess.run(command, cwd=PEERS / name, capture_output=True, text=True, check=False)
+    if built.returncode:
+        why = (built.stderr.strip().splitlines() or ["go build failed"])[-1]
+        print(f"{name} is left out: {why}", file=sys.stderr)
+        return None
+    return program
+
+
+@functools.cache
+def node() -> str:
+    """Node itself: what is called so on the path may be a script that starts it, as its own child."""
+    return first_line("node", "--print", "process.execPath")
 
 
 def free_port() -> int:
@@ -190,6 +215,35 @@ def node_version(package: str) -> str:
     return found[1] if found else "missing"
 
 
+def go_version(module: str) -> str:
+    """The version of a Go module that a peer is built with."""
+    for file in PEERS.glob("*/go.mod"):
+        if found := re.search(rf"{re.escape(module)} v(\S+)", file.read_text()):
+            return found[1]
+    return "missing"
+
+
+def python_build() -> str:
+    """How this Python was compiled: the same code is a seventh slower without what PGO and LTO do."""
+    configured = f"{sysconfig.get_config_var('CONFIG_ARGS')} {sysconfig.get_config_var('CFLAGS')}"
+    has_pgo = "--enable-optimizations" in configured
+    has_lto = "--with-lto" in configured or "-flto" in configured
+    with_ = [f"{'with' if has else 'without'} {name}" for name, has in (("PGO", has_pgo), ("LTO", has_lto))]
+    return f"{platform.python_version()}, {platform.python_compiler()}, {', '.join(with_)}"
+
+
+def commit(checkout: Path = ROOT) -> str:
+    """The commit that is measured, and whether anything differs from it."""
+    head = first_line("git", "-C", str(checkout), "log", "-1", "--format=%h of %cs")
+    changes = subprocess.run(
+        ["git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"{head}, changed" if changes.stdout.strip() else head
+
+
 def python_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -203,13 +257,16 @@ def versions() -> dict[str, str]:
     return {
         "CPU": f"{processor()}, {len(CORES)} cores",
         "kernel": platform.release(),
-        "Python": platform.python_version(),
+        "commit": commit(),
+        "Python": python_build(),
         "Tornado": tornado.version,
         "Redis": redis[1] if redis else "missing",
-        "Node": first_line("node", "--version").removeprefix("v"),
+        "Node": first_line(node(), "--version").removeprefix("v"),
+        "Go": first_line("go", "env", "GOVERSION").removeprefix("go"),
         "gcc": first_line("gcc", "-dumpfullversion"),
         "peers": ", ".join(
             [f"{package} {node_version(package)}" for package in NODE_PEERS]
             + [f"{package} {python_version(package)}" for package in PYTHON_PEERS]
+            + [f"centrifuge {go_version('github.com/centrifugal/centrifuge')}"]
         ),
     }

@@ -24,7 +24,7 @@ async def rolled(stack: Stack) -> None:
 
 
 async def killed(stack: Stack) -> None:
-    os.kill(stack.pids()[f"lockstep-{stack.ports[0]}"], signal.SIGKILL)
+    os.kill(stack.pids()[stack.names[0]], signal.SIGKILL)
     await eventually(stack.all_ready, 20, "supervisord does not start it again")
 
 

@@ -5,18 +5,15 @@ import logging
 import time
 from typing import Any
 
-from broker.calls import execute
 from broker.clock import RedisClock
-from broker.keys import Channels, Keys
+from broker.keys import Keys
 from broker.link import Link, Refused
 from broker.marks import Agreement, Changes, LifeSign
+from broker.probe import Probe
 from broker.resp import LinkDown, RespConnection
-from broker.subscriber import Subscriber
 from lockstep.contract import Listener
 
 log = logging.getLogger(__name__)
-
-PROBE_TOO_OLD_S = 5.0
 
 
 class Health:
@@ -25,36 +22,21 @@ class Health:
     def __init__(
         self,
         link: Link,
-        subscriber: Subscriber,
-        keys: Keys,
-        channels: Channels,
+        probe: Probe,
         clock: RedisClock,
+        keys: Keys,
+        routing: str,
         process: str,
     ) -> None:
         self.listener: Listener | None = None
         self._link = link
-        self._subscriber = subscriber
-        self._channels = channels
+        self._probe = probe
         self._clock = clock
-        self._probe_channel = channels.probe(process)
         changes = Changes(link.look_for_master)
         self._routing = Agreement(
-            keys.routing, channels.mode, changes, "other processes route %s: --routing must be the same"
+            keys.routing, routing, changes, "other processes route %s: --routing must be the same"
         )
-        self._life_sign = LifeSign(keys.life_sign(process), changes, self._on_gap)
-
-    def probe_age_s(self) -> float:
-        return time.monotonic() - self._subscriber.probe_received_at_s
-
-    def not_ready(self) -> list[str]:
-        reasons = []
-        if not self._link.is_up:
-            reasons.append("Redis does not answer")
-        if not self._subscriber.is_up:
-            reasons.append("the subscription is down")
-        elif self.probe_age_s() > PROBE_TOO_OLD_S:
-            reasons.append(f"no publication has come back for {self.probe_age_s():.0f} s")
-        return reasons
+        self._life_sign = LifeSign(keys.life_sign(process), changes, self.on_gap)
 
     async def prepare(self, connection: RespConnection) -> None:
         """Leave this process's marks over a new connection. Raises Refused where others route otherwise."""
@@ -66,24 +48,19 @@ class Health:
         await self._life_sign.prepare(connection.call)
 
     def on_gap_soon(self) -> None:
-        asyncio.get_running_loop().call_soon(self._on_gap)
+        asyncio.get_running_loop().call_soon(self.on_gap)
 
-    def _on_gap(self) -> None:
+    def on_gap(self) -> None:
         if self.listener is not None:
             self.listener.on_gap()
 
     async def look(self) -> None:
         """Publish to ourselves, measure the clock, and renew the sign of life; to be repeated."""
-        if self._subscriber.is_up and self.probe_age_s() > PROBE_TOO_OLD_S:
-            self._subscriber.reset("what this process publishes does not come back")
-        sent_at_s, connection = time.monotonic(), self._link.connection
+        connection = self._link.connection
         renewal = None
         if connection is not None:
             renewal = connection.call(*self._life_sign.renewal)
-        _, instant = await asyncio.gather(
-            execute(self._link, "PUBLISH", self._probe_channel, ""), execute(self._link, "TIME")
-        )
-        self._clock.measure(sent_at_s, instant)
+        await self._probe.look()
         if connection is not None and renewal is not None:
             try:
                 await self._on_renewed(connection, await renewal)
@@ -102,4 +79,4 @@ class Health:
             return
         if why := await self._life_sign.note(connection.call, reply):
             self._link.reset(why)
-            self._on_gap()
+            self.on_gap()

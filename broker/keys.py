@@ -111,7 +111,7 @@ class Channels:
     `targeted`: a process hears the sessions that it has clients for, each on channels of its own.
 
     On Cluster channels are sharded, as keys are: each partition has its own. Messages to its sessions come by
-    one of them, and name their session.
+    one of them, and name their session; in targeted routing only those of other programs come by that one.
     """
 
     MODES = ("all", "targeted")
@@ -145,7 +145,10 @@ class Channels:
 
     def message(self, session_id: str) -> str:
         """The channel of messages that are relayed to the session's clients."""
-        return self.messages if self.is_sharded else self.messages + session_id
+        if not self.is_sharded:
+            return self.messages + session_id
+        # With its updates, which only processes with clients of the session hear.
+        return self.update(session_id) if self.is_targeted else self.messages
 
     def of_session(self, session_id: str) -> tuple[str, ...]:
         """What a process with clients of this session subscribes to, in targeted routing."""

@@ -15,10 +15,12 @@ from broker.keys import Channels, Keys
 from broker.link import Link, Refused
 from broker.presence import KEPT_S as PRESENCE_KEPT_S
 from broker.presence import RedisPresence
+from broker.probe import Probe
 from broker.resp import RespConnection
 from broker.sentinel import Address
 from broker.store import RedisStore
 from broker.subscriber import Subscriber
+from broker.topic import Topic
 from lockstep.contract import Attendance, Broker, Charge, Listener
 from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
@@ -48,12 +50,14 @@ class RedisBroker(RedisStore, Broker):
         keys, channels, process = Keys(prefix), Channels(routing, prefix), str(uuid.uuid4())
         link = Link(endpoint, "commands", self._prepare, metrics)
         super().__init__(link, keys, channels, RedisClock(metrics))
-        self._subscriber = Subscriber(endpoint, channels, process, metrics)
+        self._topic = Topic(channels, process)
+        self._subscriber = Subscriber(endpoint, metrics, lambda topics: self._health.on_gap())
+        self._probe = Probe(link, self._subscriber, self._clock)
         self._counters = RedisCounters(link, keys, process)
         self._presence = RedisPresence(link, keys, channels, process)
-        self._health = Health(link, self._subscriber, keys, channels, self._clock, process)
+        self._health = Health(link, self._probe, self._clock, keys, routing, process)
         self._tasks = Tasks()
-        metrics.watch(metrics.probe_age, self._health.probe_age_s)
+        metrics.watch(metrics.probe_age, lambda: self._probe.age_s)
 
     async def _prepare(self, connection: RespConnection) -> None:
         """Check a new connection's Redis, and bring it up to date with this process."""
@@ -80,10 +84,11 @@ class RedisBroker(RedisStore, Broker):
     # --- bus -------------------------------------------------------------------------------------
 
     async def start(self, listener: Listener) -> None:
-        self._health.listener = listener
+        self._health.listener = self._topic.listener = listener
+        self._subscriber.add(self._topic)
         try:
             await self._link.start()
-            await self._subscriber.start(listener)
+            await self._subscriber.start()
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
         self._tasks.repeat(
@@ -99,6 +104,7 @@ class RedisBroker(RedisStore, Broker):
     async def close(self) -> None:
         await self._tasks.close()
         await self._presence.close()
+        self._topic.close()
         await self._subscriber.close()
         await self._link.close()
 
@@ -118,13 +124,13 @@ class RedisBroker(RedisStore, Broker):
         self._subscriber.follow(master)
 
     def not_ready(self) -> list[str]:
-        return self._health.not_ready()
+        return self._probe.not_ready()
 
     async def hear(self, session_id: str) -> bool:
-        return await self._subscriber.hear(session_id)
+        return await self._topic.hear(session_id)
 
     def unhear(self, session_id: str) -> None:
-        self._subscriber.unhear(session_id)
+        self._topic.unhear(session_id)
 
     # --- counters --------------------------------------------------------------------------------
 

@@ -3,56 +3,83 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from typing import Any
-
-import hiredis
+from collections.abc import Callable, Collection
 
 from broker.endpoint import Endpoint
-from broker.keys import Channels
 from broker.link import Link, Refused
 from broker.resp import LinkDown, RespConnection
 from broker.sentinel import Address
-from lockstep.contract import Listener
+from broker.subscriptions import Subscriptions
+from broker.topic import Topic
 from lockstep.metrics import Metrics
-from lockstep.wire import attendances
+from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-# A session without clients is heard this long: they often come back.
-LEAVE_AFTER_S = 30.0
-# Channels in one SUBSCRIBE; more at once would keep Redis from other clients.
-SUBSCRIBE_SLICE = 500
+# What another Redis has by now is asked for again so soon: until it is known which one.
+RETRY_S = 0.1
 
 
 class Subscriber:
-    """Hands on what this process receives, and never asks Redis for anything else."""
+    """Hears topics over one connection, which it keeps up. It never asks Redis for anything else.
 
-    def __init__(self, endpoint: Endpoint, channels: Channels, process: str, metrics: Metrics) -> None:
-        self._channels = channels
-        self._process = process
-        self._updates = channels.updates.encode()  # what the names of all these channels begin with
-        self._probe_channel = channels.probe(process)
-        self._link = Link(endpoint, "updates", self._subscribe_all, metrics)
-        self._listener: Listener | None = None
-        self._confirmations: dict[str, asyncio.Future[None]] = {}
-        # In targeted routing: the sessions that are subscribed to, or will be when Redis is back; with the
-        # timer that ends it where a session has no clients any more.
-        self._sessions: dict[str, asyncio.TimerHandle | None] = {}
-        self.probe_received_at_s = time.monotonic()
+    A topic is heard by one subscriber at a time, but may be taken from it and given to another.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        metrics: Metrics,
+        on_gap: Callable[[Collection[Topic]], None],
+        on_moved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_gap` is called soon after topics began to be heard, or again.
+
+        `on_moved` is called where this Redis does not serve a topic (any more): another one has it.
+        """
+        self._link = Link(endpoint, "updates", self._on_up, metrics)
+        self._on_gap = on_gap
+        self._on_moved = on_moved
+        self._topics: dict[Topic, None] = {}
+        self._subscriptions: Subscriptions | None = None
+        self._tasks = Tasks()
+        self._subscribing = asyncio.Lock()
+        self._is_catching_up = False
 
     @property
     def is_up(self) -> bool:
         return self._link.is_up
 
-    async def start(self, listener: Listener) -> None:
-        self._listener = listener
+    @property
+    def topics(self) -> Collection[Topic]:
+        return self._topics.keys()
+
+    @property
+    def unheard(self) -> list[Topic]:
+        return [each for each in self._topics if not each.is_heard]
+
+    @property
+    def probe_age_s(self) -> float:
+        """Since a probe came back last; since the oldest was sent that has not, where that is longer."""
+        probed = [each for each in self._topics if each.probe is not None]
+        if not probed:
+            return 0.0
+        now_s = time.monotonic()
+        waiting_since_s = min(
+            (each.probe_sent_at_s for each in probed if each.probe_sent_at_s), default=now_s
+        )
+        return now_s - min(waiting_since_s, max(each.probe_received_at_s for each in probed))
+
+    async def start(self) -> None:
+        """Return when the first connection is there. Raises Refused where that will never be."""
         await self._link.start()
 
+    def open(self) -> None:
+        """Begin to connect."""
+        self._link.open()
+
     async def close(self) -> None:
-        for timer in self._sessions.values():
-            if timer is not None:
-                timer.cancel()
+        await self._tasks.close()
         await self._link.close()
 
     def reset(self, why: str) -> None:
@@ -61,119 +88,66 @@ class Subscriber:
     def follow(self, master: Address) -> None:
         self._link.follow(master)
 
-    async def hear(self, session_id: str) -> bool:
-        """True when the session is heard from now on; False while Redis is away (then it will be)."""
-        if not self._channels.is_targeted:
-            return self.is_up
-        timer = self._sessions.get(session_id)
-        if timer is not None:
-            timer.cancel()
-        is_new = session_id not in self._sessions
-        self._sessions[session_id] = None
-        connection = self._link.connection
-        if connection is None or connection.lost.done():
-            return False
-        channels = self._channels.of_session(session_id)
-        if is_new:
-            for channel in channels:
-                self._confirmations[channel] = asyncio.get_running_loop().create_future()
-            connection.send("SUBSCRIBE", *channels)
-        try:
-            for channel in channels:
-                if (confirmation := self._confirmations.get(channel)) is not None:
-                    await asyncio.shield(confirmation)
-        except LinkDown:
-            return False
-        return True
+    def add(self, topic: Topic) -> None:
+        """Hear this, too: at once, or as soon as there is a connection."""
+        self._topics[topic] = None
+        self._catch_up_soon()
 
-    def unhear(self, session_id: str) -> None:
-        if self._channels.is_targeted and session_id in self._sessions:
-            loop = asyncio.get_running_loop()
-            self._sessions[session_id] = loop.call_later(LEAVE_AFTER_S, self._leave, session_id)
+    def remove(self, topic: Topic) -> None:
+        if topic in self._topics:
+            del self._topics[topic]
+            topic.leave()
 
-    def _leave(self, session_id: str) -> None:
-        del self._sessions[session_id]
-        if (connection := self._link.connection) is not None:
-            connection.send("UNSUBSCRIBE", *self._channels.of_session(session_id))
+    async def _on_up(self, connection: RespConnection) -> None:
+        self._subscriptions = Subscriptions(connection, self._on_refused, self._on_withdrawn)
+        await self._subscribe(self._subscriptions)
+        self._catch_up_soon()
 
-    async def _subscribe_all(self, connection: RespConnection) -> None:
-        connection.on_push = self._on_push
-        connection.lost.add_done_callback(lambda _: self._fail_confirmations(LinkDown(sent=True)))
-        if self._channels.pattern is not None:
-            await self._subscribe(connection, "PSUBSCRIBE", [self._channels.pattern])
-        subscribed: set[str] = set()
-        while missing := self._wanted() - subscribed:
-            # Sessions that are joined meanwhile come with the next round.
-            channels = list(missing)
-            for start in range(0, len(channels), SUBSCRIBE_SLICE):
-                await self._subscribe(connection, "SUBSCRIBE", channels[start : start + SUBSCRIBE_SLICE])
-            subscribed |= missing
-        assert self._listener is not None
-        self.probe_received_at_s = time.monotonic()
-        asyncio.get_running_loop().call_soon(self._listener.on_gap)
-
-    def _wanted(self) -> set[str]:
-        channels = {self._channels.updates, self._probe_channel}
-        for session_id in self._sessions:
-            channels.update(self._channels.of_session(session_id))
-        return channels
-
-    async def _subscribe(self, connection: RespConnection, command: str, channels: Iterable[str]) -> None:
-        names = list(channels)
-        loop = asyncio.get_running_loop()
-        for name in names:
-            self._confirmations[name] = loop.create_future()
-        waiting = [self._confirmations[name] for name in names]
-        connection.send(command, *names)
-        await asyncio.gather(*waiting)
-
-    def _fail_confirmations(self, error: LinkDown | Refused) -> None:
-        for confirmation in self._confirmations.values():
-            if not confirmation.done():
-                confirmation.set_exception(error)
-                confirmation.exception()
-        self._confirmations.clear()
-
-    def _on_push(self, reply: Any) -> None:
-        if isinstance(reply, hiredis.ReplyError):
-            if str(reply).startswith("MISCONF"):
-                return  # a Redis that cannot write to its disk answers a PING so: it lives
-            log.warning(
-                "Redis refuses what clients are to hear (is SUBSCRIBE allowed by the ACL?): %s", reply
+    async def _subscribe(self, subscriptions: Subscriptions) -> None:
+        """Begin to hear what is not heard yet, as far as this Redis serves it. Raises Refused."""
+        async with self._subscribing:
+            topics = self.unheard
+            outcomes = await asyncio.gather(
+                *(each.subscribe(subscriptions) for each in topics), return_exceptions=True
             )
-            if str(reply).startswith("NOPERM") and not self.is_up:
-                self._fail_confirmations(Refused(str(reply)))  # before a process starts, this ends it
-            self.reset(str(reply))
-            return
-        assert self._listener is not None
-        kind = reply[0]
-        if kind == b"message":
-            channel, payload = reply[1], reply[2]
-        elif kind == b"pmessage":
-            channel, payload = reply[2], reply[3]
-        else:
-            if kind in (b"subscribe", b"psubscribe"):
-                confirmation = self._confirmations.pop(reply[1].decode(), None)
-                if confirmation is not None and not confirmation.done():
-                    confirmation.set_result(None)
-            return
-        try:
-            self._dispatch(channel, payload)
-        except Exception:
-            # One bad payload must not cost the others their delivery.
-            log.exception("what was published on a Redis channel could not be handled")
+        for outcome in outcomes:
+            if outcome is not None and not isinstance(outcome, LinkDown):
+                raise outcome
+        heard = [each for each in topics if each in self._topics and each.is_heard]
+        if heard:
+            asyncio.get_running_loop().call_soon(self._on_gap, heard)
 
-    def _dispatch(self, name: bytes, payload: bytes) -> None:
-        assert self._listener is not None
-        if name.startswith(self._updates):
-            said = attendances.read_message(payload) if payload.startswith(attendances.BEGINNING) else None
-            if said is None:
-                self._listener.on_published(payload)
-            elif said.process != self._process:
-                self._listener.on_presence(said.session_id, said.process, said.attendances)
+    def _catch_up_soon(self) -> None:
+        subscriptions = self._subscriptions
+        if subscriptions is None or subscriptions.is_lost or self._is_catching_up or not self.unheard:
             return
-        channel = name.decode("utf-8", "replace")
-        if channel == self._probe_channel:
-            self.probe_received_at_s = time.monotonic()
-        elif (session_id := self._channels.session_of(channel)) is not None:
-            self._listener.on_relayed(session_id, payload)
+        self._is_catching_up = True
+        self._tasks.spawn(self._catch_up(subscriptions))
+
+    async def _catch_up(self, subscriptions: Subscriptions) -> None:
+        """Go on until all is heard, or there is another connection, which begins anew."""
+        try:
+            while self.unheard and not subscriptions.is_lost:
+                await self._subscribe(subscriptions)
+                if self.unheard:
+                    self._on_moved()
+                    await asyncio.sleep(RETRY_S)
+        except Refused:
+            pass  # the connection is reset for it, and complains
+        finally:
+            self._is_catching_up = False
+        self._catch_up_soon()  # over the next connection, if there is one by now
+
+    def _on_withdrawn(self, channel: str) -> None:
+        """Redis serves it no longer: its slot has moved."""
+        for topic in self._topics:
+            if topic.has_channel(channel):
+                topic.withdraw()
+        self._on_moved()
+        self._catch_up_soon()
+
+    def _on_refused(self, why: str) -> None:
+        log.warning("Redis refuses what clients are to hear (is SUBSCRIBE allowed by the ACL?): %s", why)
+        if why.startswith("NOPERM") and not self.is_up and self._subscriptions is not None:
+            self._subscriptions.fail(Refused(why))  # before a process starts, this ends it
+        self.reset(why)

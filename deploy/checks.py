@@ -10,6 +10,7 @@ from deploy.config import Failure, Stack, redis_url_of
 from deploy.running import RunningStack
 from lockstep.config import Settings, masked
 
+# Less than a path may have: supervisord makes its own under a longer name first.
 MAX_SOCKET_PATH_BYTES = 100
 
 
@@ -22,7 +23,7 @@ def is_loopback(host: str) -> bool:
 
 def check(stack: Stack, settings: Settings) -> None:
     """Raises Failure where the stack could not start, or would be open to everybody."""
-    # The processes are on loopback, and cannot know who reaches them through nginx.
+    # The processes cannot know who reaches them through nginx.
     if not (is_loopback(stack.listen.rpartition(":")[0]) or settings.has_keys or settings.insecure):
         raise Failure(
             f"--listen={stack.listen} can be reached by others, who could do everything: set "
@@ -37,8 +38,7 @@ def check(stack: Stack, settings: Settings) -> None:
         )
     if len(os.fsencode(stack.folder / "supervisor.sock")) > MAX_SOCKET_PATH_BYTES:
         raise Failure(f"--run={stack.run} is too long for the sockets in it: choose a shorter path")
-    for port in stack.ports:
-        check_port("127.0.0.1", port, "--base-port")
+    check_port("127.0.0.1", stack.metrics_port, "--metrics-port")
     host, _, listen_port = stack.listen.rpartition(":")
     # `*` is nginx's word for all addresses; a socket does not know it.
     check_port("0.0.0.0" if host == "*" else host.strip("[]"), int(listen_port), "--listen")

@@ -10,9 +10,9 @@ from lockstep.config import Settings, read_settings
 from lockstep.setting import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
-# supervisord.conf gives these to each process, whatever else is set. It also tells each process to trust
-# nginx: here the setting trusted_proxies is for nginx, which passes on the caller's address.
-OWN_FLAGS = ("--address=127.0.0.1",)
+# supervisord.conf gives each process a Unix socket to listen at, whatever else is set. It also tells each
+# which proxies to trust: here the setting trusted_proxies is for nginx, which passes on the caller's address.
+OWN_FLAGS = ("--unix-socket=run/lockstep-1.sock",)
 # supervisord kills a process this long after drain_s, so that only one that hangs is killed.
 STOP_MARGIN_S = 5
 
@@ -28,7 +28,8 @@ class Stack:
     run: str
     listen: str = "127.0.0.1:8080"
     processes: int = 4
-    base_port: int = 8001
+    metrics_port: int = 8001
+    hash_by_session: bool = False
     connections: int = 4000
     certificate: str = ""
     key: str = ""
@@ -41,8 +42,13 @@ class Stack:
         return Path(self.run)
 
     @property
-    def ports(self) -> list[int]:
-        return [self.base_port + n for n in range(self.processes)]
+    def names(self) -> list[str]:
+        """Of the processes, at supervisord."""
+        return [f"lockstep-{n}" for n in range(1, self.processes + 1)]
+
+    def socket_of(self, name: str) -> Path:
+        """Where this process listens, as supervisord.conf has it."""
+        return self.folder / f"{name}.sock"
 
     @property
     def url(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from broker import examine
 from deploy.config import settings_of
-from deploy.running import RunningStack, last_log_line, why_not_ready
+from deploy.running import OF_ANOTHER_VERSION, RunningStack, last_log_line, why_not_ready
 
 # The doctor complains when a process has opened this part of the files that it may open.
 FULL_SHARE = 0.9
@@ -20,6 +20,8 @@ Finding = tuple[bool, str]
 def findings_of(running: RunningStack | None) -> list[Finding]:
     if running is None or not running.is_up():
         return [(False, "it is not up: make up starts it")]
+    if running.is_of_another_version:
+        return [(False, OF_ANOTHER_VERSION)]
     findings = [*look_at_processes(running), look_at_nginx(running), look_at_open_files(running)]
     return findings + asyncio.run(examine(settings_of(running.environ)))
 
@@ -35,7 +37,7 @@ def look_at_processes(running: RunningStack) -> Iterator[Finding]:
             yield False, f"{name}: {state}: {said}; mend that, then {start}"
         elif info["group"] != "lockstep":
             yield True, f"{name}: {info['description']}"
-        elif why := why_not_ready(f"127.0.0.1:{name.rpartition('-')[2]}"):
+        elif why := why_not_ready(running.stack, name):
             log = running.stack.folder / f"{name}.log"
             yield False, f"{name}: {info['description']}, but not ready: {why}; see {log}"
         else:
@@ -44,7 +46,7 @@ def look_at_processes(running: RunningStack) -> Iterator[Finding]:
 
 def look_at_nginx(running: RunningStack) -> Finding:
     stack = running.stack
-    why = why_not_ready(stack.listen, tls=bool(stack.certificate))
+    why = why_not_ready(stack, "nginx")
     if not why:
         return True, f"through nginx: {stack.url} answers"
     return False, f"through nginx: {stack.url}/ready does not answer 200: {why}; see {stack.run}/nginx.log"

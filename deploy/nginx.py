@@ -20,16 +20,27 @@ def nginx_conf(stack: Stack, settings: Settings) -> str:
     """The text of nginx's configuration in front of processes with these settings."""
 
     def servers(parameters: str) -> str:
-        return "\n".join(f"        server 127.0.0.1:{port} {parameters};" for port in stack.ports)
+        return "\n".join(f'        server "{server_of(name)}" {parameters};' for name in stack.names)
 
+    def server_of(name: str) -> str:
+        return f"unix:{stack.socket_of(name)}"
+
+    each_alone = (
+        f'    upstream {name} {{\n        server "{server_of(name)}";\n    }}' for name in stack.names
+    )
+    by_session = "hash $hash_key consistent;" if stack.hash_by_session else ""
     words = {
         # Without it the workers of a root's nginx run as a user who may not read the folder.
         "user": "user root;" if os.getuid() == 0 else "",
         "fds": str(stack.descriptors),
         "servers": servers("max_fails=1 fail_timeout=1s"),
-        "backups": servers("max_fails=0 backup"),
+        "backups": "" if by_session else servers("max_fails=0 backup"),
         "socket_servers": servers("max_fails=0"),
-        "listen": f"{stack.listen} backlog=1024" + (" ssl" if stack.certificate else ""),
+        "balancing": by_session,
+        "socket_balancing": by_session or "random two least_conn;",
+        "each_alone": "\n".join(each_alone),
+        "metrics_port": str(stack.metrics_port),
+        "listen": f"{stack.listen} backlog=65535" + (" ssl" if stack.certificate else ""),
         "tls": tls_lines(stack),
         "real_ip": real_ip_lines(settings.proxies.networks),
         "origins": origin_map_lines(settings.allowed_origins),

@@ -5,12 +5,13 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import ServerProxy
@@ -21,6 +22,8 @@ from lockstep.config import Settings
 # nginx and Redis may take this long after the processes: supervisord.conf gives Redis a minute to save.
 OTHERS_STOP_TIMEOUT_S = 75.0
 KILL_TIMEOUT_S = 10.0
+ASK_TIMEOUT_S = 3.0
+OF_ANOTHER_VERSION = "it was started by another version of deploy/stack.py: make down up"
 
 
 def supervisor_environ(stack: Stack) -> dict[str, str]:
@@ -30,7 +33,6 @@ def supervisor_environ(stack: Stack) -> dict[str, str]:
         "STACK_USER": str(os.getuid()),
         "STACK_FDS": str(stack.descriptors),
         "STACK_PROCESSES": str(stack.processes),
-        "STACK_BASE_PORT": str(stack.base_port),
         "STACK_PYTHON": sys.executable,
         "STACK_NGINX": find_program("nginx"),
         "STACK_REDIS": "redis-server" if stack.redis_url else find_program("redis-server"),
@@ -50,9 +52,10 @@ def supervisor_command(program: str, *arguments: str) -> list[str]:
 class RunningStack:
     """A stack that was started. Its processes are one session of the system, led by supervisord."""
 
-    def __init__(self, stack: Stack, session: int) -> None:
+    def __init__(self, stack: Stack, session: int, *, is_of_another_version: bool = False) -> None:
         self.stack = stack
         self.session = session
+        self.is_of_another_version = is_of_another_version
 
     @classmethod
     def start(cls, stack: Stack, environ: dict[str, str]) -> "tuple[RunningStack, subprocess.Popen[bytes]]":
@@ -78,7 +81,9 @@ class RunningStack:
             raise Failure(
                 f"{run / 'stack.json'} cannot be read: end what still runs, and remove it"
             ) from None
-        return cls(Stack(**kept["stack"]), kept["session"])
+        known = {field.name for field in fields(Stack)}
+        told = {name: value for name, value in kept["stack"].items() if name in known}
+        return cls(Stack(**told), kept["session"], is_of_another_version=kept["stack"].keys() != known)
 
     def write(self) -> None:
         kept = {"stack": asdict(self.stack), "session": self.session}
@@ -154,17 +159,32 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
-def why_not_ready(address: str, tls: bool = False) -> str:
-    """Why GET /ready does not answer 200; empty if it does."""
-    host, _, port = address.rpartition(":")
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP at a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ASK_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def connection_to_nginx(stack: Stack) -> http.client.HTTPConnection:
+    host, _, port = stack.listen.rpartition(":")
     host = "127.0.0.1" if host in ("0.0.0.0", "*") else host.strip("[]")
-    if tls:
-        # The certificate need not be one for this address: only clients check that.
-        link: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, int(port), timeout=3, context=ssl._create_unverified_context()
-        )
-    else:
-        link = http.client.HTTPConnection(host, int(port), timeout=3)
+    if not stack.certificate:
+        return http.client.HTTPConnection(host, int(port), timeout=ASK_TIMEOUT_S)
+    # The certificate need not be one for this address: only clients check that.
+    context = ssl._create_unverified_context()
+    return http.client.HTTPSConnection(host, int(port), timeout=ASK_TIMEOUT_S, context=context)
+
+
+def why_not_ready(stack: Stack, name: str) -> str:
+    """Why GET /ready of a process, or through "nginx", does not answer 200; empty if it does."""
+    link = connection_to_nginx(stack) if name == "nginx" else UnixConnection(stack.socket_of(name))
     try:
         link.request("GET", "/ready")
         answer = link.getresponse()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lockstep on one machine: Redis, a process per port and nginx under supervisord, all in one folder.
+"""Lockstep on one machine: Redis, several processes and nginx under supervisord, all in one folder.
 
     deploy/stack.py up [--processes=4 ...]   start, and return when everything answers
     deploy/stack.py roll                     restart the processes one after the other, unnoticed
@@ -38,6 +38,7 @@ try:
     from deploy.doctor import findings_of
     from deploy.nginx import write_nginx_conf
     from deploy.running import (
+        OF_ANOTHER_VERSION,
         RunningStack,
         last_log_line,
         supervisor_command,
@@ -78,7 +79,14 @@ def read_arguments(args: list[str]) -> Arguments:
     )
     parser.add_argument("--listen", help="where nginx listens (127.0.0.1:8080)")
     parser.add_argument("--processes", type=int, help="so many (4)")
-    parser.add_argument("--base-port", type=int, help="the first process's port; one each (8001)")
+    parser.add_argument(
+        "--metrics-port", type=int, help="port of loopback for Prometheus: each process's /metrics (8001)"
+    )
+    parser.add_argument(
+        "--hash-by-session",
+        choices=("yes", "no"),
+        help="yes: clients of one session are with one process (no)",
+    )
     parser.add_argument("--connections", type=int, help="so many clients must fit (4000)")
     parser.add_argument("--certificate", help="PEM file: nginx then speaks TLS")
     parser.add_argument("--key", help="PEM file of its key")
@@ -89,14 +97,18 @@ def read_arguments(args: list[str]) -> Arguments:
     command = given.pop("command")
     for name in {"run", "certificate", "key"} & given.keys():
         given[name] = given[name] and str(Path(given[name]).resolve())
+    if "hash_by_session" in given:
+        given["hash_by_session"] = given["hash_by_session"] == "yes"
     stack = Stack(**given)
     listen = LISTEN.fullmatch(stack.listen)
     if not listen or not 0 < int(listen[2]) <= 65_535:
         parser.error(
             "--listen is ADDRESS:PORT, such as 127.0.0.1:8080, [::1]:8080, or *:8080 for all of IPv4"
         )
-    if not 1 <= stack.processes <= 64 or not 0 < stack.base_port <= 65_535 - stack.processes:
-        parser.error("--processes is 1 to 64, and their ports end at 65535")
+    if not 1 <= stack.processes <= 64:
+        parser.error("--processes is 1 to 64")
+    if not 0 < stack.metrics_port <= 65_535:
+        parser.error("--metrics-port is a port")
     if bool(stack.certificate) != bool(stack.key):
         parser.error("--certificate and --key go together")
     return Arguments(command, stack, frozenset(given) - {"run"}, rest)
@@ -119,7 +131,13 @@ def up(asked: Arguments, running: RunningStack | None) -> None:
     (stack.folder / "redis").mkdir(exist_ok=True)
     (stack.folder / "nginx-temp").mkdir(exist_ok=True)
     write_nginx_conf(stack, settings)
-    targets = [{"targets": [f"127.0.0.1:{port}" for port in stack.ports]}]
+    targets = [
+        {
+            "targets": [f"127.0.0.1:{stack.metrics_port}"],
+            "labels": {"__metrics_path__": f"/{name}/metrics", "instance": name},
+        }
+        for name in stack.names
+    ]
     (stack.folder / "targets.json").write_text(json.dumps(targets) + "\n")
     running, supervisord = RunningStack.start(stack, environ)
     try:
@@ -130,14 +148,14 @@ def up(asked: Arguments, running: RunningStack | None) -> None:
         raise
     print(
         f"Lockstep is up at {stack.url}\n"
-        f"processes: {', '.join(f'http://127.0.0.1:{port}' for port in stack.ports)}\n"
+        f"processes: {', '.join(str(stack.socket_of(name)) for name in stack.names)}\n"
         f"logs and pids: {stack.run}"
     )
 
 
 def wait_until_ready(running: RunningStack, supervisord: "subprocess.Popen[bytes]") -> None:
     stack, end_s = running.stack, time.monotonic() + START_TIMEOUT_S
-    waiting = {f"lockstep-{port}": f"127.0.0.1:{port}" for port in stack.ports} | {"nginx": stack.listen}
+    waiting = [*stack.names, "nginx"]
     is_starting = True
     while waiting or is_starting:
         if supervisord.poll() is not None:
@@ -155,12 +173,12 @@ def wait_until_ready(running: RunningStack, supervisord: "subprocess.Popen[bytes
                     raise Failure(
                         f"{each['name']} does not start: {last_log_line(stack.folder, each['name'])}"
                     )
-        for name, address in list(waiting.items()):
-            if why := why_not_ready(address, tls=name == "nginx" and bool(stack.certificate)):
+        for name in tuple(waiting):
+            if why := why_not_ready(stack, name):
                 if time.monotonic() > end_s:
                     raise Failure(f"{name} is not ready within {START_TIMEOUT_S:g} s: {why}")
             else:
-                del waiting[name]
+                waiting.remove(name)
         time.sleep(0.05)
 
 
@@ -170,8 +188,8 @@ def roll(running: RunningStack) -> None:
     # workers carry are those that the roll closes anyway.
     reload(running, only_if_it_differs=True)
     supervisor = running.supervisor
-    for port in running.stack.ports:
-        name = f"lockstep:lockstep-{port}"
+    for process in running.stack.names:
+        name = f"lockstep:{process}"
         began_s = time.monotonic()
         before = supervisor.getProcessInfo(name)["pid"]
         with contextlib.suppress(Fault):  # it was not running
@@ -181,18 +199,18 @@ def roll(running: RunningStack) -> None:
         supervisor.startProcess(name, False)
         started_s = time.monotonic()
         while True:
-            is_answering = not why_not_ready(f"127.0.0.1:{port}")
-            # Asked after the answer, which then came from this very process: no other can have its port.
+            is_answering = not why_not_ready(running.stack, process)
+            # Asked after the answer, which then came from this very process: no other can have its socket.
             info = supervisor.getProcessInfo(name)
             if info["statename"] == "RUNNING" and info["pid"] != before and is_answering:
                 break
             has_ended = info["statename"] in ENDED
             if has_ended or time.monotonic() - started_s > 2 * START_TIMEOUT_S:
-                why = last_log_line(running.stack.folder, f"lockstep-{port}")
+                why = last_log_line(running.stack.folder, process)
                 raise Failure(f"the new {name} is not ready, the rest was left as it is: {why}")
             time.sleep(0.05)
-        print(f"lockstep-{port}: {before} -> {info['pid']} in {time.monotonic() - began_s:.1f} s", flush=True)
-        if port != running.stack.ports[-1]:
+        print(f"{process}: {before} -> {info['pid']} in {time.monotonic() - began_s:.1f} s", flush=True)
+        if process != running.stack.names[-1]:
             time.sleep(ROLL_PAUSE_S)
 
 
@@ -250,12 +268,14 @@ def perform(asked: Arguments) -> None:
     # supervisorctl may stay for long (`ctl tail -f`), and locks nobody out.
     with contextlib.nullcontext() if asked.command == "ctl" else locked(asked.stack.folder):
         running = RunningStack.read(asked.stack.folder)
-        if asked.command == "up":
-            up(asked, running)
-        elif asked.command == "doctor":
+        if asked.command == "doctor":
             doctor(running)
         elif asked.command == "down":
             down(running)
+        elif running is not None and running.is_of_another_version and asked.command != "ctl":
+            raise Failure(OF_ANOTHER_VERSION)
+        elif asked.command == "up":
+            up(asked, running)
         elif running is None or not running.is_up():
             raise Failure("it is not up: make up starts it")
         elif asked.command == "ctl":

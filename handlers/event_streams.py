@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 COMMENT_INTERVAL_S = 15.0
 # TCP gives up a client that takes nothing for so long, or is not there any more (tcp(7)): with each comment
-# it has something to deliver.
+# it has something to deliver. Behind a Unix socket that is up to the proxy, whose client it is.
 TAKES_NOTHING_TIMEOUT_S = 60.0
 # A client whose stream has ended comes back after a time between these, unless the server names another.
 MIN_RETRY_MS, MAX_RETRY_MS = 1000, 3000

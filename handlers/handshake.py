@@ -13,7 +13,7 @@ from handlers.json_errors import JsonErrors
 from handlers.origins import refused_origin
 from handlers.request_timeouts import STALLED_TIMEOUT_S
 from handlers.services import Services
-from handlers.tornado_private import Handshake, release_socket
+from handlers.tornado_private import Handshake, peer_address, release_socket
 from lockstep.access import Scope
 from lockstep.errors import (
     INVALID_SESSION_ID,
@@ -84,7 +84,7 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         requested = self._requested_session(protocol)
         session_id = requested if isinstance(requested, str) else None
         address = self.services.addresses.client_of(
-            self.request.remote_ip or "", self.request.headers.get("X-Forwarded-For")
+            peer_address(self.request.connection), self.request.headers.get("X-Forwarded-For")
         )
         connection = Connection(sock, self._clients, protocol, session_id, address)
         assert isinstance(self.ws_connection, Handshake)
@@ -145,7 +145,6 @@ class SocketHandler(JsonErrors, WebSocketHandler):
         reading = asyncio.ensure_future(stream.read_bytes(EARLY_BYTES + 1, partial=True))
         early = reading.result() if reading.done() else b""
         sock = release_socket(stream)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock, early
 
     def _requested_session(self, protocol: ClientProtocol) -> str | Close | None:

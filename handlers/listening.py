@@ -14,6 +14,7 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, UnsatisfiableReadError
 
 from handlers import tornado_private
+from handlers.listeners import LISTEN_BACKLOG, UnixListener
 from handlers.read_scheduler import ReadScheduler
 from handlers.reply import error_reply
 from handlers.transport import Transport
@@ -21,7 +22,6 @@ from lockstep.errors import HeadTooLarge
 
 log = logging.getLogger(__name__)
 
-LISTEN_BACKLOG = 1024
 # Each new connection is some work, in this iteration of the loop and in the next: more would make them long.
 ACCEPTS_PER_ITERATION = 16
 # Retry accept() after this delay when out of file descriptors.
@@ -138,6 +138,8 @@ class ClientServer(HTTPServer):
         """
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
+            if isinstance(listener, UnixListener):
+                listener.unlink()  # before its queue is emptied: nobody can come into it behind that
             self._accept(listener, LISTEN_BACKLOG)
             self._unwatch(listener)
             listener.close()
@@ -161,7 +163,7 @@ class ClientServer(HTTPServer):
 
     def _begin(self, connection: socket.socket, address: Any) -> None:
         try:
-            with suppress(OSError):  # the client may be gone already
+            with suppress(OSError):  # the client may be gone already; a Unix socket has nothing of the kind
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.handle_stream(ClientStream(connection, self.request_callback.body_scheduler), address)
         except Exception:

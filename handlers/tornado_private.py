@@ -5,9 +5,11 @@ setup.cfg bounds Tornado's version for its sake, and tests/test_tornado_private.
 
 import socket
 from collections.abc import Iterable
+from typing import Any
 
+from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPConnection, HTTPHeaders
 from tornado.iostream import IOStream
 from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
 
@@ -25,6 +27,14 @@ def written_bytes(stream: IOStream) -> int:
 def is_reading_head(stream: IOStream) -> bool:
     """True while a request's head is read: it is the only thing that a regular expression delimits."""
     return stream._read_regex is not None
+
+
+def peer_address(connection: HTTPConnection | None) -> str:
+    """Who has connected; empty at a Unix socket, where there is no address, and Tornado makes one up."""
+    assert isinstance(connection, HTTP1Connection)
+    context: Any = connection.context
+    address: str = "" if context.address_family == socket.AF_UNIX else context.remote_ip
+    return address
 
 
 def release_socket(stream: IOStream) -> socket.socket:

@@ -26,6 +26,7 @@ from handlers.request import Request
 from handlers.request_timeouts import RequestTimeouts
 from handlers.router import REFUSED, Router, unknown_route
 from handlers.services import Services
+from handlers.tornado_private import peer_address
 
 # After this much of a body its sender is queued like all others that send one.
 BODY_BYTES_PER_READ = 16_384
@@ -88,9 +89,15 @@ class Transport(HTTPServerConnectionDelegate):
             route, session_id = self._router.find(method, path)
             if route.method != "POST" and announces_much(headers):
                 kind, route = UnwantedBody, unknown_route(method)
-        peer: str = getattr(connection.context, "remote_ip", "")
         request = Request(
-            method, path, query, session_id, headers, peer, services.addresses, route.max_body_bytes
+            method,
+            path,
+            query,
+            session_id,
+            headers,
+            peer_address(connection),
+            services.addresses,
+            route.max_body_bytes,
         )
         refusal = None if refuse is None else refuse(request.request_id)
         return kind(services, self.in_flight, connection, request, route, refusal)

@@ -8,6 +8,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 MAX_REMEMBERED = 10_000
 MAX_ADDRESS_LENGTH = 64
+# The client of a request by a Unix socket that does not say for whom it is: it has no address.
+UNIX_PEER = "unix"
 # As proxies write it: 192.0.2.1, 192.0.2.1:567, 2001:db8::1, [2001:db8::1], [2001:db8::1]:567; or in quotes.
 _FORWARDED = re.compile(r"""\s*"?(?:\[([^\[\]]+)\](?::\d+)?|([\d.]+)(?::\d+)?|([^\[\]"]+?))"?\s*""", re.ASCII)
 
@@ -23,6 +25,7 @@ class Addresses:
     def client_of(self, peer: str, forwarded_for: str | None) -> str:
         """The client, seen from the last proxy that is trusted: an address, of IPv6 its /64.
 
+        `peer` is empty at a Unix socket: who connects there is trusted like a proxy, whatever is configured.
         What is no address (`unknown`) names nobody: then the client is the proxy that said so.
         """
         client, is_trusted = self._known(peer) or (peer[:MAX_ADDRESS_LENGTH], False)
@@ -37,14 +40,14 @@ class Addresses:
         return client
 
     def is_proxy(self, peer: str) -> bool:
-        """Is `peer` believed what it says of a request?"""
+        """Is `peer` believed what it says of a request? It is empty at a Unix socket."""
         known = self._known(peer)
         return known is not None and known[1]
 
     def _known(self, text: str) -> tuple[str, bool] | None:
         """The client that an address stands for, and whether it is a trusted proxy's; None if it is none."""
         if not text:
-            return "", bool(self.networks)  # a Unix socket, which only a proxy here can use
+            return UNIX_PEER, True  # its folder says who may connect to it: the proxy in front
         return None if len(text) > MAX_ADDRESS_LENGTH else self._cached(text)
 
     def _parse(self, text: str) -> tuple[str, bool] | None:

@@ -21,6 +21,7 @@ from lockstep.setting import (
     from_to,
     listed,
     one_of,
+    path_within,
     read_by,
     setting,
 )
@@ -32,6 +33,8 @@ MAX_KEEP_ALIVE_S = 86_400
 MAX_PING_S = 3600
 MAX_MESSAGE_BYTES = 16 * 1_048_576
 MAX_COUNT = 1_000_000_000
+# sockaddr_un has 108, the last of which is NUL (unix(7)).
+MAX_SOCKET_PATH_BYTES = 107
 
 
 def _proxies(text: str) -> Addresses:
@@ -48,6 +51,7 @@ def _hosts(text: str) -> frozenset[str]:
 
 _COUNT = from_to(0, MAX_COUNT)
 _KEPT = from_to(0.001, MAX_KEPT_S, f"from 0.001 to {MAX_KEPT_S} (ten years)")
+_BY_ADDRESS = ("port", "address")
 _RATE = read_by(Rate.parse, f"a rate such as 100/60, or 0; {MAX_RATE}")
 
 
@@ -65,6 +69,11 @@ class Settings:
         "127.0.0.1",
         "addresses to listen on, comma-separated; :: for all, of IPv4 and IPv6",
         Check("an address", lambda text: bool(listed(text))),
+    )
+    unix_socket: str = setting(
+        "",
+        "path of a Unix socket to listen at, in place of port and address",
+        path_within(MAX_SOCKET_PATH_BYTES),
     )
     broker: str = setting(
         "memory://",
@@ -179,7 +188,7 @@ class Settings:
     @property
     def is_on_loopback(self) -> bool:
         """True if only callers on this machine can reach it."""
-        return all(is_loopback(each) for each in self.addresses)
+        return bool(self.unix_socket) or all(is_loopback(each) for each in self.addresses)
 
     @property
     def addresses(self) -> list[str]:
@@ -242,15 +251,31 @@ def read_settings(args: Sequence[str], environ: Mapping[str, str]) -> Settings:
     }
     _, path = flags.pop("config", variables.pop("config", ("", None)))
     given: dict[str, tuple[str, Any]] = {} if path is None else _read_file(path)
-    given |= variables | flags
+    for above in (variables, flags):
+        given = _without_another_place(given, above) | above
     values = {}
     for name, (source, value) in given.items():
         if name not in types:
             raise SettingsError(f"{source}: no such setting{hint(source, name, [*types, 'config'])}")
         values[name] = _converted(source, types[name], value)
     settings = Settings(**values)
+    if settings.unix_socket and (other := next((name for name in _BY_ADDRESS if name in given), None)):
+        raise SettingsError(
+            f"{given['unix_socket'][0]} and {given[other][0]}: a process listens at a Unix socket or at "
+            "addresses, not at both"
+        )
     _require_usable(settings, {name: source for name, (source, _) in given.items()})
     return settings
+
+
+def _without_another_place(
+    given: dict[str, tuple[str, Any]], above: Mapping[str, tuple[str, Any]]
+) -> dict[str, tuple[str, Any]]:
+    """What is given, without what `above` overrules by naming a place to listen of the other kind."""
+    overruled = set(_BY_ADDRESS if above.get("unix_socket", ("", ""))[1] else ())
+    if any(name in above for name in _BY_ADDRESS):
+        overruled.add("unix_socket")
+    return {name: each for name, each in given.items() if name not in overruled}
 
 
 def masked(name: str, value: str) -> str:

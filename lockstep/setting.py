@@ -1,5 +1,6 @@
 """How a setting is declared: its default, its help, and what its value has to be."""
 
+import os
 from collections.abc import Callable
 from dataclasses import Field, field
 from typing import Any, NamedTuple, TypeVar
@@ -44,6 +45,13 @@ def above_0_to(maximum: float, example: str = "") -> Check:
 def one_of(*choices: str) -> Check:
     *others, last = choices
     return Check(f"{', '.join(others)} or {last}", lambda value: value in choices)
+
+
+def path_within(max_bytes: int) -> Check:
+    return Check(
+        f"a path of at most {max_bytes} bytes",
+        lambda value: len(os.fsencode(value)) <= max_bytes and "\0" not in value,
+    )
 
 
 def read_by(read: Callable[[str], object], wanted: str) -> Check:

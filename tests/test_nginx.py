@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -25,31 +26,37 @@ Reply = Callable[[int], bytes | Awaitable[bytes] | None]
 
 
 class Front:
-    """nginx before three processes of the test's own; `seen`: what they were sent, names in lower case."""
+    """nginx before three processes of the test's own.
+
+    `seen` is what they were sent, names in lower case; `asked` who of them was.
+    """
 
     def __init__(self, stack: Stack) -> None:
         self.url = stack.url
+        self.metrics_port = stack.metrics_port
         self.seen: list[dict[str, str]] = []
+        self.asked: list[str] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.reply: Reply = lambda _: OK
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
         try:
-            while await self._answer(reader, writer):
+            while await self._answer(name, reader, writer):
                 pass
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # nginx, or the test, has had enough
         finally:
             writer.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
         await reader.readexactly(int(headers.get("content-length", 0)))
         self.seen.append(headers | {"first line": first})
+        self.asked.append(name)
         answer = self.reply(len(self.seen))
         if isinstance(answer, Awaitable):
             answer = await answer
@@ -69,14 +76,25 @@ async def fronted(
     origins: str = "",
     edit: Callable[[str], str] = str,
     settings: Sequence[str] = (),
+    hash_by_session: bool = False,
 ) -> AsyncIterator[Front]:
-    base = free_ports(4)
-    stack = Stack(str(folder), f"127.0.0.1:{base + 3}", 3, base, 100, "", "")
+    base = free_ports(2)
+    stack = Stack(
+        str(folder),
+        f"127.0.0.1:{base + 1}",
+        processes=3,
+        metrics_port=base,
+        connections=100,
+        hash_by_session=hash_by_session,
+    )
     (folder / "nginx-temp").mkdir()
     told = read_settings([f"--origins={origins}", *settings], {})
     (folder / "nginx.conf").write_text(edit(nginx_conf(stack, told)))
     front = Front(stack)
-    servers = [await asyncio.start_server(front.serve, "127.0.0.1", port) for port in stack.ports[:processes]]
+    servers = [
+        await asyncio.start_unix_server(functools.partial(front.serve, name), stack.socket_of(name))
+        for name in stack.names[:processes]
+    ]
     nginx = await asyncio.create_subprocess_exec(
         *(find_program("nginx"), "-p", stack.run, "-c", "nginx.conf", "-e", "nginx-error.log")
     )
@@ -84,7 +102,7 @@ async def fronted(
         async with asyncio.timeout(10):
             while True:
                 with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", base + 3)
+                    _, writer = await asyncio.open_connection("127.0.0.1", base + 1)
                     writer.transport.abort()
                     break
                 await asyncio.sleep(0.01)
@@ -415,20 +433,89 @@ async def test_a_stream_for_which_a_process_has_no_room_is_asked_of_another(tmp_
 
 
 def test_a_stream_may_be_silent_for_longer_than_a_process_ever_is() -> None:
-    text = nginx_conf(Stack("run", "127.0.0.1:1", 5, 9001, 100, "", ""), Settings())
+    text = nginx_conf(Stack("run"), Settings())
     (silent_s,) = re.findall(r"/stream\$ \{[^}]*proxy_read_timeout (\d+)s;", text)
     assert int(silent_s) >= 2 * COMMENT_INTERVAL_S
 
 
 def test_nginx_lets_go_of_connections_before_the_processes_do() -> None:
-    stack = Stack("run", "127.0.0.1:1", 1, 9001, 100, "", "")
+    stack = Stack("run")
     for keep_alive_s in (0.5, 75, 600):
         text = nginx_conf(stack, Settings(keep_alive_s=keep_alive_s))
         (kept_ms,) = re.findall(r"keepalive_timeout (\d+)ms;", text)
         assert 0 < int(kept_ms) < 1000 * keep_alive_s
 
 
-def test_the_number_of_processes_and_their_ports_are_said_once(tmp_path: Path) -> None:
-    text = nginx_conf(Stack(str(tmp_path), "127.0.0.1:1", 5, 9001, 100, "", ""), Settings())
-    assert [text.count(f"server 127.0.0.1:{port} ") for port in range(9000, 9007)] == [0, 3, 3, 3, 3, 3, 0]
+def test_the_number_of_processes_is_said_once(tmp_path: Path) -> None:
+    text = nginx_conf(Stack(str(tmp_path), processes=5), Settings())
+    found = [text.count(f'server "unix:{tmp_path}/lockstep-{n}.sock"') for n in range(7)]
+    assert found == [0, 4, 4, 4, 4, 4, 0]
     assert not re.search(r"@\w+@", text)
+
+
+# --- which process a session goes to ---------------------------------------------------------------
+
+
+def asking_for(session_id: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Requests for a session: method, path, headers."""
+    return [
+        ("GET", f"/ws?position=x&sessionId={session_id}", {"Upgrade": "websocket"}),
+        ("GET", f"/v1/sessions/{session_id}", {}),
+        ("POST", f"/v1/sessions/{session_id}/switch?x=y", {}),
+        ("GET", f"/v1/sessions/{session_id}/stream", {}),
+    ]
+
+
+async def test_with_hash_by_session_what_is_of_one_session_goes_to_one_process(tmp_path: Path) -> None:
+    used = set()
+    async with fronted(tmp_path, hash_by_session=True) as front:
+        for number in range(40):
+            for method, path, headers in asking_for(str(UUID(int=number))):
+                assert (await front.call(method, path, **headers)).status == 200
+            assert len(set(front.asked[-4:])) == 1
+            used.add(front.asked[-1])
+    assert len(used) == 3
+
+
+async def test_with_hash_by_session_what_is_of_none_goes_to_all(tmp_path: Path) -> None:
+    async with fronted(tmp_path, hash_by_session=True) as front:
+        for call in (("POST", "/v1/sessions"), ("GET", "/v1/sessions"), ("GET", "/ws")):
+            front.asked.clear()
+            async with asyncio.timeout(20):
+                while len(set(front.asked)) < 3:
+                    assert (await front.call(*call)).status == 200
+
+
+async def test_with_hash_by_session_another_process_takes_over_for_one_that_is_away(tmp_path: Path) -> None:
+    async with fronted(tmp_path, processes=2, hash_by_session=True) as front:
+        for number in range(40):
+            answers = [
+                (await front.call(method, path, **headers)).status
+                for method, path, headers in asking_for(str(UUID(int=number)))
+            ]
+            assert answers == [200] * 4
+            assert len(set(front.asked[-4:])) == 1
+    assert set(front.asked) == {"lockstep-1", "lockstep-2"}
+
+
+async def test_without_hash_by_session_a_session_goes_to_all_processes(tmp_path: Path) -> None:
+    async with fronted(tmp_path) as front:
+        async with asyncio.timeout(20):
+            while len(set(front.asked)) < 3:
+                assert (await front.call("GET", f"/v1/sessions/{UUID(int=1)}")).status == 200
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+
+async def test_prometheus_asks_each_process_through_nginx_and_for_nothing_else(tmp_path: Path) -> None:
+    async with fronted(tmp_path, processes=2) as front:
+        inner = f"http://127.0.0.1:{front.metrics_port}"
+        for name in ("lockstep-1", "lockstep-2"):
+            assert (await request(f"{inner}/{name}/metrics", "GET")).status == 200
+        assert [seen["first line"] for seen in front.seen] == ["GET /metrics HTTP/1.1"] * 2
+        assert front.asked == ["lockstep-1", "lockstep-2"]
+        for path in ("/", "/metrics", "/lockstep-1/", "/lockstep-1/v1/time", "/lockstep/metrics"):
+            assert (await request(inner + path, "GET")).status == 404
+        assert (await request(f"{inner}/lockstep-3/metrics", "GET")).status == 502
+        assert (await request(f"{inner}/lockstep-9/metrics", "GET")).status == 502

@@ -131,13 +131,12 @@ async def test_prometheus_scrapes_all_processes_and_calls_when_one_is_down(tmp_p
 
         name = min(stack.pids())
         assert stack.command("ctl", "stop", f"lockstep:{name}").returncode == 0
-        down = f"127.0.0.1:{stack.ports[0]}"
 
         async def somebody_is_called() -> str:
             alerts = (await prometheus.ask("alerts"))["alerts"]
             firing = [each["labels"] for each in alerts if each["state"] == "firing"]
             called = [(labels["alertname"], labels["instance"]) for labels in firing]
-            return "" if called == [("LockstepProcessDown", down)] else str(alerts)
+            return "" if called == [("LockstepProcessDown", name)] else str(alerts)
 
         await eventually(somebody_is_called, 20, "nobody is called")
         assert stack.command("ctl", "start", f"lockstep:{name}").returncode == 0

@@ -100,7 +100,7 @@ async def test_the_rights_of_the_docs_suffice(redis: RedisServer, routing: str) 
         assert await broker.present(session_id) == {}
         await broker._look()
         if routing == "targeted":
-            broker._subscriber._leave(session_id)
+            broker._topic._leave_session(session_id)
     with redis.client as client:
         assert client.execute_command("ACL", "LOG") == []
 

@@ -25,6 +25,7 @@ from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped
 from deploy.checks import check
 from deploy.config import Failure
 from deploy.config import Stack as StackOptions
+from deploy.running import RunningStack
 from lockstep.config import Settings
 from tests.support.event_source import EventSource, ReturningStream, StreamView, stream_url
 from tests.support.load import chess, data, eventually, rest
@@ -33,7 +34,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.stack import Stack, free_ports, loaded
 from tests.support.ws_client import WsClient
 
-# On this machine, but not the address from which nginx asks the processes.
+# On this machine, but not the address from which nginx asks.
 BALANCER = "127.0.0.7"
 
 
@@ -73,7 +74,7 @@ def test_up_starts_everything_and_down_leaves_nothing(tmp_path: Path) -> None:
     try:
         assert started.returncode == 0, started.stderr
         assert stack.url in started.stdout
-        assert set(stack.pids()) == {"nginx", "redis", *(f"lockstep-{port}" for port in stack.ports)}
+        assert set(stack.pids()) == {"nginx", "redis", *stack.names}
         ours = owned(stack)
         assert set(stack.pids().values()) < set(ours)
         again = stack.up()
@@ -141,9 +142,10 @@ def refused(stack: Stack, **how: Any) -> str:
     began = stack.up(**how)
     assert began.returncode != 0
     assert not (stack.run / "stack.json").exists()
-    for port in [*stack.ports, int(stack.listen.rpartition(":")[2])]:
+    for port in (stack.metrics_port, int(stack.listen.rpartition(":")[2])):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert not list(stack.run.glob("*.sock"))
     lines = began.stderr.strip().splitlines()
     assert len(lines) == 1, began.stderr
     return lines[0]
@@ -152,15 +154,15 @@ def refused(stack: Stack, **how: Any) -> str:
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     stack = Stack(tmp_path)
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", stack.ports[2]))
+        taken.bind(("127.0.0.1", stack.metrics_port))
         line = refused(stack)
-    assert f"port {stack.ports[2]} cannot be had" in line
-    assert "--base-port" in line
+    assert f"port {stack.metrics_port} cannot be had" in line
+    assert "--metrics-port" in line
 
 
 def test_a_port_of_all_addresses_is_looked_at_and_no_name() -> None:
     base = free_ports(2)
-    asked = StackOptions("run", f"*:{base + 1}", 1, base, 100, "", "")
+    asked = StackOptions("run", f"*:{base + 1}", processes=1, metrics_port=base, connections=100)
     settings = Settings(insecure=True)
     check(asked, settings)
     with socket.socket() as taken:
@@ -237,7 +239,7 @@ async def test_a_session_is_the_same_through_all_processes(stack: Stack) -> None
     for client in clients:
         client.abort()
     # Every process had its share.
-    assert set(await processes_of(stack, names)) == {f"127.0.0.1:{port}" for port in stack.ports}
+    assert set(await processes_of(stack, names)) == {f"unix:{stack.socket_of(name)}" for name in stack.names}
 
 
 async def access_log(stack: Stack, *wanted: str) -> str:
@@ -275,6 +277,15 @@ async def test_metrics_are_not_public(stack: Stack) -> None:
         assert (answer.status, answer.body["error"]["code"]) == (404, "NOT_FOUND")
 
 
+async def test_prometheus_is_told_where_it_finds_each_process(stack: Stack) -> None:
+    told = json.loads((stack.run / "targets.json").read_text())
+    assert [each["labels"]["instance"] for each in told] == stack.names
+    for each in told:
+        (target,) = each["targets"]
+        answer = await request(f"http://{target}{each['labels']['__metrics_path__']}", "GET")
+        assert b"lockstep_ready 1.0" in answer.raw
+
+
 async def test_what_is_far_too_large_is_refused_in_json(stack: Stack) -> None:
     answer = await rest(f"{stack.url}/v1/sessions", "x" * 5 * 2**20)
     assert (answer.code, ujson.loads(answer.body)["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
@@ -289,7 +300,7 @@ async def check_roll(stack: Stack, clients: int, workers: int) -> None:
         rolled = await stack.roll()
         assert rolled.returncode == 0, rolled.stderr
         after = stack.pids()
-        assert all(before[f"lockstep-{port}"] != after[f"lockstep-{port}"] for port in stack.ports)
+        assert all(before[name] != after[name] for name in stack.names)
         assert (before["nginx"], before["redis"]) == (after["nginx"], after["redis"])
     assert set(load.statuses) == {200}, load.bodies[:3]
     assert {code for client in load.clients for code in client.closes} == {1001}
@@ -384,7 +395,7 @@ def test_a_roll_to_what_does_not_start_stops_at_the_first(tmp_path: Path) -> Non
         rolled = stack.command("roll")
         assert rolled.returncode != 0
         assert "a secret needs 32 bytes or more" in rolled.stderr
-        first = f"lockstep-{stack.ports[0]}"
+        first = stack.names[0]
         # Supervisord goes on to try the first one, and on a slow machine takes it for running meanwhile.
         others = {name: pid for name, pid in stack.pids().items() if name != first}
         assert others == {name: pid for name, pid in before.items() if name != first}
@@ -486,6 +497,30 @@ def test_a_roll_to_a_setting_that_cannot_be_used_costs_nobody_a_process(configur
         assert configured.stack.pids() == before
     finally:
         configured.config.write_text(text)
+
+
+def test_a_stack_of_another_version_can_be_ended_and_no_more(configured: Configured) -> None:
+    stack, kept = configured.stack, configured.stack.run / "stack.json"
+    text, before = kept.read_text(), configured.stack.pids()
+    told = json.loads(text)
+    told["stack"] |= {"base_port": 8001}
+    kept.write_text(json.dumps(told))
+    try:
+        for command in ("up", "roll", "reload"):
+            began = stack.command(command)
+            assert (began.returncode, began.stderr) == (
+                1,
+                "stack: it was started by another version of deploy/stack.py: make down up\n",
+            )
+        assert findings(stack) == (
+            1,
+            ["MEND  it was started by another version of deploy/stack.py: make down up"],
+        )
+        # RunningStack.read is all that `down` asks of it.
+        assert RunningStack.read(stack.run)
+        assert stack.pids() == before
+    finally:
+        kept.write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -592,7 +627,7 @@ def test_the_doctor_looks_at_the_stack_that_runs(configured: Configured) -> None
     code, lines = findings(stack)
     assert (code, [line for line in lines if not line.startswith("ok ")]) == (0, []), lines
     for wanted in (
-        *(f"lockstep-{port}: pid " for port in stack.ports),
+        *(f"{name}: pid " for name in stack.names),
         "nginx: pid ",
         "redis: pid ",
         f"through nginx: {stack.url} answers",
@@ -607,16 +642,16 @@ def test_the_doctor_looks_at_the_stack_that_runs(configured: Configured) -> None
 @pytest.mark.long
 def test_the_doctor_says_which_process_is_ill_and_what_to_do(configured: Configured) -> None:
     stack = configured.stack
-    pid, name = stack.pids()[f"lockstep-{stack.ports[1]}"], f"lockstep:lockstep-{stack.ports[2]}"
+    pid, name = stack.pids()[stack.names[1]], f"lockstep:{stack.names[2]}"
     os.kill(pid, signal.SIGSTOP)
     assert stack.command("ctl", "stop", name).returncode == 0
     try:
         code, lines = findings(stack)
         hanging, stopped = (line for line in lines if line.startswith("MEND"))
         assert code == 1
-        assert hanging.startswith(f"MEND  lockstep-{stack.ports[1]}: pid {pid}, ")
+        assert hanging.startswith(f"MEND  {stack.names[1]}: pid {pid}, ")
         assert "but not ready" in hanging
-        assert stopped.startswith(f"MEND  lockstep-{stack.ports[2]}: STOPPED: ")
+        assert stopped.startswith(f"MEND  {stack.names[2]}: STOPPED: ")
         assert stopped.endswith(f"ctl start {name}")
         assert f"ok    through nginx: {stack.url} answers" in lines
     finally:
@@ -633,8 +668,8 @@ async def test_a_killed_process_fails_no_request_and_costs_no_change(stack: Stac
     """A request it died over is tried on another process, and its Idempotency-Key makes that safe."""
     async with loaded(stack, clients=40, workers=8) as load:
         # One after the other, as soon as the one before is back: nginx must not give up on all of them.
-        for port in stack.ports:
-            os.kill(stack.pids()[f"lockstep-{port}"], signal.SIGKILL)
+        for name in stack.names:
+            os.kill(stack.pids()[name], signal.SIGKILL)
             await load.some_answers()
             await eventually(stack.all_ready, 20, "supervisord does not start it again")
             await load.everybody_is_back()
@@ -643,15 +678,16 @@ async def test_a_killed_process_fails_no_request_and_costs_no_change(stack: Stac
 
 
 async def test_clients_of_the_other_processes_do_not_notice_a_killed_one(stack: Stack) -> None:
-    port = stack.ports[3]
+    killed = stack.names[3]
     async with loaded(stack, clients=40, workers=2) as load:
-        os.kill(stack.pids()[f"lockstep-{port}"], signal.SIGKILL)
+        os.kill(stack.pids()[killed], signal.SIGKILL)
         await load.some_answers()
         await eventually(stack.all_ready, 20, "supervisord does not start it again")
     at_first = await processes_of(stack, [f"{client.name}-0" for client in load.clients])
-    assert f"127.0.0.1:{port}" in at_first
+    upstream = f"unix:{stack.socket_of(killed)}"
+    assert upstream in at_first
     for client, process in zip(load.clients, at_first, strict=True):
-        assert len(client.closes) == (process == f"127.0.0.1:{port}")
+        assert len(client.closes) == (process == upstream)
 
 
 async def test_a_reload_of_nginx_fails_nobody(stack: Stack) -> None:

@@ -72,20 +72,23 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def paired(folder: Path) -> AsyncIterator[Pair]:
-    base = free_ports(1)
+    base = free_ports(2)
     redis = RedisServer()
-    options = ("--trusted-proxies=127.0.0.1", "--log-level=info")
+    options = ("--log-level=info",)
     servers: list[ServerProcess] = []
     try:
         async with Proxy(redis.port) as link:
-            for url in (link.url, redis.url):
-                servers.append(await asyncio.to_thread(ServerProcess, f"--broker={url}", *options))
+            for name, url in (("lockstep-1", link.url), ("lockstep-2", redis.url)):
+                path = f"--unix-socket={folder / name}.sock"
+                servers.append(await asyncio.to_thread(ServerProcess, f"--broker={url}", path, *options))
             first, second = servers
-            stack = Stack(str(folder), f"127.0.0.1:{base}", 1, first.port, 100, "", "")
+            stack = Stack(
+                str(folder), f"127.0.0.1:{base}", processes=1, metrics_port=base + 1, connections=100
+            )
             conf = nginx_conf(stack, Settings())
             for before, after in (
-                (f"{first.port} max_fails=1 fail_timeout=1s;", f"{first.port} max_fails=0;"),
-                (f"{first.port} max_fails=0 backup;", f"{second.port} max_fails=0 backup;"),
+                ('lockstep-1.sock" max_fails=1 fail_timeout=1s;', 'lockstep-1.sock" max_fails=0;'),
+                ('lockstep-1.sock" max_fails=0 backup;', 'lockstep-2.sock" max_fails=0 backup;'),
                 ("proxy_read_timeout 5s;", f"proxy_read_timeout {ASKS_ANOTHER_AFTER_S}s;"),
             ):
                 assert conf.count(before) == 1

@@ -215,6 +215,11 @@ def addressed(session_id: str, message: bytes) -> bytes:
     return b'{"sessionId":"%b","message":%b}' % (session_id.encode(), message)
 
 
+def is_addressed(payload: bytes) -> bool:
+    """Whether it is such a message, as ``addressed`` makes them."""
+    return _ADDRESSED.match(payload) is not None
+
+
 def read_addressed(payload: bytes) -> tuple[str, bytes] | None:
     """Whose clients it is for, and what ``read_relayed`` is to read; None where it names no session."""
     found = _ADDRESSED.match(payload)

@@ -22,7 +22,7 @@ from lockstep.logs import GATHER_S
 from tests.support.ws_client import abort_all
 
 ROOT = Path(__file__).parents[2]
-START_LINE = re.compile(r"Lockstep is ready at (http://\S+)")
+START_LINE = re.compile(r"Lockstep is ready at ((?:http://|unix:)\S+)")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ class Answer:
 
 
 async def request(
-    url: str, method: str, body: Any = None, headers: dict[str, str] | None = None, timeout_s: float = 20.0
+    url: str,
+    method: str,
+    body: Any = None,
+    headers: dict[str, str] | None = None,
+    timeout_s: float = 20.0,
+    unix_socket: Path | None = None,
 ) -> Answer:
     """One HTTP request on a connection of its own; `body` as JSON, or bytes as they are."""
     parts = urlsplit(url)
@@ -54,7 +59,10 @@ async def request(
         lines["Content-Type"] = "application/json"
     head = "".join(f"{name}: {value}\r\n" for name, value in (lines | (headers or {})).items())
     target = parts.path + (f"?{parts.query}" if parts.query else "")
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    if unix_socket is None:
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    else:
+        reader, writer = await asyncio.open_unix_connection(unix_socket)
     try:
         async with asyncio.timeout(timeout_s):
             writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + raw)
@@ -86,7 +94,7 @@ def _answer(head: bytes, raw: bytes) -> Answer:
 
 
 class ServerProcess:
-    """One `server.py` on a free port of its own, ended by its own pid."""
+    """One `server.py` on a free port of its own, or at a Unix socket, ended by its own pid."""
 
     def __init__(
         self,
@@ -103,7 +111,7 @@ class ServerProcess:
         if not any(arg.startswith("--ping-") for arg in args):
             args = ("--ping-interval-s=300", "--ping-timeout-s=200", *args)
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LOCKSTEP_")}
-        if not any(arg.startswith("--port=") for arg in args):
+        if not any(arg.startswith(("--port=", "--unix-socket=")) for arg in args):
             args = ("--port=0", *args)
         self.process = subprocess.Popen(
             [sys.executable, "server.py", *args],

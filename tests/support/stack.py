@@ -35,14 +35,15 @@ class Stack:
     """deploy/stack.py with a folder and ports of the test's own."""
 
     def __init__(self, run: Path, *options: str) -> None:
-        base = free_ports(PROCESSES + 1)
+        base = free_ports(2)
         self.run = run
-        self.ports = list(range(base, base + PROCESSES))
-        self.listen = f"127.0.0.1:{base + PROCESSES}"
+        self.names = [f"lockstep-{n}" for n in range(1, PROCESSES + 1)]
+        self.metrics_port = base
+        self.listen = f"127.0.0.1:{base + 1}"
         self.url = f"http://{self.listen}"
         self.ws_url = f"ws://{self.listen}"
         self.options = [
-            *(f"--listen={self.listen}", f"--base-port={base}", f"--processes={PROCESSES}"),
+            *(f"--listen={self.listen}", f"--metrics-port={base}", f"--processes={PROCESSES}"),
             *("--connections=1000", *options),
         ]
 
@@ -67,13 +68,17 @@ class Stack:
         return {words[0].rpartition(":")[2]: int(words[3].rstrip(",")) for words in found}
 
     async def all_ready(self) -> str:
-        for port in self.ports:
+        for name in self.names:
             try:
-                if (await request(f"http://127.0.0.1:{port}/ready", "GET")).status != 200:
-                    return f"{port} is not ready"
+                answer = await request("http://localhost/ready", "GET", unix_socket=self.socket_of(name))
+                if answer.status != 200:
+                    return f"{name} is not ready"
             except OSError as error:
-                return f"{port}: {error}"
+                return f"{name}: {error}"
         return ""
+
+    def socket_of(self, name: str) -> Path:
+        return self.run / f"{name}.sock"
 
 
 @dataclass

@@ -11,6 +11,7 @@ import ssl
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -108,16 +109,18 @@ class WsClient:
         rcvbuf: int | None = None,
         tls: ssl.SSLContext | None = None,
         target: str = "",
+        unix_socket: Path | None = None,
     ) -> "WsClient":
         """`target` is what the request's target begins with, before the path."""
         parts = urlsplit(url)
-        sock = socket.socket()
+        sock = socket.socket(socket.AF_UNIX if unix_socket else socket.AF_INET)
         if rcvbuf is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         sock.setblocking(False)
         host = parts.hostname if tls else None
         try:
-            await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+            where = str(unix_socket) if unix_socket else (parts.hostname, parts.port)
+            await asyncio.get_running_loop().sock_connect(sock, where)
             reader, writer = await asyncio.open_connection(
                 sock=sock, limit=limit, ssl=tls, server_hostname=host
             )
