@@ -1,6 +1,7 @@
-"""What the console script does besides serving: check-config, doctor, token, links, and their help."""
+"""What the console script does besides serving: a configuration checked, a token made, sessions moved."""
 
 import asyncio
+import functools
 import inspect
 import json
 import os
@@ -17,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 
 import jwt
 
-from broker import check_url, examine
+import broker
 from handlers.token_keys import TokenKeys
 from lockstep import __version__
 from lockstep.access import Scope
@@ -45,6 +46,7 @@ LINKS_OPTIONS = {
     "session": "ID: the session that they open",
     "url": "URL: the page's address as those have it who open them; http://127.0.0.1:8080/ unless given",
 } | SIGNING_OPTIONS
+MIGRATE_OPTIONS = {"prefix": "PREFIX: what all keys begin with, at both; empty unless given"}
 LINKS_TTL_S = 24 * 3600
 ANSWER_WITHIN_S = 10
 MAX_TTL_S = 10 * 365 * 24 * 3600
@@ -64,7 +66,7 @@ def check_config(args: Sequence[str]) -> None:
 
 def _settings(args: Sequence[str]) -> Settings:
     settings = read_settings(args, os.environ)
-    check_url(settings.broker)
+    broker.check_url(settings.broker)
     TokenKeys.read(settings.jwt_secret_file, settings.jwt_public_key_file)
     return settings
 
@@ -75,7 +77,7 @@ def doctor(args: Sequence[str]) -> None:
     Look at what a process with these settings needs, Redis above all; each line is ok or says what to do.
     """
     settings = _settings(args)
-    findings = [_descriptors(settings), *asyncio.run(examine(settings))]
+    findings = [_descriptors(settings), *asyncio.run(broker.examine(settings))]
     for is_ok, text in findings:
         print(("ok    " if is_ok else "MEND  ") + text)
     if not all(is_ok for is_ok, _ in findings):
@@ -99,6 +101,24 @@ def token(args: Sequence[str]) -> None:
     claims = {"sid": _sid(given["sid"]), "scope": _scope(given["scope"], given.get("sub"))}
     claims |= {"sub": given["sub"]} if "sub" in given else {}
     print(_signed(claims, given, _ttl_s(given.get("ttl", "3600"))))
+
+
+def migrate(args: Sequence[str]) -> None:
+    """lockstep migrate FROM TO [--prefix=PREFIX]
+
+    Copy all sessions, with their histories and deadlines, from one Redis (or Cluster) to another, and compare
+    them, while no process runs on either. FROM is left as it is. What was interrupted can be begun again.
+    """
+    if len(args) < 2 or any(arg.startswith("-") for arg in args[:2]):
+        raise SettingsError("the URLs of two Redis are needed: lockstep migrate FROM TO")
+    given = _given(args[2:], MIGRATE_OPTIONS, "migrate", ())
+    prefix = given.get("prefix", os.environ.get("LOCKSTEP_PREFIX", ""))
+    try:
+        asyncio.run(broker.migrate(args[0], args[1], prefix, functools.partial(print, flush=True)))
+    except ValueError as error:
+        raise SettingsError(f"migrate: {error}") from None
+    except KeyboardInterrupt:
+        raise SettingsError("migrate: interrupted; begun again it goes on where it was") from None
 
 
 def links(args: Sequence[str]) -> None:
@@ -209,8 +229,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "doctor": doctor,
     "token": token,
     "links": links,
+    "migrate": migrate,
 }
-OPTIONS = {"token": TOKEN_OPTIONS, "links": LINKS_OPTIONS}
+OPTIONS = {"token": TOKEN_OPTIONS, "links": LINKS_OPTIONS, "migrate": MIGRATE_OPTIONS}
 
 
 def run_command(args: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """The edge to other processes: a broker by its URL."""
 
 import time
+from collections.abc import Callable
 
 from broker.clock import TimeSource
 from broker.memory import MemoryBroker
@@ -46,3 +47,15 @@ async def examine(settings: Settings) -> list[tuple[bool, str]]:
     from broker.doctor import examine_redis
 
     return await examine_redis(settings)
+
+
+async def migrate(source_url: str, target_url: str, prefix: str, say: Callable[[str], None]) -> None:
+    """Move all sessions from one Redis, or Cluster, to another, telling how that goes line by line.
+
+    Raises ValueError, whose text says what is in the way.
+    """
+    if MEMORY_URL in (source_url, target_url):
+        raise ValueError(f"what is in {MEMORY_URL} ends with its process, and cannot be moved")
+    from broker.migration_ends import move
+
+    await move(source_url, target_url, prefix, say)

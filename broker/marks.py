@@ -21,6 +21,15 @@ NO_CHANGES = ("OOM ", "READONLY ", "NOREPLICAS ", "MISCONF ")
 Call = Callable[..., Awaitable[Any]]
 """Sends a command to Redis; its reply, also where that is an error."""
 
+# What `routing` says until all sessions of a move are there: no process starts beside a part of them.
+MOVE_UNDER_WAY = b"migrating from "
+
+
+def part_of_a_move(routing: bytes) -> str:
+    """Why a process cannot start beside such a `routing`."""
+    said = routing.decode("utf-8", "replace")
+    return f"not all sessions are there, Redis is {said}: lockstep migrate, begun again, ends that"
+
 
 class Changes:
     """Does this Redis take changes? It is logged when the answer becomes another."""
@@ -67,6 +76,8 @@ class Agreement:
         recorded = await self._recorded(call)
         if recorded is None and await self._changes.write(call, "SET", self._key, self._value, "NX"):
             recorded = await self._recorded(call)
+        if recorded is not None and recorded.startswith(MOVE_UNDER_WAY):
+            raise Refused(part_of_a_move(recorded))
         if recorded is not None and recorded != self._value.encode():
             raise Refused(self._otherwise % recorded.decode("utf-8", "replace")[:40])
         self.is_recorded = recorded is not None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import hiredis
 
 from broker.keys import Channels, Keys, glob_escaped
-from broker.marks import Call
+from broker.marks import MOVE_UNDER_WAY, Call, part_of_a_move
 from broker.resp import LinkDown
 from lockstep.contract import Charge
 
@@ -162,6 +162,8 @@ async def in_the_way(call: Call, keys: Keys) -> str | None:
             found, expected = (each.replace("zset", "sorted set") for each in (found.decode(), expected))
             return f"the key {key} of Redis is a {found}, not a {expected}: choose another --prefix"
     routing = await call("GET", keys.routing)
+    if isinstance(routing, bytes) and routing.startswith(MOVE_UNDER_WAY):
+        return part_of_a_move(routing)
     if isinstance(routing, bytes) and (mode := routing.decode("utf-8", "replace")) not in Channels.MODES:
         modes = " or ".join(Channels.MODES)
         return f"the key {keys.routing} of Redis is {mode[:40]!r}, not {modes}: choose another --prefix"

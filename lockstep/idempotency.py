@@ -132,6 +132,14 @@ class Idempotent(Struct, frozen=True):
             raise ReceivedTooLongAgo
 
 
+def session_of(kept: bytes) -> str | None:
+    """Whose record it is; None where these bytes are none."""
+    try:
+        return _RECORD.decode(kept.partition(b"\n")[0]).session_id
+    except msgspec.MsgspecError:
+        return None
+
+
 def was_kept_by_former(kept: bytes) -> bool:
     """Did version 0.1 write it?"""
     return not _RECORD.decode(kept.partition(b"\n")[0]).meaning

@@ -48,7 +48,8 @@ def secret(tmp_path: Path) -> Path:
         (["docter", "--port=1"], "docter: no such command; did you mean doctor?"),
         (
             ["serve"],
-            "serve: no such command; there are check-config, doctor, token, links; without one it serves",
+            "serve: no such command; there are check-config, doctor, token, links, migrate; "
+            "without one it serves",
         ),
         (["--port=1", "doctor"], "doctor: a command comes first: lockstep doctor --SETTING=VALUE"),
         (["check-config", "--drain=1"], "--drain: no such setting; did you mean --drain-s?"),

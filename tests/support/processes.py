@@ -172,10 +172,7 @@ class ServerProcess:
         return [ujson.loads(line) for line in self.log_lines if line.startswith("{")]
 
     def rss_bytes(self) -> int:
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("no VmRSS")
+        return rss_bytes(self.pid)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -206,6 +203,13 @@ class ServerProcess:
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def rss_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
 
 
 def wait_until(condition, timeout_s: float = 10.0, what: str = "the condition"):  # type: ignore[no-untyped-def]
