@@ -1,99 +1,89 @@
-"""All contests, written to docs/benchmarks.md; or one of them to stdout: python -m bench [SCENARIO]
+"""All contests, written to docs/benchmarks-tables.md and docs/benchmarks.md; or one of them to stdout:
 
-Everything but the named scenario's own options is the same for all: python -m bench --rounds 3 --seconds 2
+python -m bench [--rounds N] [--seconds S]      everything, 40 minutes on two cores
+python -m bench --scenarios fanout rooms        these two; the rest of both pages stays as it is
+python -m bench fanout --clients 1000 --only lockstep limit    one figure, to stdout
 """
 
 import argparse
 import importlib
-import importlib.util
-import re
 import shlex
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
-from bench import contest, machine
+from bench import contest, machine, page
 
 SCENARIOS = (
     *("fanout", "rooms", "processes", "joins", "idle", "latency", "rest", "commands", "changes", "connect"),
     *("resume", "rings", "slow", "hostile", "lag", "clients"),
 )
 
-HEAD = """# Benchmarks
+HEAD = """# Benchmarks: the tables
 
-    make bench    # sets up what it needs, and ends with what wrote this page:
-    {command}
+`{command}` wrote this page; [benchmarks.md](benchmarks.md) says what it comes to, and how it was measured.
+"rounds" is how far the rounds lie apart; a ratio is the median of the rounds' own ratios.
 
-Contestants take turns, round after round.
-Figures are medians of {rounds} rounds of {seconds:g} s after {warm_up:g} s of warming up; "rounds" is how far
-the rounds lie apart. The server has one core; Redis and the load, a program in C, have the other. A
-CPU-second is one of the server's, all threads together: unlike a second on the wall it does not depend on
-who else is busy. Every message is counted at every client; what is missing, comes twice or is out of order
-is noted below the table.
-
-"limit" is a loop around `send()` in C that does nothing else; what is above it sends several messages at
-once. Peers are built as their own documentation has it, with TCP_NODELAY and without compression; see
-`bench/peers/`. Lockstep pings each client every 5 s; the peers do so more rarely or not at all.
+{run}
 
 """
 
 
 def scenarios() -> dict[str, ModuleType]:
-    return {
-        name: importlib.import_module(f"bench.{name}")
-        for name in SCENARIOS
-        if importlib.util.find_spec(f"bench.{name}")
-    }
+    return {name: importlib.import_module(f"bench.{name}") for name in SCENARIOS}
 
 
 def options_of(scenario: ModuleType, arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False)
-    contest.common_options(parser)
-    if hasattr(scenario, "add_options"):
-        scenario.add_options(parser)
+    parser = contest.parser_of(scenario, add_help=False)
     # What it does not know belongs to the run as a whole, and was checked there.
     return parser.parse_known_args(arguments)[0]
 
 
-def section(scenario: ModuleType, tables: list[contest.Table]) -> str:
+def section(scenario: ModuleType, tables: list[contest.Table], options: argparse.Namespace) -> str:
     words = (scenario.__doc__ or "").partition("\n\n")[2].strip()
-    return "\n".join([f"## {scenario.TITLE}", "", words, "", *(table.markdown() for table in tables)])
+    rounds = "One round." if options.rounds == 1 else f"Medians of {options.rounds} rounds."
+    return "\n".join(
+        [
+            *(f"## {scenario.TITLE}", "", words, "", rounds),
+            *("", *(table.markdown() for table in tables)),
+        ]
+    )
 
 
-def sections_of(page: str) -> dict[str, str]:
-    """The page's sections by their titles; what stands before the first one has none."""
-    head, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
-    return {"": head} | {each.partition("\n")[0]: f"## {each}" for each in sections}
-
-
-def run_all(options: argparse.Namespace, arguments: list[str], to: Path) -> None:
-    """All scenarios, for a new page; or those of --scenarios, whose sections it gets anew."""
+def run_all(options: argparse.Namespace, arguments: list[str], docs: Path) -> None:
+    """All scenarios, for new pages; or those of --scenarios, whose parts of the pages are new then."""
     machine.raise_file_limit()
-    parts: dict[str, str] = sections_of(to.read_text()) if options.scenarios else {}
+    file, began_s = docs / "benchmarks-tables.md", time.monotonic()
+    parts: dict[str, str] = page.sections_of(file.read_text()) if options.scenarios else {}
+    ratios: list[contest.Ratio] = []
     failed = []
     for name, scenario in scenarios().items():
         if options.scenarios and name not in options.scenarios:
             continue
-        print(f"== {name}", file=sys.stderr, flush=True)
+        print(f"== {name}, {(time.monotonic() - began_s) / 60:.0f} min", file=sys.stderr, flush=True)
+        chosen = options_of(scenario, arguments)
         try:
-            tables: list[contest.Table] = scenario.run(options_of(scenario, arguments))
-        except Exception as error:  # the other scenarios took an hour; they are kept
+            tables: list[contest.Table] = scenario.run(chosen)
+        except Exception as error:  # the other scenarios took their time; they are kept
             print(f"{name}: {error!r}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
-        parts[scenario.TITLE] = section(scenario, tables)
+        parts[scenario.TITLE] = section(scenario, tables, chosen)
         for table in tables:
+            print(table.markdown(), flush=True)
+            ratios += table.ratios
             if table.plot:
-                (to.parent / table.plot.file).write_text(contest.svg(table.plot))
-    command = f"python -m bench --rounds {options.rounds} --seconds {options.seconds:g}"
-    if options.only:
-        command += f" --only {shlex.join(options.only)}"
+                (docs / table.plot.file).write_text(contest.svg(table.plot))
+    run = contest.environment()
     if not options.scenarios:
-        head = HEAD.format(command=command, **vars(options))
-        parts[""] = head + contest.environment() + "\n\n"
+        parts[""] = HEAD.format(command=shlex.join(["python", "-m", "bench", *arguments]), run=run)
     titles = ["", *(scenario.TITLE for scenario in scenarios().values())]
-    to.write_text("\n".join(parts[title].rstrip("\n") + "\n" for title in titles if title in parts))
-    print(f"written to {to}", file=sys.stderr)
+    file.write_text("\n".join(parts[title].rstrip("\n") + "\n" for title in titles if title in parts))
+    missing = page.write_front(docs / "benchmarks.md", ratios, run, is_whole=not options.scenarios)
+    print(f"written to {docs}, after {(time.monotonic() - began_s) / 60:.0f} min", file=sys.stderr)
+    if missing:
+        print("not measured:", *missing, sep="\n  ", file=sys.stderr)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
@@ -101,16 +91,16 @@ def run_all(options: argparse.Namespace, arguments: list[str], to: Path) -> None
 def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in SCENARIOS:
-        contest.main(scenarios()[arguments[0]], arguments[1:])
+        contest.main(importlib.import_module(f"bench.{arguments[0]}"), arguments[1:])
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     contest.common_options(parser)
     parser.add_argument(
-        "--scenarios", nargs="+", choices=SCENARIOS, help="only these; the rest of the page stays"
+        "--scenarios", nargs="+", choices=SCENARIOS, help="only these; the rest of the pages stays"
     )
-    parser.add_argument("--to", type=Path, default=machine.ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--to", type=Path, default=machine.ROOT / "docs", help="the folder of the pages")
     options = parser.parse_args(arguments)
     run_all(options, arguments, options.to)
 

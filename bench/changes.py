@@ -23,6 +23,7 @@ from bench.rest import disturbance, running_session, start
 from lockstep.wire import protocol_v2
 
 TITLE = "Changes"
+ROUNDS = 3
 V1, V2, V2_MSGPACK, EVENTS = "v1, states", "v2, changes", "v2.msgpack, changes", "event streams, changes"
 COMPRESSED = ", compressed"
 # How a client's first message of the session begins: from then on it is told of each change.
@@ -155,6 +156,11 @@ def run(options: argparse.Namespace) -> list[Table]:
                 ],
                 rows(outcomes),
                 notes=notes(outcomes),
+                ratios=contest.ratios(
+                    f"a switch of {participants:,} participants to {options.clients:,} clients by changes, "
+                    "CPU us (less is better)",
+                    *(outcomes, V2, [V1], lambda turn: turn.cpu_us),
+                ),
             )
         )
     return tables

@@ -37,6 +37,7 @@ from tests.support.browser import chromium
 from tests.support.bundles import bundle
 
 TITLE = "Clients"
+ROUNDS = 3
 CLOCKS = 50
 PAGE = machine.BENCH / "clients.jsx"
 FROM_THE_PAGE = ("script", "frames", "renders")

@@ -17,6 +17,7 @@ from bench.rest import CONNECTIONS, SESSIONS, notes, row, turn
 from lockstep.wire.protocol_v2 import SUBPROTOCOL
 
 TITLE = "Commands over the WebSocket"
+ROUNDS = 3
 REST = "Lockstep, REST"
 
 

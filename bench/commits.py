@@ -16,6 +16,7 @@ from bench.contestants import lockstep
 from bench.rest import CONNECTIONS, Turn, notes, turn
 
 TITLE = "Commits"
+ROUNDS = 5
 NOW, BEFORE = "Lockstep", "Lockstep before"
 
 

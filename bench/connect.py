@@ -25,6 +25,7 @@ from bench.observed import lags, observed
 from bench.rest import disturbance, running_session
 
 TITLE = "Setting up and delivering"
+ROUNDS = 3
 SESSIONS = 50
 CLIENTS_PER_SESSION = 4
 CALLERS = 8

@@ -2,7 +2,8 @@
 
 A scenario is a module of bench/ with
 
-    TITLE = "..."                                     the heading in docs/benchmarks.md
+    TITLE = "..."                                     the heading in docs/benchmarks-tables.md
+    ROUNDS = 3                                        how many, where that is not said
     def add_options(parser: ArgumentParser) -> None   its own options, all with a default (may be left out)
     def run(options: Namespace) -> list[Table]        measures; `options` has its own and the common ones
 
@@ -213,13 +214,26 @@ def svg(plot: Plot) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=5, help="how often each contestant has its turn")
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured seconds per turn")
+def common_options(parser: argparse.ArgumentParser, rounds: int | None = None) -> None:
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each contestant has its turn")
+    parser.add_argument("--seconds", type=float, default=1.0, help="measured seconds per turn")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before them")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these contestants")
     parser.add_argument("--checkout", type=Path, default=machine.ROOT, help="folder to start Lockstep from")
     parser.add_argument("--before", type=Path, help="folder of an earlier version, measured beside it")
+
+
+def parser_of(scenario: ModuleType, add_help: bool = True) -> argparse.ArgumentParser:
+    """The options of one scenario, the common ones and its own."""
+    parser = argparse.ArgumentParser(
+        description=scenario.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=add_help,
+    )
+    common_options(parser, scenario.ROUNDS)
+    if hasattr(scenario, "add_options"):
+        scenario.add_options(parser)
+    return parser
 
 
 def environment() -> str:
@@ -228,13 +242,7 @@ def environment() -> str:
 
 def main(scenario: ModuleType, arguments: Sequence[str] | None = None) -> None:
     """One scenario from the command line: its tables go to stdout, its progress to stderr."""
-    parser = argparse.ArgumentParser(
-        description=scenario.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    common_options(parser)
-    if hasattr(scenario, "add_options"):
-        scenario.add_options(parser)
-    options = parser.parse_args(arguments)
+    options = parser_of(scenario).parse_args(arguments)
     machine.raise_file_limit()
     tables: list[Table] = scenario.run(options)
     print(environment(), "", *(table.markdown() for table in tables), sep="\n")

@@ -28,6 +28,7 @@ from bench.slow import Sent, change, publish, times
 from tests.support.hostiles import KINDS, crowd
 
 TITLE = "Hostile clients"
+ROUNDS = 1
 HONEST_CLIENTS = 200
 QUIET = "nobody"
 

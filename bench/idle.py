@@ -28,6 +28,7 @@ from bench.rest import start
 from lockstep.wire.protocol_v2 import SUBPROTOCOL
 
 TITLE = "Idle connections"
+ROUNDS = 3
 PING_INTERVAL_S = 5.0
 REFERENCES = ("ws", "centrifuge", "Tornado")
 OURS = "Lockstep"
@@ -251,9 +252,14 @@ def processor(options: argparse.Namespace) -> list[Table]:
                 notes,
                 ratios=[
                     *contest.ratios(
-                        f"{title}: share of a core", taken, OURS, REFERENCES, float, "{:.1%}".format
+                        f"{title}, % of a core (less is better)",
+                        taken,
+                        OURS,
+                        REFERENCES,
+                        float,
+                        "{:.1%}".format,
                     ),
-                    *contest.ratios(f"{title}: KB for each", sizes, OURS, REFERENCES, float),
+                    *contest.ratios(f"{title}, KB for each (less is better)", sizes, OURS, REFERENCES, float),
                 ],
             )
         )
@@ -270,32 +276,35 @@ def wake_ups(pid: int) -> int:
 
 def alone(options: argparse.Namespace) -> Table:
     """Processes that are up, hear Redis and have no client."""
-    subjects = [Subject(each.name, each, 0, 0) for each in pinging(options)]
+    subjects = [Subject(each.name, each, 0, 0) for each in pinging(options) if each is not TORNADO]
     with ExitStack() as stack:
         redis = stack.enter_context(machine.Redis())
         for subject in subjects:
             subject.port, subject.pid = start(subject.contestant, redis, stack)
         time.sleep(PING_INTERVAL_S)
-        before = [wake_ups(subject.pid) for subject in subjects]
+        before, began_s = [wake_ups(subject.pid) for subject in subjects], time.monotonic()
         taken = shares(subjects, options)
-        seconds = options.rounds * options.cpu_seconds
-        rows = [
-            [
-                subject.name,
-                f"{(wake_ups(subject.pid) - count) / seconds:.1f}",
-                f"{median(taken[subject.name]):.3%}",
-                spread(taken[subject.name]),
-                f"{machine.rss_bytes(subject.pid) / 2**20:.1f}",
-            ]
+        took_s = time.monotonic() - began_s
+        wakes_per_s = {
+            subject.name: [(wake_ups(subject.pid) - count) / took_s]
             for subject, count in zip(subjects, before, strict=True)
+        }
+        megabytes = {subject.name: machine.rss_bytes(subject.pid) / 2**20 for subject in subjects}
+    rows = [
+        [
+            name,
+            *(f"{wakes_per_s[name][0]:.1f}", f"{median(each):.3%}", spread(each)),
+            f"{megabytes[name]:.1f}",
         ]
-    title, ours = f"{TITLE}: processes without a client", rows[0]
+        for name, each in taken.items()
+    ]
+    what, to = "a process without clients", REFERENCES[:2]
     ratios = [
-        contest.Ratio("process without clients: wake-ups per s", ours[1], "", 0.0),
-        contest.Ratio("process without clients: share of a core", ours[2], "", 0.0),
+        *contest.ratios(f"{what}, wake-ups per s (less is better)", wakes_per_s, OURS, to, float),
+        *contest.ratios(f"{what}, % of a core (less is better)", taken, OURS, to, float, "{:.2%}".format),
     ]
     columns = ["server", "wake-ups per s", "of a core", "rounds", "MB"]
-    return Table(title, columns, rows, ratios=ratios)
+    return Table(f"{TITLE}: processes without a client", columns, rows, ratios=ratios)
 
 
 def dead(options: argparse.Namespace) -> Table:

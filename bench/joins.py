@@ -26,6 +26,7 @@ from bench.idle import BY_V2, SUBSCRIBED, TORNADO
 from bench.rest import start
 
 TITLE = "Handshakes and joins"
+ROUNDS = 5
 REFERENCES = ("ws", "centrifuge")
 LOCKSTEP, V2 = "Lockstep", "Lockstep, protocol v2"
 
@@ -89,7 +90,7 @@ def compare(
         *("server", f"{what} per CPU-s", "rounds", "to ws", "to centrifuge"),
         *(f"{what} per s", "p50 ms", "p99 ms"),
     ]
-    ratios = contest.ratios(f"{title}: per CPU-s", outcomes, LOCKSTEP, REFERENCES, arrivals_per_cpu_s)
+    ratios = contest.ratios(f"{title} per CPU-s", outcomes, LOCKSTEP, REFERENCES, arrivals_per_cpu_s)
     return Table(f"{TITLE}: {title}", columns, rows, text, ratios=ratios)
 
 
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     limit = replace(LIMIT, path="/ws?sessionId=any")
     # A socket of protocol v2 names no session when it is opened.
     by_v2 = replace(server, path="/ws", joins=())
-    handshakes = {
+    handshakes: dict[str, Callable[[], Storms]] = {
         LOCKSTEP: functools.partial(storms, by_v2, 0, BY_V2, options),
         **turns([*(replace(each, path="/ws", joins=()) for each in (*peers, TORNADO)), limit], rooms=0),
     }

@@ -19,6 +19,7 @@ from bench.contestants import load, lockstep
 from bench.observed import lags, observed
 
 TITLE = "Loop lag"
+ROUNDS = 2
 
 
 def watched(folder: Path, options: argparse.Namespace, *how: str, **more: Any) -> dict[str, float]:

@@ -12,6 +12,7 @@ from bench.contest import Table, median
 from bench.contestants import LIMIT, WS, Load, centrifuge, lockstep, measure, notes
 
 TITLE = "Latency"
+ROUNDS = 3
 REFERENCES = ("limit", "ws", "centrifuge")
 
 
@@ -46,14 +47,16 @@ def run(options: argparse.Namespace) -> list[Table]:
         ]
         for name, loads in outcomes.items()
     ]
+    what = f"{options.rate:,.0f} messages a second to {options.clients} clients"
     return [
         Table(
-            f"{TITLE}: {options.rate:,.0f} messages a second for {options.clients} clients",
+            f"{TITLE}: {what}",
             ["server", "p50 ms", "p99 ms", "p99 of the worst round", "of a core"],
             rows,
             notes=notes(outcomes),
             ratios=contest.ratios(
-                "latency of 1,000 messages a second to 10: p99 ms", outcomes, "Lockstep", REFERENCES, p99_ms
+                f"{what}, p99 ms (less is better)",
+                *(outcomes, "Lockstep", REFERENCES, p99_ms),
             ),
         )
     ]

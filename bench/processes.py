@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable
 
 from bench import contest
-from bench.contest import Table, median, number, paired_text, spread
-from bench.contestants import WS, Contestant, Load, lockstep, measure, notes, per_cpu_s
+from bench.contest import Ratio, Table, median, number, spread
+from bench.contestants import WS, Load, lockstep, measure, notes, per_cpu_s
 
 TITLE = "One to four processes"
+ROUNDS = 3
+ALL, TARGETED = "Lockstep --routing=all", "Lockstep --routing=targeted"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,59 +27,76 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--in-flight", type=int, default=64)
 
 
-def words(processes: int, is_together: bool) -> str:
-    """Where the clients of a session are."""
-    if processes == 1:
-        return "1 process"
-    return f"{processes} processes, {'together' if is_together else 'anywhere'}"
+Case = tuple[str, int, bool]
+"""The server, how many processes of it, and whether the clients of a session are at one of them."""
+
+
+def words(case: Case) -> str:
+    name, processes, is_together = case
+    where = "" if processes == 1 else " together" if is_together else " anywhere"
+    return f"{name}, {processes} {'process' if processes == 1 else 'processes'}{where}"
+
+
+def figure_of(case: Case) -> str:
+    name, processes, is_together = case
+    where = "together" if is_together else "anywhere"
+    routing = "" if name == ALL else f", {name.removeprefix('Lockstep --')}"
+    return f"{processes} processes, sessions of two {where}{routing}, messages per CPU-s"
 
 
 def run(options: argparse.Namespace) -> list[Table]:
-    contestants: list[Contestant] = [
-        lockstep(options.checkout, f"--routing={routing}", name=f"Lockstep --routing={routing}")
-        for routing in ("all", "targeted")
+    contestants = {
+        ALL: lockstep(options.checkout, "--routing=all"),
+        TARGETED: lockstep(options.checkout, "--routing=targeted"),
+        WS.name: WS,
+    }
+    cases: list[Case] = [
+        (name, processes, is_together)
+        for processes in options.processes
+        for is_together in (False, True)
+        for name in contestants
+        # Of one process there is one kind, and of the peer what is asked of it.
+        if not is_together or (processes > 1 and name != WS.name)
     ]
-    contestants.append(WS)
-    turns: dict[str, Callable[[], Load]] = {}
-    for processes in options.processes:
-        for is_together in (False, True):
-            # Of one process there is one kind, and of the peer what is asked of it.
-            for contestant in contestants:
-                if is_together and (processes == 1 or contestant is WS):
-                    continue
-                turns[f"{contestant.name}, {words(processes, is_together)}"] = measure(
-                    contestant,
-                    f"--in-flight={options.in_flight}",
-                    *(("--by-room",) if is_together else ()),
-                    clients=options.clients,
-                    rooms=options.sessions,
-                    processes=processes,
-                    seconds=options.seconds,
-                    warm_up=options.warm_up,
-                )
+    turns: dict[str, Callable[[], Load]] = {
+        words((name, processes, is_together)): measure(
+            contestants[name],
+            f"--in-flight={options.in_flight}",
+            *(("--by-room",) if is_together else ()),
+            clients=options.clients,
+            rooms=options.sessions,
+            processes=processes,
+            seconds=options.seconds,
+            warm_up=options.warm_up,
+        )
+        for name, processes, is_together in cases
+    }
     outcomes = contest.interleaved(turns, options, TITLE)
     rows, ratios = [], []
-    for contestant in contestants:
-        one = f"{contestant.name}, {words(1, is_together=False)}"
-        for name, loads in outcomes.items():
-            if not name.startswith(f"{contestant.name}, "):
-                continue
-            ws = name.replace(contestant.name, WS.name).replace("together", "anywhere")
-            rows.append(
-                [
-                    name,
-                    number(median(map(per_cpu_s, loads))),
-                    spread([*map(per_cpu_s, loads)]),
-                    paired_text(outcomes, name, one, per_cpu_s),
-                    paired_text(outcomes, name, ws, per_cpu_s),
-                    number(median(each.per_s for each in loads)),
-                    f"{median(each.p50_ms for each in loads):.2f}",
-                    f"{median(each.p99_ms for each in loads):.2f}",
-                    f"{median(each.load_share for each in loads):.0%}",
-                ]
-            )
-            if name != one and contestant is not WS:
-                ratios += contest.ratios(f"{name}: messages per CPU-s", outcomes, name, [one, ws], per_cpu_s)
+    for case in sorted(cases, key=lambda case: [*contestants].index(case[0])):
+        name, processes, _ = case
+        if (loads := outcomes.get(words(case))) is None:
+            continue
+        references = {"1 process": (name, 1, False), "ws": (WS.name, processes, False)}
+        values = {
+            to: contest.paired(outcomes, words(case), words(other), per_cpu_s)
+            for to, other in references.items()
+        }
+        per_s = number(median(map(per_cpu_s, loads)))
+        rows.append(
+            [
+                *(words(case), per_s, spread([*map(per_cpu_s, loads)])),
+                *("-" if value is None else f"{value:.2f}" for value in values.values()),
+                number(median(each.per_s for each in loads)),
+                f"{median(each.p50_ms for each in loads):.2f}",
+                f"{median(each.p99_ms for each in loads):.2f}",
+                f"{median(each.load_share for each in loads):.0%}",
+            ]
+        )
+        if processes > 1 and name != WS.name:
+            ratios += [
+                Ratio(figure_of(case), per_s, to, value) for to, value in values.items() if value is not None
+            ]
     columns = [
         *("server", "messages per CPU-s", "rounds", "to 1 process", "to ws"),
         *("messages per s", "p50 ms", "p99 ms", "load's core"),

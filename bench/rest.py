@@ -27,6 +27,8 @@ from bench.contest import Table, median, number, ratio, spread
 from bench.contestants import DISTURBED_SHARE, Contestant, generate, lockstep, peer
 
 TITLE = "Switch by REST"
+LOCKED = "Lockstep with tokens and limits"
+ROUNDS = 5
 SESSIONS = 100
 CONNECTIONS = 16
 # Budgets of a day: no clock runs out, and no session changes by itself.
@@ -37,6 +39,11 @@ COMMAND = {"type": "COMMAND", "command": "switch"}
 SECRET = "a secret of this benchmark, and of no other use"
 # V8 and CPython 3.11 get quicker as they run; a server that has run for days is past that.
 WARM_UP_S = 2.0
+
+FIGURES = {
+    "Lockstep": "switches by REST per CPU-s",
+    LOCKED: "switches by REST with tokens and limits per CPU-s",
+}
 
 EXPRESS = peer("Express", "express.js")
 STARLETTE = peer("Starlette", "starlette_app.py")
@@ -229,7 +236,15 @@ def compare(
         *("server's core", "Redis", "load"),
     ]
     rows = [row(name, done, outcomes.get(to)) for name, done in outcomes.items()]
-    return Table(title, columns, rows, text, notes(outcomes))
+    ratios = [
+        ratio
+        for name, figure in FIGURES.items()
+        if is_alone == (name != "Lockstep")
+        for ratio in contest.ratios(
+            figure, outcomes, name, ["Express", "Starlette"], lambda turn: turn.per_cpu_s
+        )
+    ]
+    return Table(title, columns, rows, text, notes(outcomes), ratios=ratios)
 
 
 def run(options: argparse.Namespace) -> list[Table]:
@@ -247,7 +262,7 @@ def run(options: argparse.Namespace) -> list[Table]:
             f"--jwt-secret-file={secret.name}",
             "--rate-limit-general=100000000/60",
             "--rate-limit-switch=100000000/1",
-            name="Lockstep with tokens and limits",
+            name=LOCKED,
         )
         text = (
             "The same in sessions of one, with a token of scope control in each request. The limits, of the "

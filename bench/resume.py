@@ -31,6 +31,7 @@ from broker.script import Script
 from lockstep.wire.protocol_v2 import SUBPROTOCOL
 
 TITLE = "Coming back"
+ROUNDS = 3
 STOPS_WITHIN_S = 60.0
 SWITCHING_S = 3.0
 

@@ -22,6 +22,7 @@ from bench.idle import BY_V2, SUBSCRIBED, Clients
 from bench.rest import start
 
 TITLE = "Memory of updates"
+ROUNDS = 1
 V1, V2 = "v1", "v2"
 SPEC = {"sync_mode": "global", "total_time_ms": 86_400_000}
 CHANGE = {"metadata": {}, "data": {"x": "x" * 1000}}

@@ -21,6 +21,7 @@ from bench.contestants import (
 )
 
 TITLE = "Sessions of two"
+ROUNDS = 5
 REFERENCES = ("ws", "centrifuge", "limit")
 
 
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> list[Table]:
         }
         title = f"{sessions:,} sessions of two"
         outcomes = contest.interleaved(turns, options, title)
-        figure = f"{title}: messages per CPU-s"
+        figure = f"1 KB to each of {title}, messages per CPU-s"
         tables.append(
             Table(
                 f"{TITLE}: {sessions:,} of them",

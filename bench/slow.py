@@ -32,6 +32,7 @@ from bench.rest import disturbance, running_session
 from tests.support.ws_client import Closed, WsClient
 
 TITLE = "Slow clients"
+ROUNDS = 3
 PAUSE_S = 4.0
 # The interval, the timeout, and a second of grace; or the limit on what is kept, if that is reached first.
 GONE_WITHIN_S = 10.0
