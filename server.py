@@ -24,10 +24,10 @@ from cli import run_command
 from handlers import build_transport
 from handlers.clients import Clients
 from handlers.event_streams import EventStreams
-from handlers.fanout import deliver
 from handlers.heartbeat import Heartbeat
 from handlers.listeners import listen, url_of
 from handlers.listening import ClientServer
+from handlers.native import Recipients
 from handlers.origins import Hosts, Origins
 from handlers.protocol_v1 import ProtocolV1
 from handlers.protocol_v2 import ProtocolV2
@@ -100,7 +100,7 @@ class Server:
         self.broker = open_broker(settings, metrics, source)
         self.sessions = Sessions(self.broker, settings.lifetimes, metrics)
         self.deadlines = Deadlines(self.broker, self.sessions)
-        self.hub = Hub(self.broker, self.sessions, self.deadlines, metrics, deliver)
+        self.hub = Hub(self.broker, self.sessions, self.deadlines, metrics, Recipients)
         self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
         self._tasks = Tasks()
         self._is_draining = False

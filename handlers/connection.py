@@ -15,9 +15,10 @@ from typing import Any
 from handlers.connection_service import Service, Spoken
 from handlers.connection_states import Reading, State
 from handlers.heartbeat import PING_FRAME
+from handlers.native import Recipient
 from handlers.outgoing_queue import OutgoingQueue
 from lockstep.errors import ABNORMAL_CLOSURE, DISCONNECTED, INTERNAL_ERROR, TOO_MANY_MESSAGES, TOO_SLOW, Close
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.peers import Frames, Kind
 from lockstep.wire.encodings import Encoding
 from lockstep.wire.frames import (
     BINARY,
@@ -40,7 +41,7 @@ CLOSE_TIMEOUT_S = 5.0
 TOO_SLOW_TIMEOUT_S = 1.0
 
 
-class Connection:
+class Connection(Recipient):
     """One client, and in protocol v1 as the hub's Peer its subscription to its session.
 
     There may be tens of thousands, most of them idle: what only some need is made when they need it.
@@ -63,11 +64,12 @@ class Connection:
         "following",
         "invalid_at_s",
         "is_counted",
-        "outgoing",
         "protocol",
         "session_id",
         "subject",
     )
+
+    outgoing: OutgoingQueue
 
     def __init__(
         self,
@@ -118,14 +120,14 @@ class Connection:
         if self._state.can_send:
             self.outgoing.send(frame, kind, self)
 
-    def send_batch(self, batch: Batch) -> None:
+    def send_batch(self, frames: Frames) -> None:
         if self._state.can_send:
-            self.outgoing.send_batch(batch, self)
+            self.outgoing.send_batch(frames, self)
 
-    def took(self, batch: Batch, sent: int) -> None:
-        """The batch was offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
+    def took(self, frames: Frames, sent: int) -> None:
+        """The frames were offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
         if self._state.can_send:
-            self.outgoing.took(batch, sent, self)
+            self.outgoing.took(frames, sent, self)
 
     @property
     def can_send(self) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from handlers.heartbeat import Heartbeat
+from handlers.native import Recipient
 from handlers.outgoing_queue import OutgoingQueue
 from handlers.read_scheduler import ReadScheduler
 from lockstep.access import Access
@@ -29,7 +30,7 @@ from lockstep.errors import (
 )
 from lockstep.limits import ConnectionLimits
 from lockstep.live.followers import Followers
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.peers import Frames, Kind
 from lockstep.metrics import Metrics
 from lockstep.rules.state_json import dumps
 from lockstep.wire import events
@@ -94,7 +95,7 @@ def some_retry() -> bytes:
     return events.retry(random.randint(MIN_RETRY_MS, MAX_RETRY_MS))
 
 
-class EventStream:
+class EventStream(Recipient):
     """One client: a peer of its session's room, from its response's head on to the end of its socket.
 
     There may be tens of thousands, most of them idle.
@@ -114,7 +115,6 @@ class EventStream:
         "close_code",
         "heartbeat_slot",
         "is_over",
-        "outgoing",
         "session_id",
         "subject",
     )
@@ -190,14 +190,14 @@ class EventStream:
         if not self.is_over:
             self.outgoing.send(frame, kind, self)
 
-    def send_batch(self, batch: Batch) -> None:
+    def send_batch(self, frames: Frames) -> None:
         if not self.is_over:
-            self.outgoing.send_batch(batch, self)
+            self.outgoing.send_batch(frames, self)
 
-    def took(self, batch: Batch, sent: int) -> None:
-        """The batch was offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
+    def took(self, frames: Frames, sent: int) -> None:
+        """The frames were offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
         if not self.is_over:
-            self.outgoing.took(batch, sent, self)
+            self.outgoing.took(frames, sent, self)
 
     def skipped(self, kind: Kind) -> bytes:
         return self._streams.skipped(self.session_id, self, kind)

@@ -6,12 +6,12 @@ from itertools import cycle
 from typing import Any, Protocol
 
 from handlers.native import Poller, send_all
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.peers import Frames, Kind
 from lockstep.wire.frames import PING, encode_frame
 
 TICK_S = 0.1
 PING_FRAME = encode_frame(PING, b"")
-_PING_BATCH = Batch([(Kind.MESSAGE, PING_FRAME)])
+_PING_FRAMES: Frames = [(Kind.MESSAGE, PING_FRAME)]
 
 
 class Pinged(Protocol):
@@ -32,7 +32,7 @@ class PingedSocket(Protocol):
 
     def ping(self) -> None: ...
 
-    def took(self, batch: Batch, sent: int) -> None:
+    def took(self, frames: Frames, sent: int) -> None:
         """The socket took so many bytes of the ping: not all."""
 
     def expect_pong(self) -> None: ...
@@ -146,6 +146,6 @@ class Heartbeat:
         descriptors = [each.outgoing.clear_descriptor for each in connections]
         for index, sent in send_all(descriptors, PING_FRAME):
             if sent > 0:
-                connections[index].took(_PING_BATCH, sent)
+                connections[index].took(_PING_FRAMES, sent)
             else:
                 connections[index].ping()

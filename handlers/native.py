@@ -5,8 +5,8 @@ import os
 try:
     if os.environ.get("LOCKSTEP_TWIN") == "1":
         raise ImportError("the twin is asked for")
-    from handlers._native import Poller, send_all
+    from handlers._native import Line, Poller, Recipient, Recipients, send_all
 except ImportError:  # or there was no compiler when this was installed
-    from handlers.native_twin import Poller, send_all
+    from handlers.native_twin import Line, Poller, Recipient, Recipients, send_all
 
-__all__ = ["Poller", "send_all"]
+__all__ = ["Line", "Poller", "Recipient", "Recipients", "send_all"]

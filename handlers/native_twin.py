@@ -5,9 +5,30 @@ import socket
 from contextlib import suppress
 from typing import Any
 
+from lockstep.live.recipients import PeerByPeer as Recipients
+
+__all__ = ["Line", "Poller", "Recipient", "Recipients", "send_all"]
+
 # Without data: two bytes, and the mask.
 _PONG_BYTES = 6
 _PONG_BEGINS = b"\x8a\x80"
+
+
+class Line:
+    """What several recipients may be sent through: a socket, in an order that its owner keeps."""
+
+    __slots__ = ("clear_descriptor",)
+
+    clear_descriptor: int
+    """What may be sent to directly; -1 while something waits, or when nothing more may be sent."""
+
+
+class Recipient:
+    """One of an audience. It keeps what its line does not take (`took`)."""
+
+    __slots__ = ("outgoing",)
+
+    outgoing: Line
 
 
 def send_all(descriptors: list[int], data: bytes) -> list[tuple[int, int]]:

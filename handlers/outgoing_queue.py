@@ -5,7 +5,8 @@ import socket
 from collections import deque
 from typing import Any, Protocol
 
-from lockstep.live.peers import Batch, Kind
+from handlers.native import Line
+from lockstep.live.peers import Frames, Kind, joined
 
 MAX_UNSENT_BYTES = 1_048_576
 
@@ -137,13 +138,13 @@ class UnsentFrames:
         return self._presences if kind is Kind.PRESENCE else self._states
 
 
-class OutgoingQueue:
+class OutgoingQueue(Line):
     """Sends frames through one socket, in order. It keeps what the socket does not take, up to a limit.
 
     There is one for each connection, and nearly always it is empty: `UnsentFrames` are made when needed.
     """
 
-    __slots__ = ("_is_finished", "_owner", "_socket", "_unsent", "clear_descriptor")
+    __slots__ = ("_is_finished", "_owner", "_socket", "_unsent")
 
     def __init__(self, sock: socket.socket, owner: Owner) -> None:
         self._socket = sock
@@ -163,20 +164,21 @@ class OutgoingQueue:
         else:
             self._put_all([(kind, frame)], sender)
 
-    def send_batch(self, batch: Batch, sender: Sender) -> None:
+    def send_batch(self, frames: Frames, sender: Sender) -> None:
         if self._unsent is not None:
-            self._put_all(batch.frames, sender)
+            self._put_all(frames, sender)
             return
-        sent = self._offer(batch.data)
-        if sent != batch.size:
-            self._fall_behind(batch, sent, sender)
+        data = joined(frames)
+        sent = self._offer(data)
+        if sent != len(data):
+            self._fall_behind(frames, sent, sender)
 
-    def took(self, batch: Batch, sent: int, sender: Sender) -> None:
-        """`clear_descriptor` took so many bytes of the batch; -1: it was negative, or its socket broken."""
+    def took(self, frames: Frames, sent: int, sender: Sender) -> None:
+        """`clear_descriptor` took so many bytes of the frames; -1: it was negative, or its socket broken."""
         if self.clear_descriptor < 0:
-            self.send_batch(batch, sender)
+            self.send_batch(frames, sender)
         else:
-            self._fall_behind(batch, sent, sender)
+            self._fall_behind(frames, sent, sender)
 
     def forget(self, sender: Sender) -> None:
         """Nothing that waits as its state is sent any more."""
@@ -230,15 +232,15 @@ class OutgoingQueue:
         elif sent != len(frame):
             self._begin_waiting(memoryview(frame)[sent:])
 
-    def _fall_behind(self, batch: Batch, sent: int, sender: Sender) -> None:
-        """Of the batch so many bytes were taken: one of its frames is in progress, those behind it wait."""
+    def _fall_behind(self, frames: Frames, sent: int, sender: Sender) -> None:
+        """So many bytes of these were taken: one of the frames is in progress, those behind it wait."""
         if sent < 0:
             self._owner.on_broken()
             return
-        for index, (_, frame) in enumerate(batch.frames):
+        for index, (_, frame) in enumerate(frames):
             if sent < len(frame):
                 self._begin_waiting(memoryview(frame)[sent:])
-                self._put_all(batch.frames[index + 1 :], sender)
+                self._put_all(frames[index + 1 :], sender)
                 return
             sent -= len(frame)
 
@@ -247,7 +249,7 @@ class OutgoingQueue:
         self.clear_descriptor = -1
         asyncio.get_running_loop().add_writer(self._socket.fileno(), self._on_writable)
 
-    def _put_all(self, frames: list[tuple[Kind, bytes]], sender: Sender) -> None:
+    def _put_all(self, frames: Frames, sender: Sender) -> None:
         assert self._unsent is not None
         for kind, frame in frames:
             if self._unsent.put(kind, frame, sender):

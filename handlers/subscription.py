@@ -4,10 +4,11 @@ from collections import deque
 from typing import Protocol
 
 from handlers.connection import Connection
+from handlers.native import Recipient
 from handlers.outgoing_queue import OutgoingQueue
 from lockstep.access import Access
 from lockstep.errors import Close
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.peers import Frames, Kind
 from lockstep.wire.encodings import Encoding
 from lockstep.wire.protocol_v2 import SessionRequest
 
@@ -22,14 +23,16 @@ class Service(Protocol):
         """Tell its client that it is sent away, and end it. Called again it does nothing."""
 
 
-class Subscription:
+class Subscription(Recipient):
     """Sends through its connection, which may have others. A client may have a hundred: they are small."""
 
-    __slots__ = ("_service", "connection", "is_ended", "outgoing", "session_id")
+    __slots__ = ("_service", "connection", "is_ended", "session_id")
+
+    outgoing: OutgoingQueue
 
     def __init__(self, connection: Connection, session_id: str, service: Service) -> None:
         self.connection = connection
-        self.outgoing: OutgoingQueue = connection.outgoing
+        self.outgoing = connection.outgoing
         self.session_id = session_id
         self.is_ended = False
         self._service = service
@@ -50,14 +53,14 @@ class Subscription:
         if self.connection.can_send:
             self.outgoing.send(frame, kind, self)
 
-    def send_batch(self, batch: Batch) -> None:
+    def send_batch(self, frames: Frames) -> None:
         if self.connection.can_send:
-            self.outgoing.send_batch(batch, self)
+            self.outgoing.send_batch(frames, self)
 
-    def took(self, batch: Batch, sent: int) -> None:
-        """The batch was offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
+    def took(self, frames: Frames, sent: int) -> None:
+        """The frames were offered to `outgoing.clear_descriptor`, which took so many bytes; -1: none."""
         if self.connection.can_send:
-            self.outgoing.took(batch, sent, self)
+            self.outgoing.took(frames, sent, self)
 
     def skipped(self, kind: Kind) -> bytes:
         return self._service.skipped(self, kind)

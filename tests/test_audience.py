@@ -5,8 +5,9 @@ import random
 import pytest
 
 from lockstep.live import audience as audience_module
-from lockstep.live.audience import Audience, one_by_one
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.audience import Audience
+from lockstep.live.peers import Frames, Kind
+from lockstep.live.recipients import PeerByPeer
 from lockstep.wire.encodings import JSON
 from tests.support.peers import FakePeer
 
@@ -14,8 +15,8 @@ from tests.support.peers import FakePeer
 class Taker(FakePeer):
     """Keeps the frames as they are."""
 
-    def send_batch(self, batch: Batch) -> None:
-        self.frames += [frame for _, frame in batch.frames]
+    def send_batch(self, frames: Frames) -> None:
+        self.frames += [frame for _, frame in frames]
 
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         self.frames.append(frame)
@@ -27,7 +28,7 @@ def test_each_peer_is_sent_what_it_is_to_have_once_and_in_order(
 ) -> None:
     monkeypatch.setattr(audience_module, "PEERS_PER_LOOK", 2)
     luck = random.Random(seed)
-    audience = Audience(JSON)
+    audience = Audience(JSON, PeerByPeer())
     due: dict[Taker, list[bytes]] = {}
     gone: list[Taker] = []
 
@@ -66,6 +67,6 @@ def test_each_peer_is_sent_what_it_is_to_have_once_and_in_order(
                 audience.catch_up(peer)
                 assert peer.frames == due[peer]
             case _:
-                audience.serve(one_by_one, lambda: luck.random() < 0.5)
-    assert audience.serve(one_by_one, lambda: False)
+                audience.serve(lambda: luck.random() < 0.5)
+    assert audience.serve(lambda: False)
     assert [peer.frames for peer in due] == list(due.values())

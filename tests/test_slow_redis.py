@@ -10,7 +10,7 @@ from lockstep.errors import Close
 from lockstep.lifetimes import Lifetimes
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.hub import Hub
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.peers import Frames, Kind
 from lockstep.metrics import Metrics
 from lockstep.sessions import Sessions
 from lockstep.wire.encodings import JSON
@@ -30,8 +30,8 @@ class Counting:
     def __init__(self) -> None:
         self.states = 0
 
-    def send_batch(self, batch: Batch) -> None:
-        for kind, frame in batch.frames:
+    def send_batch(self, frames: Frames) -> None:
+        for kind, frame in frames:
             self.send(frame, kind)
 
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:

@@ -5,18 +5,25 @@
  */
 #include "native.h"
 
+PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type && PyModule_AddType(module, type) < 0) Py_CLEAR(type);
+    return type;
+}
+
+static int add_types(PyObject *module)
+{
+    PyTypeObject *poller = add_type(module, &poller_spec);
+    if (!poller) return -1;
+    Py_DECREF(poller);
+    return add_fanout(module);
+}
+
 static PyMethodDef methods[] = {
     {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, send_all_doc},
     {NULL, NULL, 0, NULL},
 };
-
-static int add_types(PyObject *module)
-{
-    PyObject *poller = PyType_FromModuleAndSpec(module, &poller_spec, NULL);
-    const int outcome = poller ? PyModule_AddType(module, (PyTypeObject *)poller) : -1;
-    Py_XDECREF(poller);
-    return outcome;
-}
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, add_types},

@@ -120,7 +120,7 @@ class Followers:
         room = self._hub.room_of(session_id)
         timeline = room.timeline
         if timeline is None:
-            timeline = room.timeline = Timeline(session_id, self._hub.rings)
+            timeline = room.timeline = Timeline(session_id, self._hub.rings, self._hub.make_recipients)
         while not timeline.is_current:
             if timeline.reading is None:
                 timeline.reading = asyncio.create_task(self._read(timeline))

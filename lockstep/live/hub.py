@@ -8,10 +8,10 @@ from typing import Protocol
 
 from lockstep.contract import Affected, Attendance, Bus, Clock, Presence, Store
 from lockstep.errors import LockstepError, SessionNotFound
-from lockstep.live.audience import Deliver, one_by_one
 from lockstep.live.deadlines import Deadlines
 from lockstep.live.peers import Kind, Peer
 from lockstep.live.presence_tracker import PresenceTracker
+from lockstep.live.recipients import MakeRecipients, PeerByPeer
 from lockstep.live.repair import Difference, Gone, Learned, Missed, Repair
 from lockstep.live.ring import Rings
 from lockstep.live.room import Room
@@ -44,7 +44,7 @@ class Hub:
         sessions: Sessions,
         deadlines: Deadlines,
         metrics: Metrics,
-        deliver: Deliver = one_by_one,
+        make_recipients: MakeRecipients = PeerByPeer,
     ) -> None:
         self._broker = broker
         self._deadlines = deadlines
@@ -53,7 +53,8 @@ class Hub:
         self.rings = Rings()
         # Who is about to enter the room of each session, whose channel is not left meanwhile.
         self._joining: dict[str, set[Peer]] = {}
-        self._serving = Serving(deliver, broker, metrics)
+        self.make_recipients = make_recipients
+        self._serving = Serving(broker, metrics)
         self.presence = PresenceTracker(broker, self.rooms, self.schedule, sessions.read, metrics)
         self._reads = SharedReads(sessions.read)
         self._repair = Repair(broker, self.rooms, self._apply)
@@ -115,7 +116,7 @@ class Hub:
         """The session's room, which is made if there is none."""
         room = self.rooms.get(session_id)
         if room is None:
-            room = self.rooms[session_id] = Room()
+            room = self.rooms[session_id] = Room(self.make_recipients)
             self._repair.learn(session_id)
         return room
 
@@ -215,8 +216,7 @@ class Hub:
             self._discard(f"ws:{session_id}", payload)
             return
         self.schedule(room)
-        room.put_relayed(message, self._broker.shown_ms())
-        self._metrics.count_sent("RELAYED", room.peer_count)
+        self._metrics.count_sent("RELAYED", room.put_relayed(message, self._broker))
 
     def on_presence(
         self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
@@ -250,8 +250,7 @@ class Hub:
             if update.head.order[0] > room.presence_epoch and not update.is_foreign:
                 self.presence.see_state(room, update.head, update.state)
         self.schedule(room)
-        room.put_update(update)
-        self._metrics.count_sent("STATE_UPDATE", len(room.audiences))
+        self._metrics.count_sent("STATE_UPDATE", room.put_update(update))
 
     def _deliver_changes(self, room: Room, timeline: Timeline, update: Update) -> None:
         """The same to those who follow changes: they may know of a later state by a read."""
@@ -269,14 +268,13 @@ class Hub:
 
     def _end_room(self, room: Room, deletion: Deletion) -> None:
         session_id, timeline = deletion.session_id, room.timeline
-        self._metrics.count_sent("SESSION_DELETED", len(room.audiences))
         if room.presence is not None:
             self.presence.end(room.presence)
             room.presence = None
         if timeline is not None and (timeline.audiences or session_id in self._joining):
             # Who follows changes stays, in a room that knows nothing any more.
             room.timeline = None
-            self.rooms[session_id] = successor = Room(timeline)
+            self.rooms[session_id] = successor = Room(self.make_recipients, timeline)
             successor.presence_epoch = max(room.presence_epoch, deletion.epoch or "")
             successor.update_count = room.update_count + 1  # for a read that is under way: it may be older
             self._deadlines.arm(session_id, None)
@@ -286,7 +284,7 @@ class Hub:
         else:
             self._drop_room(session_id)
         self.schedule(room)
-        room.end(deletion, self._broker.now_ms(session_id))
+        self._metrics.count_sent("SESSION_DELETED", room.end(deletion, self._broker.now_ms(session_id)))
 
     def _disconnect(self, room: Room | None, of: Disconnect) -> None:
         """Send the subject's clients away, also those who are about to enter."""
@@ -334,9 +332,9 @@ class Hub:
                 self._deadlines.arm(session_id, head.deadline_ms)
                 self._see(room, head, state)
                 self.schedule(room)
-                room.put_sync(session_id, head, state, self._broker.shown_ms())
+                count = room.put_sync(session_id, head, state, self._broker.shown_ms())
                 self._metrics.resyncs.inc()
-                self._metrics.count_sent("STATE_SYNC", len(room.audiences))
+                self._metrics.count_sent("STATE_SYNC", count)
             case Gone(session_id=session_id):
                 epoch = room.known.order[0] if room.known else ""
                 self._end_room(room, Deletion(session_id, None, epoch))

@@ -22,15 +22,13 @@ class Kind(Enum):
     """The same of who is present."""
 
 
-class Batch:
-    """What one iteration of the loop brought for an audience: its frames in order, and all in one piece."""
+Frames = list[tuple[Kind, bytes]]
+"""What one iteration of the loop brings for those who are told the same, in order."""
 
-    __slots__ = ("data", "frames", "size")
 
-    def __init__(self, frames: list[tuple[Kind, bytes]]) -> None:
-        self.frames = frames
-        self.data = frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
-        self.size = len(self.data)
+def joined(frames: Frames) -> bytes:
+    """All in one piece."""
+    return frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
 
 
 class Peer(Protocol):
@@ -52,8 +50,8 @@ class Peer(Protocol):
     def can_send(self) -> bool:
         """False from when its end has begun."""
 
-    def send_batch(self, batch: Batch) -> None:
-        """Send its frames: in one piece if possible, else one by one, each by its kind."""
+    def send_batch(self, frames: Frames) -> None:
+        """Send them in one piece if possible, else one by one, each by its kind."""
 
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
         """Send a frame after everything sent before it."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
+from lockstep.contract import Clock
 from lockstep.errors import SESSION_DELETED
-from lockstep.live.audience import Audiences, Deliver
+from lockstep.live.audience import Audiences
 from lockstep.live.peers import Kind, Peer
 from lockstep.live.presence import RoomPresence
+from lockstep.live.recipients import MakeRecipients
 from lockstep.live.timeline import Timeline
 from lockstep.wire import protocol_v1
 from lockstep.wire.heads import Head
@@ -30,8 +32,8 @@ class Room:
         "update_count",
     )
 
-    def __init__(self, timeline: Timeline | None = None) -> None:
-        self.audiences = Audiences()  # of protocol v1
+    def __init__(self, make_recipients: MakeRecipients, timeline: Timeline | None = None) -> None:
+        self.audiences = Audiences(make_recipients)  # of protocol v1
         self.timeline = timeline  # None until somebody follows changes
         # The head of the latest state that was sent here, and its JSON; None until one has come.
         self.sent: Head | None = None
@@ -72,32 +74,35 @@ class Room:
 
     # --- what all peers are sent when the room is served next --------------------------------------
 
-    def put_update(self, update: Update) -> None:
+    # Each returns how many clients of protocol v1 that is for; put_relayed, how many of both protocols.
+
+    def put_update(self, update: Update) -> int:
         if update.head is not None:
             self.update_count += 1
             self._remember(update.head, update.state)
         self.committed_ms.append(update.timestamp_ms)
-        if self.audiences:
-            self.audiences.put(update.message, Kind.STATE)
+        return self.audiences.put(update.message, Kind.STATE) if self.audiences else 0
 
-    def put_sync(self, session_id: str, head: Head, state: bytes, now_ms: int) -> None:
+    def put_sync(self, session_id: str, head: Head, state: bytes, now_ms: int) -> int:
         self._remember(head, state)
-        self.audiences.put(protocol_v1.state_sync(session_id, now_ms, state), Kind.SYNC)
+        count = self.audiences.put(protocol_v1.state_sync(session_id, now_ms, state), Kind.SYNC)
         if self.timeline is not None:
             self.timeline.put_state(head, state, now_ms)
+        return count
 
-    def put_relayed(self, message: bytes, now_ms: int) -> None:
-        self.audiences.put(message, Kind.MESSAGE)
+    def put_relayed(self, message: bytes, clock: Clock) -> int:
+        count = self.audiences.put(message, Kind.MESSAGE)
         if self.timeline is not None:
-            self.timeline.put_relayed(message, now_ms)
+            count += self.timeline.put_relayed(message, clock.shown_ms())
+        return count
 
-    def end(self, deletion: Deletion, now_ms: int) -> None:
+    def end(self, deletion: Deletion, now_ms: int) -> int:
         """Tell everybody that the session is gone, and close."""
         message = deletion.message or protocol_v1.session_deleted(
             deletion.session_id, now_ms, deletion.epoch or ""
         )
-        self.audiences.put(message, Kind.MESSAGE)
         self.is_ended = True
+        return self.audiences.put(message, Kind.MESSAGE)
 
     def _remember(self, head: Head, state: bytes) -> None:
         self.sent = self.known = head
@@ -113,10 +118,10 @@ class Room:
 
     # --- serving ---------------------------------------------------------------------------------
 
-    def serve(self, deliver: Deliver, time_is_up: Callable[[], bool]) -> bool:
+    def serve(self, time_is_up: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""
-        if not self.audiences.serve(deliver, time_is_up):
+        if not self.audiences.serve(time_is_up):
             return False
         if self.is_ended:
             return self.audiences.close(SESSION_DELETED, time_is_up)
-        return self.timeline is None or self.timeline.audiences.serve(deliver, time_is_up)
+        return self.timeline is None or self.timeline.audiences.serve(time_is_up)

@@ -6,7 +6,6 @@ import time
 from collections import deque
 
 from lockstep.contract import Clock
-from lockstep.live.audience import Deliver
 from lockstep.live.room import Room
 from lockstep.metrics import Metrics
 
@@ -19,8 +18,7 @@ SERVE_SLICE_S = 0.004
 class Serving:
     """Serves rooms in turn, each when this iteration of the loop has brought all that it brings."""
 
-    def __init__(self, deliver: Deliver, clock: Clock, metrics: Metrics) -> None:
-        self._deliver = deliver
+    def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
         # Rooms with something to send; a large one comes up several times.
@@ -48,7 +46,7 @@ class Serving:
         while self._scheduled:
             room = self._scheduled.popleft()
             try:
-                is_done = room.serve(self._deliver, time_is_up)
+                is_done = room.serve(time_is_up)
                 if is_done and room.committed_ms:
                     now_ms = self._clock.now_ms(room.sent.session_id if room.sent is not None else None)
                     for committed_ms in room.committed_ms:

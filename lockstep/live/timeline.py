@@ -6,6 +6,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from lockstep.live.audience import Audiences
 from lockstep.live.peers import Kind, Peer
+from lockstep.live.recipients import MakeRecipients
 from lockstep.live.ring import Ring, Rings
 from lockstep.rules.state_json import dumps
 from lockstep.wire.encodings import Encoding
@@ -38,9 +39,9 @@ class Timeline:
         "update_count",
     )
 
-    def __init__(self, session_id: str, rings: Rings) -> None:
+    def __init__(self, session_id: str, rings: Rings, make_recipients: MakeRecipients) -> None:
         self.session_id = session_id
-        self.audiences = Audiences()
+        self.audiences = Audiences(make_recipients)
         self.ring = Ring()
         self.rings = rings
         self.tip: Head | None = None
@@ -102,9 +103,10 @@ class Timeline:
         self._move(head, head.position, state)
         self._put_snapshot("created" if is_creation else "repair", now_ms)
 
-    def put_relayed(self, message: bytes, now_ms: int) -> None:
+    def put_relayed(self, message: bytes, now_ms: int) -> int:
+        """How many followers that is for."""
         relayed = Relayed(session_id=self.session_id, timestamp=now_ms, message=Raw(message))
-        self.audiences.put(dumps(relayed), Kind.MESSAGE)
+        return self.audiences.put(dumps(relayed), Kind.MESSAGE)
 
     def end(self, deletion: Deletion, now_ms: int) -> None:
         """The session is gone; its followers stay, for it may be created anew."""

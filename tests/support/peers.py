@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from lockstep.errors import Close
-from lockstep.live.peers import Batch, Kind
+from lockstep.live.peers import Frames, Kind
 from lockstep.wire.encodings import JSON, Encoding
 
 
@@ -23,8 +23,8 @@ class FakePeer:
     def can_send(self) -> bool:
         return not self.is_over
 
-    def send_batch(self, batch: Batch) -> None:
-        for kind, frame in batch.frames:
+    def send_batch(self, frames: Frames) -> None:
+        for kind, frame in frames:
             self.send(frame, kind)
 
     def send(self, frame: bytes, kind: Kind = Kind.MESSAGE) -> None:
