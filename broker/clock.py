@@ -67,12 +67,12 @@ class RedisClock(Clock):
     def __init__(self, metrics: Metrics, source: TimeSource = time) -> None:
         self._metrics = metrics
         self._source = source
-        # Until the first answer, this machine's own idea.
+        # Of the broker's clock to the monotonic one. Until the first answer, this machine's own idea.
         monotonic_ms = source.monotonic() * 1000
-        self._offset_ms = source.time() * 1000 - monotonic_ms
+        self.offset_ms = source.time() * 1000 - monotonic_ms
         self._sample_error_ms = float("inf")
         self._sampled_at_s = 0.0
-        self._shown = SlewedOffset(monotonic_ms, self._offset_ms, SHOWN_RATE)
+        self._shown = SlewedOffset(monotonic_ms, self.offset_ms, SHOWN_RATE)
 
     def measure(self, sent_at_s: float, reply: Any) -> None:
         """Take a reply to TIME, or one that carries it, to what was sent at `sent_at_s` and has just come."""
@@ -91,13 +91,13 @@ class RedisClock(Clock):
         offset_ms = redis_us / 1000 - (sent_at_s + received_at_s) * 500
         error_ms = (received_at_s - sent_at_s) * 500 + ROUNDING_MS
         known_error_ms = self._known_error_ms(received_at_s)
-        is_contradiction = abs(offset_ms - self._offset_ms) > error_ms + known_error_ms
+        is_contradiction = abs(offset_ms - self.offset_ms) > error_ms + known_error_ms
         if error_ms > known_error_ms and not is_contradiction:
             return 0.0
         is_first = self._sample_error_ms == float("inf")
         # Up to here the shown offset followed what was known.
-        step_ms = offset_ms - self._shown.follow(received_at_s * 1000, self._offset_ms)
-        self._offset_ms = offset_ms
+        step_ms = offset_ms - self._shown.follow(received_at_s * 1000, self.offset_ms)
+        self.offset_ms = offset_ms
         self._sample_error_ms = error_ms
         self._sampled_at_s = sent_at_s
         if not is_first and abs(step_ms) <= STEP_MS:
@@ -105,21 +105,31 @@ class RedisClock(Clock):
         self._shown.offset_ms = offset_ms
         return 0.0 if is_first else step_ms
 
-    def _known_error_ms(self, monotonic_s: float) -> float:
+    @property
+    def is_measured(self) -> bool:
+        return self._sample_error_ms < float("inf")
+
+    @property
+    def known_error_ms(self) -> float:
         """How far the estimate may be off by now."""
+        return self._known_error_ms(self._source.monotonic())
+
+    def _known_error_ms(self, monotonic_s: float) -> float:
         return self._sample_error_ms + (monotonic_s - self._sampled_at_s) * DRIFT_MS_PER_S
 
     def now_ms(self, session_id: str | None = None) -> int:
         """The best estimate; a better measurement may take it back by a little."""
-        return int(self._source.monotonic() * 1000 + self._offset_ms)
+        return int(self._source.monotonic() * 1000 + self.offset_ms)
 
     def shown_us(self) -> int:
         """For clients: small corrections are slewed, so it goes back only with a step of Redis's clock."""
         monotonic_ms = self._source.monotonic() * 1000
-        return int((monotonic_ms + self._shown.follow(monotonic_ms, self._offset_ms)) * 1000)
+        return int((monotonic_ms + self._shown.follow(monotonic_ms, self.offset_ms)) * 1000)
 
     def error_ms(self) -> float:
         """How far what is shown may be off: as much as the estimate, and by what is still to be slewed."""
-        monotonic_s = self._source.monotonic()
-        to_slew_ms = abs(self._offset_ms - self._shown.follow(monotonic_s * 1000, self._offset_ms))
-        return self._known_error_ms(monotonic_s) + to_slew_ms + ROUNDING_MS
+        return self.error_of_ms(self._shown.follow(self._source.monotonic() * 1000, self.offset_ms))
+
+    def error_of_ms(self, offset_ms: float) -> float:
+        """How far a clock of this offset may be off by now: by the estimate's own error, and from that."""
+        return self.known_error_ms + abs(self.offset_ms - offset_ms) + ROUNDING_MS

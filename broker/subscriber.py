@@ -51,6 +51,11 @@ class Subscriber:
         return self._link.is_up
 
     @property
+    def refusal(self) -> str | None:
+        """Why there will never be a connection as Redis is set up; None once there has been one."""
+        return self._link.refusal
+
+    @property
     def topics(self) -> Collection[Topic]:
         return self._topics.keys()
 

@@ -90,6 +90,10 @@ class Metrics:
         self.clock_steps = counter(
             "lockstep_clock_steps_total", "Times that the clock of Redis was set by more than 2 s."
         )
+        self.clocks_apart = counter(
+            "lockstep_clocks_apart_total",
+            "Times that clocks of a Redis Cluster were found to differ by more than 20 ms.",
+        )
         self.redis = histogram("lockstep_redis_seconds", "Round trips to Redis, of all that went together.")
         self.redis_errors = counter(
             "lockstep_redis_errors_total", "Calls that Redis refused or did not answer.", ("kind",)

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Iterable, Sequence
 
 from broker.checks import require_usable
 from broker.cluster import merged
-from broker.cluster.hearing import ShardSubscriber
+from broker.cluster.clock import ClusterClock
+from broker.cluster.hearing import Hearing
 from broker.cluster.master import Master
 from broker.cluster.masters import Masters
 from broker.cluster.partition import Partition
@@ -21,6 +22,7 @@ from broker.marks import Agreement
 from broker.presence import KEPT_S as PRESENCE_KEPT_S
 from broker.resp import RespConnection
 from broker.sentinel import Address
+from broker.subscriber import Subscriber
 from lockstep.contract import (
     Attendance,
     Broker,
@@ -70,14 +72,23 @@ class ClusterBroker(Broker):
                 f"the sessions there are in %s partitions, not {PARTITIONS}: choose another --prefix",
             ),
         ]
-        self._subscribers: dict[Address, ShardSubscriber] = {}
+        self._hearing = Hearing(routing, prefix, process)
+        self._clock = ClusterClock(self._masters.clock_of, self._masters.clocks, metrics)
         self._tasks = Tasks()
+        metrics.watch(metrics.probe_age, self._probe_age_s)
 
     def _of(self, session_id: str) -> Partition:
         return self._partitions[partition_of(session_id)]
 
     def _make_master(self, address: Address) -> Master:
-        return Master(self._endpoint, address, self._check, self._metrics)
+        return Master(
+            self._endpoint,
+            address,
+            self._check,
+            self._hearing.on_gap,
+            self._masters.look_soon,
+            self._metrics,
+        )
 
     async def _check(self, connection: RespConnection) -> None:
         await require_usable(connection, self._allow_eviction, is_cluster=True)
@@ -86,15 +97,7 @@ class ClusterBroker(Broker):
         """The partition is to be looked for there: bring that master up to date, if its link is up."""
         if (connection := master.link.connection) is not None:
             self._tasks.spawn(self._prepare(partition, connection))
-        if master.address not in self._subscribers:
-            self._subscribers[master.address] = ShardSubscriber(
-                self._endpoint.at(master.address), self._process, self._metrics
-            )
-        for subscriber in self._subscribers.values():
-            subscriber.drop(partition.number)
-        self._subscribers[master.address].add(partition.number, partition.channels)
-        if self._listener is not None:
-            self._subscribers[master.address].open(self._listener)
+        self._hearing.on_moved(partition.number, master.subscriber)
 
     async def _prepare(self, partition: Partition, connection: RespConnection) -> None:
         await partition.prepare(connection)
@@ -107,15 +110,16 @@ class ClusterBroker(Broker):
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
+        self._hearing.begin(listener)
         try:
             await self._masters.start(self._partitions)
             first = self._partitions[0]
             for agreement in self._agreements:
                 await agreement.record(first.link.call)
+            await self._hearing.until_heard(self._subscribers)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
-        while not all(each.is_up for each in self._subscribers.values() if each.has_partitions):
-            await asyncio.sleep(0.02)
+        self._hearing.look(self._subscribers())
         self._tasks.repeat(
             self._look, lambda: LOOK_INTERVAL_S * random.uniform(0.8, 1.0), "the look at the cluster"
         )
@@ -125,10 +129,18 @@ class ClusterBroker(Broker):
     async def close(self) -> None:
         await self._tasks.close()
         await asyncio.gather(*(each.close() for each in self._partitions))
-        await asyncio.gather(*(each.close() for each in self._subscribers.values()))
+        self._hearing.close()
         await self._masters.close()
 
+    def _subscribers(self) -> list[Subscriber]:
+        return [each.subscriber for each in self._masters.with_partitions()]
+
+    def _probe_age_s(self) -> float:
+        return max((each.probe.age_s for each in self._masters.with_partitions()), default=0.0)
+
     async def _look(self) -> None:
+        self._hearing.look(self._subscribers())
+        self._clock.look()
         outcomes = await asyncio.gather(
             *(each.look() for each in self._masters.with_partitions()), return_exceptions=True
         )
@@ -145,16 +157,13 @@ class ClusterBroker(Broker):
             await each.presence.keep()
 
     def not_ready(self) -> list[str]:
-        masters = self._masters.with_partitions()
-        if not any(each.link.is_up for each in masters):
-            return ["no master of the Redis Cluster answers"]
-        return []
+        return [why for each in self._masters.with_partitions() for why in each.probe.not_ready()]
 
     async def hear(self, session_id: str) -> bool:
-        return self._subscribers[self._of(session_id).link.master.address].is_up
+        return await self._hearing.hear(session_id)
 
     def unhear(self, session_id: str) -> None:
-        pass
+        self._hearing.unhear(session_id)
 
     async def publish(
         self,
@@ -284,14 +293,13 @@ class ClusterBroker(Broker):
     # --- clock -----------------------------------------------------------------------------------
 
     def now_ms(self, session_id: str | None = None) -> int:
-        number = 0 if session_id is None else partition_of(session_id)
-        return self._masters.master_of(number).clock.now_ms()
+        return self._clock.now_ms(session_id)
 
     def shown_us(self) -> int:
-        return self._masters.master_of(0).clock.shown_us()
+        return self._clock.shown_us()
 
     def error_ms(self) -> float:
-        return self._masters.master_of(0).clock.error_ms()
+        return self._clock.error_ms()
 
 
 async def _lapsed(partition: Partition, limit: int) -> tuple[Partition, list[bytes]]:

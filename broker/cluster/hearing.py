@@ -1,85 +1,87 @@
-"""What is published in the partitions of one master, heard."""
+"""What is published in a cluster, heard: each partition over the connection to the master that has it."""
 
 import asyncio
-import logging
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
 
-import hiredis
-
-from broker.endpoint import Endpoint
-from broker.keys import Channels, partition_of
-from broker.link import Link
-from broker.resp import RespConnection
+from broker.keys import PARTITIONS, Channels, partition_of
+from broker.link import Refused
+from broker.subscriber import Subscriber
+from broker.topic import Topic
 from lockstep.contract import Listener
-from lockstep.metrics import Metrics
-from lockstep.wire import attendances, payloads
 
-log = logging.getLogger(__name__)
+POLL_S = 0.02
 
 
-class ShardSubscriber:
-    def __init__(self, endpoint: Endpoint, process: str, metrics: Metrics) -> None:
-        self._process = process
-        self._link = Link(endpoint, "updates", self._subscribe_all, metrics)
+class Hearing:
+    """Knows over which connection each partition is heard, and tells the listener what may have been missed.
+
+    What other programs publish to the whole cluster can be heard at any node: it is heard at one.
+    """
+
+    def __init__(self, routing: str, prefix: str, process: str) -> None:
+        self._topics = [
+            Topic(Channels(routing, prefix, number), process, number) for number in range(PARTITIONS)
+        ]
+        # Of no partition: in both ways to route all of it is heard.
+        self._of_others = Topic(Channels("all", prefix), process, has_probe=False)
+        self._heard_at: dict[Topic, Subscriber] = {}
         self._listener: Listener | None = None
-        self._partitions: dict[int, Channels] = {}
-        self._is_open = False
 
-    @property
-    def is_up(self) -> bool:
-        return self._link.is_up
+    def begin(self, listener: Listener) -> None:
+        """Hand to it what is heard; to be called before anything is."""
+        self._listener = listener
+        for topic in (*self._topics, self._of_others):
+            topic.listener = listener
 
-    @property
-    def has_partitions(self) -> bool:
-        return bool(self._partitions)
+    async def until_heard(self, subscribers: Callable[[], Iterable[Subscriber]]) -> None:
+        """Return when each partition is. Raises Refused where one of these will never be connected."""
+        while not all(each.is_heard for each in self._topics):
+            for refusal in [each.refusal for each in subscribers() if each.refusal is not None]:
+                raise Refused(refusal)
+            await asyncio.sleep(POLL_S)
 
-    def add(self, number: int, channels: Channels) -> None:
-        self._partitions[number] = channels
-        if (connection := self._link.connection) is not None:
-            connection.send("SSUBSCRIBE", channels.updates, channels.messages)
+    def close(self) -> None:
+        for topic in self._topics:
+            topic.close()
 
-    def drop(self, number: int) -> None:
-        self._partitions.pop(number, None)
+    async def hear(self, session_id: str) -> bool:
+        """As ``Bus.hear``."""
+        return await self._topics[partition_of(session_id)].hear(session_id)
 
-    def open(self, listener: Listener) -> None:
-        if not self._is_open:
-            self._is_open = True
-            self._listener = listener
-            self._link.open()
+    def unhear(self, session_id: str) -> None:
+        """As ``Bus.unhear``."""
+        self._topics[partition_of(session_id)].unhear(session_id)
 
-    async def close(self) -> None:
-        await self._link.close()
+    def on_moved(self, number: int, subscriber: Subscriber) -> None:
+        """The partition is heard over this connection from now on, or as soon as it is there."""
+        self._move(self._topics[number], subscriber)
 
-    async def _subscribe_all(self, connection: RespConnection) -> None:
-        self._left = len(self._partitions) * 2
-        self._done = asyncio.get_running_loop().create_future()
-        connection.on_push = self._on_push
-        for channels in self._partitions.values():
-            connection.send("SSUBSCRIBE", channels.updates, channels.messages)
-        await self._done
-        assert self._listener is not None
-        numbers = set(self._partitions)
-        asyncio.get_running_loop().call_soon(
-            self._listener.on_gap, lambda session_id: partition_of(session_id) in numbers
-        )
+    def look(self, subscribers: list[Subscriber]) -> None:
+        """Hear what others publish at another node where the one is away; to be repeated.
 
-    def _on_push(self, reply: Any) -> None:
-        if isinstance(reply, hiredis.ReplyError):
-            self._link.reset(str(reply))
+        `subscribers` are those of all masters.
+        """
+        at = self._heard_at.get(self._of_others)
+        if at not in subscribers or not at.is_up:
+            up = next((each for each in subscribers if each.is_up), None)
+            if up is not None:
+                self._move(self._of_others, up)
+
+    def _move(self, topic: Topic, subscriber: Subscriber) -> None:
+        before = self._heard_at.get(topic)
+        if before is subscriber:
             return
+        if before is not None:
+            before.remove(topic)
+        self._heard_at[topic] = subscriber
+        subscriber.add(topic)
+
+    def on_gap(self, topics: Collection[Topic]) -> None:
+        """These are heard from now on, or again; what was published before is not known."""
         assert self._listener is not None
-        if reply[0] == b"ssubscribe":
-            self._left -= 1
-            if not self._left and not self._done.done():
-                self._done.set_result(None)
-        elif reply[0] == b"smessage":
-            payload = reply[2]
-            if reply[1].decode() in {each.messages for each in self._partitions.values()}:
-                if found := payloads.read_addressed(payload):
-                    self._listener.on_relayed(*found)
-                return
-            said = attendances.read_message(payload) if payload.startswith(attendances.BEGINNING) else None
-            if said is None:
-                self._listener.on_published(payload)
-            elif said.process != self._process:
-                self._listener.on_presence(said.session_id, said.process, said.attendances)
+        partitions = {topic.partition for topic in topics}
+        if self._of_others in topics and self._of_others.has_received:
+            # Others have published there, about whichever sessions.
+            self._listener.on_gap()
+        elif partitions != {None}:
+            self._listener.on_gap(lambda session_id: partition_of(session_id) in partitions)

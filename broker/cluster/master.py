@@ -1,18 +1,21 @@
 """One master of the cluster: the connections to it, its clock, and the partitions that it has."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-
-import hiredis
+from collections.abc import Awaitable, Callable, Collection
 
 from broker.clock import RedisClock
 from broker.cluster.partition import Partition
 from broker.endpoint import Endpoint
 from broker.link import Link
-from broker.resp import LinkDown, RespConnection
+from broker.probe import Probe
+from broker.resp import RespConnection
 from broker.sentinel import Address
+from broker.subscriber import Subscriber
+from broker.topic import Topic
+from lockstep.errors import BrokerUnavailable
 from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -22,19 +25,24 @@ LOOKS_IN_ROUND = 4
 
 
 class Master:
-    """Keeps a connection for commands, and measures the clock by it."""
+    """Keeps a connection for commands and one that hears, and sees by them how it is."""
 
     def __init__(
         self,
         endpoint: Endpoint,
         address: Address,
         check: Callable[[RespConnection], Awaitable[None]],
+        on_gap: Callable[[Collection[Topic]], None],
+        on_moved: Callable[[], None],
         metrics: Metrics,
     ) -> None:
-        """`check` raises Refused for a Redis that cannot be used."""
+        """`check` raises Refused for a Redis that cannot be used; the others are a ``Subscriber``'s."""
+        endpoint = endpoint.at(address)
         self.address = address
         self.clock = RedisClock(metrics)
-        self.link = Link(endpoint.at(address), "commands", self._prepare, metrics)
+        self.link = Link(endpoint, "commands", self._prepare, metrics)
+        self.subscriber = Subscriber(endpoint, metrics, on_gap, on_moved)
+        self.probe = Probe(self.link, self.subscriber, self.clock, f" at {endpoint.shown}")
         self.partitions: dict[int, Partition] = {}
         self._check = check
         self._looks = 0
@@ -43,8 +51,10 @@ class Master:
 
     def open(self) -> None:
         self.link.open()
+        self.subscriber.open()
 
     async def close(self) -> None:
+        await self.subscriber.close()
         await self.link.close()
 
     async def _prepare(self, connection: RespConnection) -> None:
@@ -55,9 +65,8 @@ class Master:
         await asyncio.gather(*(each.prepare(connection) for each in self.partitions.values()))
 
     async def look(self) -> None:
-        """Measure the clock, and see to the partitions; to be repeated each second."""
-        connection = self.link.connection
-        if connection is None:
+        """See how the master is, and to the partitions; to be repeated each second."""
+        if self.link.connection is None:
             return
         self._looks += 1
         partitions = list(self.partitions.values())
@@ -67,16 +76,12 @@ class Master:
         busy = {each for each in partitions if not each.presence.is_idle}
         # All of it goes out in one write.
         await asyncio.gather(
-            self._measure(connection),
+            self._probe(),
             *(each.look() for each in turn),
             *(each.presence.look() for each in busy.union(turn)),
         )
 
-    async def _measure(self, connection: RespConnection) -> None:
-        sent_at_s = time.monotonic()
-        try:
-            instant = await connection.call("TIME")
-        except LinkDown:
-            return
-        if not isinstance(instant, hiredis.ReplyError):
-            self.clock.measure(sent_at_s, instant)
+    async def _probe(self) -> None:
+        # Only that, since the connection complains itself.
+        with contextlib.suppress(BrokerUnavailable):
+            await self.probe.look()

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 
+from broker.clock import RedisClock
 from broker.cluster.master import Master
 from broker.cluster.partition import Finder, Partition
 from broker.cluster.topology import View, ask, ask_anew
@@ -76,6 +77,14 @@ class Masters(Finder):
 
     def master_of(self, partition: int) -> Master:
         return self._of_partition[partition]
+
+    def clock_of(self, partition: int) -> RedisClock | None:
+        """That of its master; None as long as none is known."""
+        return self._of_partition[partition].clock if self._of_partition else None
+
+    def clocks(self) -> dict[Address, RedisClock]:
+        """Those of all masters that have partitions."""
+        return {each.address: each.clock for each in self.with_partitions()}
 
     def with_partitions(self) -> list[Master]:
         """The masters that have any."""

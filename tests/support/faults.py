@@ -27,7 +27,7 @@ CONVERGES_WITHIN_S = 2.0 + 2.0
 
 
 class Scene:
-    """Three processes on one Redis, 200 clients watching, changes going on."""
+    """Processes on one Redis or one cluster, clients watching, changes going on."""
 
     def __init__(self, servers: list[ServerProcess], watchers: list[Watcher], switcher: Switcher) -> None:
         self.servers = servers
@@ -70,7 +70,7 @@ class Scene:
 
     async def assert_nothing_lost(self) -> None:
         for session_id, request_ids in self.switcher.acknowledged.items():
-            events = await history(self.servers[1].url, session_id)
+            events = await history(self.servers[-1].url, session_id)
             versions = [event["version"] for event in events]
             assert versions == list(range(versions[0], versions[0] + len(versions))), (
                 "a version twice, or none"
@@ -91,7 +91,9 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(url: str, servers: int = 3, *options: str) -> AsyncIterator[Scene]:
+async def scene(
+    url: str, servers: int = 3, *options: str, sessions: int = SESSIONS, clients: int = CLIENTS
+) -> AsyncIterator[Scene]:
     # In threads: the way to Redis may lead through a proxy on this very loop.
     start = (
         asyncio.to_thread(ServerProcess, f"--broker={url}", "--log-level=warning", *options)
@@ -99,13 +101,13 @@ async def scene(url: str, servers: int = 3, *options: str) -> AsyncIterator[Scen
     )
     processes = await asyncio.gather(*start)
     try:
-        specs = [chess() for _ in range(SESSIONS)]
+        specs = [chess() for _ in range(sessions)]
         for spec in specs:
             data(await rest(f"{processes[0].url}/v1/sessions", spec))
             data(await rest(f"{processes[0].url}/v1/sessions/{spec['session_id']}/start"))
         session_ids = [spec["session_id"] for spec in specs]
         async with (
-            watching(processes, session_ids, CLIENTS) as watchers,
+            watching(processes, session_ids, clients) as watchers,
             switching(processes, session_ids) as switcher,
         ):
             await asyncio.sleep(0.5)  # the fault shall meet changes under way

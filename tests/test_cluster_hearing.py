@@ -1,0 +1,194 @@
+"""What a process hears from a Redis Cluster, and which sessions may have missed something when it did not."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from broker.cluster.broker import ClusterBroker
+from broker.keys import PARTITIONS, partition_of, slot_of
+from lockstep.metrics import Metrics
+from tests.support import settled_rules as engine
+from tests.support.brokers import Ears, started
+from tests.support.commits import applied, created
+from tests.support.redis_cluster import ClusterNode, RedisCluster
+
+ROUTINGS = ("all", "targeted")
+
+
+def session_in(partition: int) -> str:
+    """An id of this partition."""
+    return next(each for each in iter(lambda: str(uuid.uuid4()), "") if partition_of(each) == partition)
+
+
+SESSION_IN = [session_in(each) for each in range(PARTITIONS)]
+
+
+def partitions_of(master: ClusterNode) -> set[int]:
+    """Those that it has by its own account."""
+    return {
+        each
+        for first, last, owner, *_ in master.ask("CLUSTER", "SLOTS")  # type: ignore[attr-defined]
+        for each in range(PARTITIONS)
+        if owner[1] == master.announced_port and first <= slot_of(each) <= last
+    }
+
+
+def affected(ears: Ears, gap: int = -1) -> set[int]:
+    """The partitions that a gap affects."""
+    is_affected = ears.gaps_of[gap]
+    assert is_affected is not None, "it affects everything"
+    return {each for each in range(PARTITIONS) if is_affected(SESSION_IN[each])}
+
+
+class Process:
+    """One process's broker on the cluster, and what it heard."""
+
+    def __init__(self, broker: ClusterBroker, ears: Ears, prefix: str) -> None:
+        self.broker = broker
+        self.ears = ears
+        self.prefix = prefix
+
+    async def until_heard_of(self, session_id: str) -> None:
+        await self.ears.until(lambda ears: any(session_id.encode() in each for each in ears.published))
+
+
+@asynccontextmanager
+async def process(cluster: RedisCluster, routing: str = "all", *session_ids: str) -> AsyncIterator[Process]:
+    prefix = f"{uuid.uuid4().hex[:8]}:"
+    broker = ClusterBroker(cluster.url, prefix, routing, False, Metrics())
+    async with started(broker, *session_ids) as ears:
+        yield Process(broker, ears, prefix)
+
+
+# --- what is heard -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+async def test_what_happens_in_each_partition_is_heard(redis_cluster: RedisCluster, routing: str) -> None:
+    ids = [session_in(each) for each in range(PARTITIONS)]
+    async with process(redis_cluster, routing, *ids) as here:
+        for session_id in ids:
+            await created(here.broker, session_id)
+            assert await here.broker.publish(session_id, b'{"type":"HELLO"}')
+        await here.ears.until(lambda ears: len(ears.published) >= PARTITIONS <= len(ears.relayed))
+        assert {json.loads(each)["sessionId"] for each in here.ears.published} == set(ids)
+        assert sorted(here.ears.relayed) == sorted((each, b'{"type":"HELLO"}') for each in ids)
+
+
+async def test_a_session_without_clients_is_not_heard_in_targeted_routing(
+    redis_cluster: RedisCluster,
+) -> None:
+    heard, unheard = session_in(5), session_in(5)
+    async with process(redis_cluster, "targeted", heard) as here:
+        for session_id in (unheard, heard):
+            await created(here.broker, session_id)
+            assert await here.broker.publish(session_id, b'{"type":"HELLO"}')
+        await here.ears.until(lambda ears: ears.relayed)
+        assert {json.loads(each)["sessionId"] for each in here.ears.published} == {heard}
+        assert here.ears.relayed == [(heard, b'{"type":"HELLO"}')]
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+async def test_what_others_publish_is_heard_on_each_channel(
+    redis_cluster: RedisCluster, routing: str
+) -> None:
+    session_id = session_in(7)
+    state = {"sessionId": session_id, "state": {"a": 1}}
+    message = {"sessionId": session_id.upper(), "message": {"type": "HELLO"}}
+    async with process(redis_cluster, routing, session_id) as here:
+        owner = redis_cluster.master_of(slot_of(7))
+        elsewhere = redis_cluster.other_master(owner)
+        for node, *words in (
+            (owner, "SPUBLISH", f"{here.prefix}session-updates:{{7}}", json.dumps(state)),
+            (owner, "SPUBLISH", f"{here.prefix}ws:{{7}}", json.dumps(message)),
+            (elsewhere, "PUBLISH", f"{here.prefix}session-updates", json.dumps(state)),
+            (elsewhere, "PUBLISH", f"{here.prefix}ws:{session_id.upper()}", json.dumps(message["message"])),
+        ):
+            await asyncio.to_thread(node.ask, *words)
+        await here.ears.until(lambda ears: len(ears.published) == 2 == len(ears.relayed))
+        assert [json.loads(each) for each in here.ears.published] == [state, state]
+        assert [each for each, _ in here.ears.relayed] == [session_id, session_id]
+
+
+async def test_junk_on_a_channel_of_messages_is_handed_on_as_junk(redis_cluster: RedisCluster) -> None:
+    async with process(redis_cluster) as here:
+        owner = redis_cluster.master_of(slot_of(7))
+        channel = f"{here.prefix}ws:{{7}}"
+        for junk in ("no json", "[]", '{"sessionId":7,"message":{}}'):
+            await asyncio.to_thread(owner.ask, "SPUBLISH", channel, junk)
+        await here.ears.until_published(3)
+        assert here.ears.relayed == []
+
+
+# --- what may have been missed -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+async def test_a_lost_connection_is_a_gap_of_that_masters_partitions_alone(
+    redis_cluster: RedisCluster, routing: str
+) -> None:
+    session_id = session_in(7)
+    async with process(redis_cluster, routing, session_id) as here:
+        master = redis_cluster.master_of(slot_of(7))
+        gaps = here.ears.gaps
+        await asyncio.to_thread(master.ask, "CLIENT", "KILL", "TYPE", "pubsub")
+        await here.ears.until(lambda ears: ears.gaps > gaps)
+        assert affected(here.ears) == partitions_of(master)
+        assert await here.broker.hear(session_id)
+        await created(here.broker, session_id)
+        await here.until_heard_of(session_id)
+        assert here.ears.gaps == gaps + 1
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+async def test_a_partition_that_moves_is_heard_where_it_is_and_a_gap_of_it_alone(
+    redis_cluster: RedisCluster, routing: str
+) -> None:
+    moving, other = session_in(9), session_in(10)
+    slot = slot_of(9)
+    async with process(redis_cluster, routing, moving, other) as here:
+        session = await created(here.broker, moving)
+        await here.until_heard_of(moving)
+        source = redis_cluster.master_of(slot)
+        for target in (redis_cluster.other_master(source), source):
+            gaps = here.ears.gaps
+            await asyncio.to_thread(redis_cluster.reshard, slot, target)
+            # Heard there, and told then: what was published in between is looked for.
+            await here.ears.until(lambda ears, gaps=gaps: ears.gaps > gaps)
+            assert all(affected(here.ears, gap) == {9} for gap in range(gaps, here.ears.gaps))
+            assert await here.broker.hear(moving)
+            heard = len(here.ears.published)
+            session = await applied(here.broker, session, engine.start) if target is not source else session
+            assert await here.broker.publish(moving, b'{"type":"HELLO"}')
+            await here.ears.until(lambda ears: ears.relayed)
+            here.ears.relayed.clear()
+            assert len(here.ears.published) == heard + (target is not source)
+        await created(here.broker, other)
+        await here.until_heard_of(other)
+
+
+async def test_the_gap_of_a_moved_partition_comes_when_it_is_heard_again(redis_cluster: RedisCluster) -> None:
+    session_id, slot = session_in(11), slot_of(11)
+    is_heard_at_gap: list[bool] = []
+    async with process(redis_cluster) as here:
+        topic = here.broker._hearing._topics[11]
+        tell = here.broker._hearing.on_gap
+
+        def note(topics: object) -> None:
+            is_heard_at_gap.append(topic.is_heard)
+            tell(topics)  # type: ignore[arg-type]
+
+        for master in here.broker._masters.with_partitions():
+            master.subscriber._on_gap = note
+        source = redis_cluster.master_of(slot)
+        await asyncio.to_thread(redis_cluster.reshard, slot, redis_cluster.other_master(source))
+        await here.ears.until(lambda ears: is_heard_at_gap)
+        await created(here.broker, session_id)
+        await here.until_heard_of(session_id)
+        # Nodes that know of it later may have taken it back in between.
+        assert all(is_heard_at_gap)
+        await asyncio.to_thread(redis_cluster.reshard, slot, source)
