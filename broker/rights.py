@@ -24,11 +24,13 @@ class Need(NamedTuple):
     pattern: str
 
 
-def needs(prefix: str, routing: str) -> list[Need]:
+def needs(prefix: str, routing: str, is_cluster: bool = False) -> list[Need]:
     """Every command of ours, on every kind of key and channel that it is used on."""
-    keys, channels = Keys(prefix), Channels(routing, prefix)
+    partition, any_partition = (0, "*") if is_cluster else (None, None)
+    keys, channels = Keys(prefix, partition), Channels(routing, prefix, partition)
     # The same names as patterns of an ACL: what is spelled in them stands for itself, but for the last part.
-    key_patterns, channel_patterns = Keys(glob_escaped(prefix)), Channels(routing, glob_escaped(prefix))
+    key_patterns = Keys(glob_escaped(prefix), any_partition)
+    channel_patterns = Channels(routing, glob_escaped(prefix), any_partition)
     # Both of them at once are an error, which comes after the look at the rights.
     no_set = ("", "XX", "NX")
 
@@ -72,9 +74,10 @@ def needs(prefix: str, routing: str) -> list[Need]:
     alone = (("GET",), ("TYPE",), ("SET", *no_set))
     client, any_client = Charge(NOBODY, 0, 0), Charge("*", 0, 0)
     deleted = json.dumps({"sessionId": NOBODY, "deleted": True})
-    updates, messages = channels.of_session(NOBODY)
+    publish, message_pattern = channels.publish, channel_patterns.message("" if is_cluster else "*")
     return [
         *(Need(call, "") for call in (("TIME",), ("PING",), ("ECHO", ""))),
+        *(Need(call, "") for call in CLUSTER if is_cluster),
         *of_key(keys.state(NOBODY), key_patterns.state("*"), *state),
         *of_key(keys.events(NOBODY), key_patterns.events("*"), *events),
         Need(("XINFO", "STREAM", keys.events(NOBODY)), f"~{key_patterns.events('*')}"),
@@ -95,19 +98,38 @@ def needs(prefix: str, routing: str) -> list[Need]:
         *of_key(keys.life_sign(NOBODY), key_patterns.life_sign("*"), *life_sign),
         *of_key(keys.routing, key_patterns.routing, *alone),
         *of_key(keys.epoch, key_patterns.epoch, *alone),
-        Need(("PUBLISH", updates, deleted), f"&{channel_patterns.updates}*"),
-        Need(("PUBLISH", messages, '{"type":"PROBE"}'), f"&{channel_patterns.message('*')}"),
-        Need(("PUBLISH", channels.probe(NOBODY), ""), f"&{channel_patterns.probe('*')}"),
-        *(Need(call, f"&{pattern}") for call, pattern in subscriptions(channels, channel_patterns)),
+        *(of_key(keys.partitions, key_patterns.partitions, *alone) if is_cluster else ()),
+        Need((publish, channels.update(NOBODY), deleted), f"&{channel_patterns.updates}*"),
+        Need((publish, channels.message(NOBODY), '{"type":"PROBE"}'), f"&{message_pattern}"),
+        Need((publish, channels.probe(NOBODY), ""), f"&{channel_patterns.probe('*')}"),
+        *(Need(call, f"&{pattern}") for call, pattern in subscriptions(prefix, channels, channel_patterns)),
     ]
 
 
-def subscriptions(channels: Channels, patterns: Channels) -> Sequence[tuple[tuple[str, str], str]]:
+# What tells who has which partition, and what is said before a command whose slot is on its way.
+CLUSTER = (("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"), ("ASKING",))
+
+
+def subscriptions(
+    prefix: str, channels: Channels, patterns: Channels
+) -> Sequence[tuple[tuple[str, str], str]]:
     """What a subscriber sends, each with the pattern that allows it."""
+    verb = "SSUBSCRIBE" if channels.is_sharded else "SUBSCRIBE"
     always = [
-        (("SUBSCRIBE", channels.updates), patterns.updates),
-        (("SUBSCRIBE", channels.probe(NOBODY)), patterns.probe("*")),
+        ((verb, channels.updates), patterns.updates),
+        ((verb, channels.probe(NOBODY)), patterns.probe("*")),
     ]
+    if channels.is_sharded:
+        # Beside their own, those on which others publish to the whole cluster.
+        of_others, their_patterns = (Channels("all", each) for each in (prefix, glob_escaped(prefix)))
+        return [
+            *always,
+            (("SSUBSCRIBE", channels.update(NOBODY)), patterns.update("*")),
+            (("SSUBSCRIBE", channels.messages), patterns.messages),
+            (("SUNSUBSCRIBE", channels.updates), patterns.updates),
+            (("SUBSCRIBE", of_others.updates), their_patterns.updates),
+            (("PSUBSCRIBE", their_patterns.messages + "*"), their_patterns.messages + "*"),
+        ]
     if channels.pattern is not None:
         # Redis compares it with the patterns of the ACL as text.
         return [*always, (("PSUBSCRIBE", channels.pattern), channels.pattern)]
@@ -119,18 +141,24 @@ def subscriptions(channels: Channels, patterns: Channels) -> Sequence[tuple[tupl
     ]
 
 
-async def missing(call: Call, user: str, prefix: str, routing: str) -> str | None:
+async def missing(call: Call, user: str, prefix: str, routing: str, is_cluster: bool = False) -> str | None:
     """One line that names the rights which the user lacks, or None."""
     lacked: dict[str, None] = {}
     example = ""
-    for need in await _refused(call, needs(prefix, routing)):
+    for need in await _refused(call, needs(prefix, routing, is_cluster)):
         # Called by itself it is refused as well, and then Redis says why.
         lacks_command = "to run the" in str(await call(*need.call))
-        lacked["+" + need.call[0].lower() if lacks_command else need.pattern] = None
+        lacked["+" + _command(need) if lacks_command else need.pattern] = None
         example = example or f"{need.call[0]} {need.pattern[1:]}".rstrip()
     if not lacked:
         return None
     return f"Redis user {user} may not {example}: give it {' '.join(lacked)}"
+
+
+def _command(need: Need) -> str:
+    """As an ACL names it."""
+    words = need.call[:2] if need.call[0] == "CLUSTER" else need.call[:1]
+    return "|".join(words).lower()
 
 
 async def _refused(call: Call, wanted: list[Need]) -> list[Need]:

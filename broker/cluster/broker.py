@@ -6,7 +6,9 @@ import random
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Sequence
+from functools import partial
 
+from broker import rights
 from broker.checks import require_usable
 from broker.cluster import merged
 from broker.cluster.clock import ClusterClock
@@ -16,9 +18,9 @@ from broker.cluster.masters import Masters
 from broker.cluster.partition import Partition
 from broker.counters import OCCUPANCY_KEPT_S
 from broker.endpoint import parse
-from broker.keys import PARTITIONS, partition_of, partition_of_charge
+from broker.keys import PARTITIONS, Keys, partition_of, partition_of_charge
 from broker.link import Refused
-from broker.marks import Agreement
+from broker.marks import Agreement, Changes
 from broker.presence import KEPT_S as PRESENCE_KEPT_S
 from broker.resp import RespConnection
 from broker.sentinel import Address
@@ -53,29 +55,35 @@ class ClusterBroker(Broker):
         self._process = process = str(uuid.uuid4())
         self._listener: Listener | None = None
         self._masters = Masters(self._endpoint, self._make_master, self._on_moved)
+        if "{" in prefix:
+            raise ValueError("broker: Redis Cluster gives { a meaning in names: --prefix must have none")
+        self._prefix = prefix
+        self._routing = routing
+        self._has_rights: set[Address] = set()
         self._partitions = [
-            Partition(number, self._masters, prefix, routing, process, self._on_gap)
-            for number in range(PARTITIONS)
-        ]
-        first = self._partitions[0]
-        self._agreements = [
-            Agreement(
-                first.keys.routing,
+            Partition(
+                number,
+                self._masters,
+                prefix,
                 routing,
-                first.changes,
-                "other processes route %s: --routing must be the same",
-            ),
-            Agreement(
-                first.keys.partitions,
-                str(PARTITIONS),
-                first.changes,
-                f"the sessions there are in %s partitions, not {PARTITIONS}: choose another --prefix",
-            ),
+                process,
+                self._on_gap,
+                self._agreements if number == 0 else lambda keys, changes: [],
+            )
+            for number in range(PARTITIONS)
         ]
         self._hearing = Hearing(routing, prefix, process)
         self._clock = ClusterClock(self._masters.clock_of, self._masters.clocks, metrics)
         self._tasks = Tasks()
         metrics.watch(metrics.probe_age, self._probe_age_s)
+
+    def _agreements(self, keys: Keys, changes: Changes) -> list[Agreement]:
+        routing = "other processes route %s: --routing must be the same"
+        partitions = f"sessions there are in %s partitions, not in {PARTITIONS}: choose another --prefix"
+        return [
+            Agreement(keys.routing, self._routing, changes, routing),
+            Agreement(keys.partitions, str(PARTITIONS), changes, partitions),
+        ]
 
     def _of(self, session_id: str) -> Partition:
         return self._partitions[partition_of(session_id)]
@@ -84,14 +92,29 @@ class ClusterBroker(Broker):
         return Master(
             self._endpoint,
             address,
-            self._check,
+            partial(self._check, address),
             self._hearing.on_gap,
             self._masters.look_soon,
             self._metrics,
         )
 
-    async def _check(self, connection: RespConnection) -> None:
+    async def _check(self, address: Address, connection: RespConnection) -> None:
+        """Raises Refused where this node cannot be used. Each has users and rights of its own."""
         await require_usable(connection, self._allow_eviction, is_cluster=True)
+        if address not in self._has_rights:
+            user = self._endpoint.username or "default"
+            what = connection.call, user, self._prefix, self._routing
+            if (complaint := await rights.missing(*what, is_cluster=True)) is not None:
+                raise Refused(complaint)
+            self._has_rights.add(address)
+
+    async def _require_room(self) -> None:
+        """Raises Refused where what is to be kept is in the way of something else."""
+        found = await asyncio.gather(
+            *(rights.in_the_way(each.link.call, each.keys) for each in self._partitions)
+        )
+        if complaint := next((each for each in found if each is not None), None):
+            raise Refused(complaint)
 
     def _on_moved(self, partition: Partition, master: Master) -> None:
         """The partition is to be looked for there: bring that master up to date, if its link is up."""
@@ -113,9 +136,7 @@ class ClusterBroker(Broker):
         self._hearing.begin(listener)
         try:
             await self._masters.start(self._partitions)
-            first = self._partitions[0]
-            for agreement in self._agreements:
-                await agreement.record(first.link.call)
+            await self._require_room()
             await self._hearing.until_heard(self._subscribers)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None

@@ -10,8 +10,8 @@ from broker.clock import RedisClock, TimedByRedis
 from broker.cluster.topology import redirection_of
 from broker.counters import RedisCounters
 from broker.keys import Channels, Keys
-from broker.link import CommandLink, Link, passing_error
-from broker.marks import Changes, LifeSign
+from broker.link import CommandLink, Link, Refused, passing_error
+from broker.marks import Agreement, Changes, LifeSign
 from broker.presence import RedisPresence
 from broker.resp import Argument, LinkDown, RespConnection
 from broker.sentinel import Address
@@ -148,8 +148,12 @@ class Partition:
         routing: str,
         process: str,
         on_gap: Callable[[int], None],
+        agreements: Callable[[Keys, Changes], list[Agreement]] = lambda keys, changes: [],
     ) -> None:
-        """`on_gap` is called with the number where what clients have may not be what is stored."""
+        """`on_gap` is called with the number where what clients have may not be what is stored.
+
+        `agreements` gives what is recorded here for all processes.
+        """
         self.number = number
         self.link = PartitionLink(number, finder)
         self.keys = Keys(prefix, number)
@@ -159,8 +163,9 @@ class Partition:
         self.presence = RedisPresence(self.link, self.keys, self.channels, process)
         self._finder = finder
         self._on_gap = on_gap
-        self.changes = Changes(finder.look_soon)
-        self._life_sign = LifeSign(self.keys.life_sign(process), self.changes, self._tell_gap)
+        changes = Changes(finder.look_soon)
+        self._life_sign = LifeSign(self.keys.life_sign(process), changes, self._tell_gap)
+        self._agreements = agreements(self.keys, changes)
         self._last_master: Address | None = None
         self._is_prepared = False
 
@@ -170,10 +175,13 @@ class Partition:
     async def prepare(self, connection: RespConnection) -> None:
         """Bring a new connection to its master up to date with this process; also one that it has moved to.
 
-        Raises LinkDown where the connection is lost. While the slot is on its way the next look does it.
+        Raises LinkDown where the connection is lost, and Refused where something else was agreed on. While
+        the slot is on its way the next look does it.
         """
         self._is_prepared = False
         try:
+            for agreement in self._agreements:
+                await agreement.record(connection.call)
             self._note(
                 await self._life_sign.note(connection.call, await connection.call(*self._life_sign.renewal))
             )
@@ -201,6 +209,9 @@ class Partition:
             if not self._is_prepared:
                 await self.prepare(connection)
                 return
+            for agreement in self._agreements:
+                if not agreement.is_recorded:
+                    await agreement.record(self.link.call)
             # By the link: where the slot is on its way, it is asked for there.
             why = await self._life_sign.note(self.link.call, await self.link.call(*self._life_sign.renewal))
             if why:
@@ -208,6 +219,8 @@ class Partition:
                 await self.prepare(connection)
         except LinkDown as down:
             log.debug("the sign of life in partition %d is put off: %s", self.number, down)
+        except Refused as refused:
+            self.link.master.link.reset(str(refused))
 
     def _note(self, why: str) -> None:
         if why:
