@@ -89,9 +89,8 @@ class RedisPresence(Presence):
 
     def attend(self, session_id: str, subject: str, attendance: Attendance | None) -> None:
         there = self._present.setdefault(session_id, {})
-        if attendance is None:
-            there.pop(subject, None)
-        else:
+        there.pop(subject, None)
+        if attendance is not None:
             there[subject] = attendance
         if not there:
             del self._present[session_id]

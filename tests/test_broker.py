@@ -44,7 +44,9 @@ HISTORY_BYTES = 2**24
 HOUR_MS = 3_600_000
 
 
-@pytest.fixture(params=["memory", "memory_yielding", "redis", "redis_targeted", "cluster"])
+@pytest.fixture(
+    params=["memory", "memory_yielding", "redis", "redis_targeted", "cluster", "cluster_targeted"]
+)
 def broker(request: pytest.FixtureRequest) -> Broker:
     kind, _, variant = request.param.partition("_")
     if kind == "memory":

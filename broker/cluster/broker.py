@@ -140,7 +140,6 @@ class ClusterBroker(Broker):
             await self._hearing.until_heard(self._subscribers)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
-        self._hearing.look(self._subscribers())
         self._tasks.repeat(
             self._look, lambda: LOOK_INTERVAL_S * random.uniform(0.8, 1.0), "the look at the cluster"
         )

@@ -34,10 +34,12 @@ class Hearing:
             topic.listener = listener
 
     async def until_heard(self, subscribers: Callable[[], Iterable[Subscriber]]) -> None:
-        """Return when each partition is. Raises Refused where one of these will never be connected."""
-        while not all(each.is_heard for each in self._topics):
-            for refusal in [each.refusal for each in subscribers() if each.refusal is not None]:
+        """Return when all of it is. Raises Refused where one of these will never be connected."""
+        while not all(each.is_heard for each in (*self._topics, self._of_others)):
+            at = list(subscribers())
+            for refusal in [each.refusal for each in at if each.refusal is not None]:
                 raise Refused(refusal)
+            self.look(at)
             await asyncio.sleep(POLL_S)
 
     def close(self) -> None:
