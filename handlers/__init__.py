@@ -7,7 +7,7 @@ from tornado.web import Application
 
 from handlers import ops, page, sessions, stream
 from handlers.clients import Clients
-from handlers.handshake import SocketHandler
+from handlers.handshake import SOCKET_PATHS, Handshakes
 from handlers.json_errors import log_request
 from handlers.router import Limiting, Need, Route, Router
 from handlers.services import Services
@@ -15,8 +15,6 @@ from handlers.transport import Transport
 from lockstep.access import Access, Scope
 from lockstep.commands import COMMANDS, Command
 from lockstep.wire.payloads import MAX_RELAYED_BYTES
-
-SOCKET_PATHS = ("/ws", "/ws/")
 
 
 def _for_session(scope: Scope) -> Need:
@@ -74,20 +72,18 @@ VIRTUAL_TIME_ROUTES = [Route("POST", "/v1/time/advance", ops.advance_time, _for_
 
 
 def build_transport(services: Services, clients: Clients, keep_alive_s: float) -> Transport:
-    """What serves all routes: those of REST, and the WebSocket and the page, which Tornado serves."""
+    """What serves all routes: those of REST and of the WebSocket, and the page, which Tornado serves."""
     application = Application(
         [
-            *(
-                (re.escape(path), SocketHandler, {"services": services, "clients": clients})
-                for path in SOCKET_PATHS
-            ),
-            *(
-                (f"({re.escape(path)})", page.PageHandler, {"services": services, "file": file})
-                for path, file in page.FILES.items()
-            ),
+            (f"({re.escape(path)})", page.PageHandler, {"services": services, "file": file})
+            for path, file in page.FILES.items()
         ],
         log_function=log_request,
     )
-    paths = frozenset([*SOCKET_PATHS, *page.FILES])
-    routes = ROUTES if services.virtual_time is None else [*ROUTES, *VIRTUAL_TIME_ROUTES]
-    return Transport(services, Router(routes), application, paths, keep_alive_s)
+    handshakes = Handshakes(services, clients)
+    routes = [
+        *ROUTES,
+        *(VIRTUAL_TIME_ROUTES if services.virtual_time is not None else ()),
+        *(Route("GET", path, handshakes.answer, limiting=Limiting.NOT) for path in SOCKET_PATHS),
+    ]
+    return Transport(services, Router(routes), application, frozenset(page.FILES), handshakes, keep_alive_s)

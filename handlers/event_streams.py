@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from tornado.iostream import IOStream
+
 from handlers.heartbeat import Heartbeat
 from handlers.native import Recipient
 from handlers.outgoing_queue import OutgoingQueue
 from handlers.read_scheduler import ReadScheduler
+from handlers.tornado_private import release_socket
 from lockstep.access import Access
 from lockstep.errors import (
     CLOSE_BY_LIMIT,
@@ -145,9 +148,18 @@ class EventStream(Recipient):
         # When its token runs out; once it ends, when to stop waiting for the client.
         self._timer: asyncio.TimerHandle | None = None
 
-    async def begin(self, sock: socket.socket, head: bytes) -> None:
-        """Send the head of the response, and follow the session."""
+    async def begin(self, stream: IOStream, head: bytes) -> None:
+        """Send the head of the response, and follow the session.
+
+        What the client has sent behind its request is not looked at.
+        """
         streams = self._streams
+        if stream.closed() or stream.writing():
+            # Of what was before, something is unsent: the connection is about to break.
+            stream.close()
+            self._give_up()
+            return
+        sock = release_socket(stream)
         self._socket, self._has_socket = sock, True
         self.outgoing = OutgoingQueue(sock, self)
         with suppress(OSError):  # the client may be gone already
@@ -175,7 +187,7 @@ class EventStream(Recipient):
             log.exception("a stream could not begin", extra={"session_id": self.session_id})
             self.close(INTERNAL_ERROR)
 
-    def give_up(self) -> None:
+    def _give_up(self) -> None:
         """The client has gone before the stream could begin."""
         self.is_over = True
         self._streams.limits.leave(self.session_id, self.caller, self.address)

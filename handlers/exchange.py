@@ -16,7 +16,7 @@ from handlers.reply import Reply, Successor, error_reply, head_of, http_date, lo
 from handlers.request import MAX_BODY_BYTES, Request, too_large
 from handlers.router import METHODS, Limiting, Route
 from handlers.services import Services
-from handlers.tornado_private import ReplyHeaders, release_socket
+from handlers.tornado_private import ReplyHeaders
 from lockstep.errors import LockstepError, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ class Exchange(HTTPMessageDelegate):
             headers.update(reply.headers)
         headers["Date"] = http_date()
         headers["X-Request-ID"] = request.request_id
+        if reply.status == 101:
+            return headers  # of a WebSocket a page is shown no header
         if reply.status not in (204, 304):
             headers["Content-Type"] = reply.content_type
             if reply.has_length:
@@ -183,16 +185,11 @@ class Exchange(HTTPMessageDelegate):
         self._note(reply.status)
 
     async def _hand_over(self, successor: Successor, status: int, headers: ReplyHeaders) -> None:
-        """Let Tornado go of the connection. What its client has sent behind the request is not looked at."""
+        """Let Tornado go of the connection."""
         stream = self._connection.detach()
         self._in_flight.discard(self)
         self._note(status)
-        if stream.closed() or stream.writing():
-            # Of what was before, something is unsent: the connection is about to break.
-            stream.close()
-            successor.give_up()
-        else:
-            await successor.begin(release_socket(stream), head_of(status, headers))
+        await successor.begin(stream, head_of(status, headers))
 
     def _note(self, status: int) -> None:
         """Count the reply, and log it."""

@@ -1,4 +1,4 @@
-"""What Tornado's handlers share, those of the page and of the WebSocket's handshake: errors become JSON."""
+"""What a handler of Tornado's has, the page's above all: errors become JSON."""
 
 import logging
 from typing import Any

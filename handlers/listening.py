@@ -128,6 +128,9 @@ class ClientServer(HTTPServer):
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         for listener in sockets:
+            with suppress(OSError):  # a Unix socket has nothing of the kind
+                # What it accepts has it from the first.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._listeners.append(listener)
             self._watch(listener)
 
@@ -163,11 +166,15 @@ class ClientServer(HTTPServer):
 
     def _begin(self, connection: socket.socket, address: Any) -> None:
         try:
-            with suppress(OSError):  # the client may be gone already; a Unix socket has nothing of the kind
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.handle_stream(ClientStream(connection, self.request_callback.body_scheduler), address)
+            self.request_callback.newcomers.take(connection, address, self._serve)
         except Exception:
             log.exception("a connection could not be taken in")
+
+    def _serve(self, connection: socket.socket, address: Any, data: bytes) -> None:
+        """Serve a connection from which these bytes have been read."""
+        stream = ClientStream(connection, self.request_callback.body_scheduler)
+        tornado_private.fill(stream, data)
+        self.handle_stream(stream, address)
 
     def _pause(self, listener: socket.socket, why: str) -> None:
         """Leave new connections in the kernel's queue until there are descriptors again."""

@@ -110,7 +110,7 @@ Refusal = Callable[[str], Forbidden]
 
 
 def foreign_page_refusal(
-    origins: Origins, hosts: Hosts | None, method: str, path: str, is_tornados: bool, headers: HTTPHeaders
+    origins: Origins, hosts: Hosts | None, method: str, path: str, is_of_pages: bool, headers: HTTPHeaders
 ) -> Refusal | None:
     """The refusal of a request that comes from a page of another site, if this is one.
 
@@ -118,7 +118,7 @@ def foreign_page_refusal(
     """
     is_of_api = path.startswith("/v1/")
     host = headers.get("Host")
-    if hosts is not None and (is_of_api or is_tornados) and host is not None and not hosts.admits(host):
+    if hosts is not None and (is_of_api or is_of_pages) and host is not None and not hosts.admits(host):
         return partial(refused_host, host)
     if is_of_api and method in _CHANGES:
         origin = headers.get("Origin")

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
 from typing import Any, Protocol
+
+from tornado.iostream import IOStream
 
 from lockstep.errors import LockstepError
 from lockstep.limits import RateLimitStatus
@@ -21,13 +22,13 @@ JSON = "application/json"
 
 
 class Successor(Protocol):
-    """What has a connection from a reply's head on, in place of Tornado. One of these is called, once."""
+    """What has a connection from a reply's head on, in place of Tornado."""
 
-    async def begin(self, sock: socket.socket, head: bytes) -> None:
-        """Send the head, and what is to follow it until the connection ends."""
+    async def begin(self, stream: IOStream, head: bytes) -> None:
+        """Send the head, and what is to follow it until the connection ends. Called once.
 
-    def give_up(self) -> None:
-        """The client has gone before."""
+        The stream may be closed already, or have something to write that is of a reply before this one.
+        """
 
 
 @dataclass(slots=True)

@@ -95,6 +95,8 @@ class Request:
 
     def query_arguments(self) -> dict[str, list[str]]:
         """Raises ValidationError and MalformedJson."""
+        if not self._query:
+            return {}
         if self._query.count("&") >= MAX_QUERY_ARGUMENTS:
             message = f"must have at most {MAX_QUERY_ARGUMENTS} arguments"
             raise ValidationError([Violation("query", message, "length")])

@@ -12,7 +12,6 @@ import termios
 from contextlib import suppress
 from typing import Protocol
 
-from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream
 
 from handlers import tornado_private
@@ -28,10 +27,18 @@ Wait = tuple[float, int]
 
 
 class Incoming(Protocol):
-    connection: HTTP1Connection
+    """What the server waits for: a request, or a new connection's first bytes."""
+
     has_head: bool
     is_whole: bool
     """Nothing of this request is still to come."""
+
+    @property
+    def stream(self) -> IOStream | None:
+        """None before Tornado has the connection, and after it."""
+
+    def cut_off(self) -> None:
+        """It has been waited for long enough."""
 
 
 class RequestTimeouts:
@@ -64,7 +71,7 @@ class RequestTimeouts:
     def _check(self) -> None:
         now_s = asyncio.get_running_loop().time()
         waits: dict[Incoming, tuple[Wait, float]] = {}
-        for incoming in self._latest.values():
+        for incoming in tuple(self._latest.values()):
             wait = self._wait_for(incoming)
             if wait is None:
                 continue
@@ -73,7 +80,7 @@ class RequestTimeouts:
                 since_s = now_s
             waits[incoming] = wait, since_s
             if now_s - since_s >= wait[0]:
-                incoming.connection.stream.close()
+                incoming.cut_off()
         self._waits = waits
         # Without connections there is nothing to check, and no timer.
         self._timer = None
@@ -82,14 +89,15 @@ class RequestTimeouts:
 
     def _wait_for(self, incoming: Incoming) -> Wait | None:
         """What the server waits for; None while the client waits for the server."""
-        stream = incoming.connection.stream
+        stream = incoming.stream
         if incoming.is_whole:
-            is_behind = stream is not None and stream.writing()
-            return (STALLED_TIMEOUT_S, _taken_bytes(stream)) if is_behind else None
+            if stream is None or not stream.writing():
+                return None
+            return STALLED_TIMEOUT_S, _taken_bytes(stream)
         if incoming.has_head:
             return BODY_TIMEOUT_S, 0
         # Tornado reports a request only once its head is complete.
-        has_begun = tornado_private.unread_bytes(stream) > 0
+        has_begun = stream is not None and tornado_private.unread_bytes(stream) > 0
         return (HEAD_TIMEOUT_S if has_begun else self._keep_alive_s), 0
 
 

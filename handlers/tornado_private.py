@@ -9,9 +9,8 @@ from typing import Any
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPConnection, HTTPHeaders
+from tornado.httputil import HTTPConnection, HTTPHeaders, _normalize_header
 from tornado.iostream import IOStream
-from tornado.websocket import WebSocketHandler, WebSocketProtocol13, _WebSocketParams
 
 
 def unread_bytes(stream: IOStream) -> int:
@@ -67,31 +66,23 @@ class ReplyHeaders(dict[str, str]):
         return self.items()
 
 
-class Handshake(WebSocketProtocol13):
-    """Tornado's handshake (RFC 6455 4.2.2), and nothing behind it: neither its pings nor its reading.
+def fill(stream: IOStream, data: bytes) -> None:
+    """Let the stream begin with what has been read from its socket before it was made."""
+    stream._read_buffer += data
+    stream._read_buffer_size += len(data)
 
-    Nor its compression: `extensions` is what the client is told that will be used, if the handshake succeeds.
+
+def headers_of(lines: Iterable[tuple[str, str]]) -> HTTPHeaders | None:
+    """Header lines that were checked already; None where a name comes twice, which takes more than this.
+
+    `HTTPHeaders.add` checks each by expressions of its own.
     """
-
-    def __init__(self, handler: WebSocketHandler, extensions: str | None = None) -> None:
-        super().__init__(handler, mask_outgoing=False, params=_WebSocketParams())
-        self.extensions = extensions
-
-    async def _accept_connection(self, handler: WebSocketHandler) -> None:
-        # From here on nothing is refused.
-        if self.extensions is not None:
-            handler.set_header("Sec-WebSocket-Extensions", self.extensions)
-        await super()._accept_connection(handler)
-
-    def _parse_extensions_header(self, headers: HTTPHeaders) -> list[tuple[str, dict[str, str]]]:
-        """What Tornado would compress for; it would also end the connection where it cannot read this."""
-        return []
-
-    def start_pinging(self) -> None:
-        pass
-
-    async def _receive_frame_loop(self) -> None:
-        pass
-
-    def on_connection_close(self) -> None:
-        pass
+    headers = HTTPHeaders()
+    values, combined = headers._as_list, headers._combined_cache
+    count = 0
+    for name, value in lines:
+        name = _normalize_header(name)
+        values[name] = [value]
+        combined[name] = value
+        count += 1
+    return headers if count == len(values) else None

@@ -1,7 +1,7 @@
 """REST at Tornado's lower interface, where a request comes in and a reply goes out.
 
 Tornado's RequestHandler could do this, but its generality costs more than all that a switch does. What it is
-kept for, the page and the WebSocket's handshake, is passed on to a Tornado application.
+kept for, the page, is passed on to a Tornado application.
 """
 
 import asyncio
@@ -17,9 +17,12 @@ from tornado.httputil import (
     HTTPServerConnectionDelegate,
     RequestStartLine,
 )
+from tornado.iostream import IOStream
 from tornado.web import Application
 
 from handlers.exchange import Exchange, UnwantedBody, announces_much
+from handlers.handshake import SOCKET_PATHS, Handshakes
+from handlers.newcomers import Newcomers
 from handlers.origins import foreign_page_refusal
 from handlers.read_scheduler import ReadScheduler
 from handlers.request import Request
@@ -42,6 +45,7 @@ class Transport(HTTPServerConnectionDelegate):
         router: Router,
         application: Application,
         application_paths: frozenset[str],
+        handshakes: Handshakes,
         keep_alive_s: float,
     ) -> None:
         self.in_flight: set[Exchange] = set()
@@ -53,6 +57,7 @@ class Transport(HTTPServerConnectionDelegate):
         self._application = application
         self._application_paths = application_paths
         self._timeouts = RequestTimeouts(keep_alive_s)
+        self.newcomers = Newcomers(services, handshakes, self._newcomer_scheduler, self._timeouts)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         assert isinstance(request_conn, HTTP1Connection)
@@ -77,7 +82,8 @@ class Transport(HTTPServerConnectionDelegate):
         services, method = self._services, start_line.method
         path, _, query = start_line.path.partition("?")
         is_tornados = path in self._application_paths
-        refuse = foreign_page_refusal(services.origins, services.hosts, method, path, is_tornados, headers)
+        is_of_pages = is_tornados or path in SOCKET_PATHS
+        refuse = foreign_page_refusal(services.origins, services.hosts, method, path, is_of_pages, headers)
         if refuse is None and is_tornados and not announces_much(headers):
             return self._application.start_request(server_conn, connection)
         if start_line.version != "HTTP/1.0" and ("Host" not in headers or "," in headers["Host"]):
@@ -121,6 +127,13 @@ class IncomingRequest(HTTPMessageDelegate):
         self._scheduler = scheduler
         self._admitted: asyncio.Future[None] | None = None
         self._unscheduled_bytes = 0
+
+    @property
+    def stream(self) -> IOStream | None:
+        return self.connection.stream
+
+    def cut_off(self) -> None:
+        self.connection.stream.close()
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
         self.has_head = True

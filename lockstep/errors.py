@@ -68,6 +68,13 @@ class UpgradeRequired(LockstepError):
     code = "UPGRADE_REQUIRED"
     status = 426
 
+    def __init__(self, message: str, version: str = "") -> None:
+        """`version` is that of the WebSocket, where it asks for another one."""
+        super().__init__(message)
+        self.headers = {"Upgrade": "websocket"}
+        if version:
+            self.headers["Sec-WebSocket-Version"] = version
+
 
 class RouteNotFound(LockstepError):
     code = "NOT_FOUND"

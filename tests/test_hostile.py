@@ -21,8 +21,9 @@ from tornado.netutil import bind_sockets
 
 from handlers import handshake, request_timeouts
 from handlers.connection import Connection
-from handlers.handshake import EARLY_BYTES, SocketHandler
+from handlers.handshake import EARLY_BYTES, Opening
 from handlers.listening import RESERVED_DESCRIPTORS
+from handlers.newcomers import Newcomer
 from handlers.read_scheduler import READS_PER_SLICE
 from lockstep.config import Settings
 from server import Server
@@ -725,7 +726,7 @@ async def test_of_a_connection_that_is_gone_or_has_become_a_websocket_nothing_of
                 writer.close()
         clients = [await WsClient.connect(f"ws://127.0.0.1:{port}/ws?sessionId={SOME_ID}") for _ in range(10)]
 
-        kinds = (HTTP1ServerConnection, SocketHandler, IOStream)
+        kinds = (HTTP1ServerConnection, Newcomer, Opening, IOStream)
         await eventually(partial(of_http_remains, *kinds), 5, "something is kept")
         for client in clients:
             await client.recv_type("CONNECTED")

@@ -8,18 +8,15 @@ from configparser import ConfigParser
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream
-from tornado.netutil import bind_sockets
 from tornado.web import Application
-from tornado.websocket import WebSocketHandler
 
 from handlers import tornado_private
-from tests.support.ws_client import WsClient
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,26 +112,33 @@ def test_headers_of_a_reply_are_those_that_were_set() -> None:
     assert "Content-Length" not in headers
 
 
-async def test_a_handshake_leaves_the_stream_to_the_handler() -> None:
-    opened: list[Any] = []
+async def test_a_stream_begins_with_what_was_read_before_it_was_made() -> None:
+    async with stream_and_client() as (stream, client):
+        tornado_private.fill(stream, b"GET / HTTP/1.1\r\nHost: ")
+        assert tornado_private.unread_bytes(stream) == 22
+        client.send(b"a\r\n\r\nrest")
+        assert await stream.read_until(b"\r\n\r\n") == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        assert await stream.read_bytes(4) == b"rest"
 
-    class Handler(WebSocketHandler):
-        def get_websocket_protocol(self) -> Any:
-            return tornado_private.Handshake(self)
 
-        async def open(self, *args: str, **kwargs: str) -> None:
-            await self.ws_connection.stream.write(b"")  # type: ignore[union-attr]
-            opened.append(tornado_private.release_socket(self.ws_connection.stream))  # type: ignore[union-attr]
-            self.on_connection_close()
+async def test_what_fills_a_stream_may_be_all_there_is() -> None:
+    async with stream_and_client() as (stream, _):
+        tornado_private.fill(stream, b"GET / HTTP/1.1\r\n\r\n")
+        assert await stream.read_until_regex(b"\r?\n\r?\n") == b"GET / HTTP/1.1\r\n\r\n"
 
-    server = HTTPServer(Application([(r"/", Handler)], log_function=lambda _: None))
-    (listener,) = bind_sockets(0, "127.0.0.1")
-    server.add_sockets([listener])
-    try:
-        client = await WsClient.connect(f"ws://127.0.0.1:{listener.getsockname()[1]}/")
-        opened[0].send(b"\x81\x02{}")
-        assert await client.recv() == {}
-        client.abort()
-        opened[0].close()
-    finally:
-        server.stop()
+
+def test_headers_from_checked_lines_are_those_that_tornado_reads() -> None:
+    lines = [("host", "a"), ("sec-websocket-KEY", "x, y"), ("X-Empty", "")]
+    read = HTTPHeaders.parse("".join(f"{name}: {value}\r\n" for name, value in lines))
+    ours = tornado_private.headers_of(lines)
+    assert ours == read
+    assert ours is not None
+    assert list(ours.get_all()) == list(read.get_all())
+    for name in ("Host", "Sec-WebSocket-Key", "x-empty"):
+        assert name in ours
+        assert ours[name] == read[name]
+        assert ours.get_list(name) == read.get_list(name)
+
+
+def test_headers_from_lines_of_one_name_are_left_to_tornado() -> None:
+    assert tornado_private.headers_of([("Host", "a"), ("X", ""), ("host", "b")]) is None

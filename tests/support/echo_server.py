@@ -8,34 +8,43 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 from unittest.mock import Mock
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from handlers.clients import Clients
 from handlers.connection import CLOSE_TIMEOUT_S, Connection
-from handlers.handshake import SocketHandler
+from handlers.handshake import SOCKET_PATHS, Handshakes
 from handlers.heartbeat import Heartbeat
+from handlers.listening import ClientServer
 from handlers.read_scheduler import ReadScheduler
-from handlers.tornado_private import Handshake
+from handlers.router import Limiting, Route, Router
+from handlers.transport import Transport
+from lockstep.access import OPEN, Access
 from lockstep.wire.encodings import JSON
 from lockstep.wire.frames import BINARY, TEXT, deflate_frame, encode_frame
 
 # Autobahn's largest is 16 MiB.
 MAX_MESSAGE_BYTES = 16 * 1_048_576
+KEEP_ALIVE_S = 600.0
 
 
 class Echo:
     """What all connections share; it answers each message with the same."""
 
     encoding = JSON
+    needs_session = False
+    compression = True
 
     def __init__(self, max_message_bytes: int) -> None:
         self.heartbeat = Heartbeat(interval_s=600.0, timeout_s=500.0)  # longer than a test lasts
         self.read_scheduler = ReadScheduler()
         self.max_message_bytes = max_message_bytes
         self.metrics = Mock()  # nobody counts here
+        self.protocols: dict[str, Echo] = {}
+        self.default_protocol = self
         self.message_rate = 0
         self.open = 0
         self.is_empty = asyncio.Event()
@@ -44,7 +53,12 @@ class Echo:
         frame = encode_frame(BINARY if is_binary else TEXT, payload)
         connection.send(deflate_frame(frame) if connection.encoding.is_deflated else frame)
 
+    async def welcome(self, connection: Connection, access: Access, position: str | None) -> None:
+        self.open += 1
+        self.is_empty.clear()
+
     def begin(self, connection: Connection, early: bytes) -> None:
+        """The same without a handshake."""
         self.open += 1
         self.is_empty.clear()
         connection.start(early)
@@ -55,33 +69,20 @@ class Echo:
             self.is_empty.set()
 
 
-class EchoHandler(SocketHandler):
-    """The handshake, and then an echo."""
-
-    def initialize(self, echo: Echo) -> None:  # type: ignore[override]
-        self.services = Mock(is_draining=lambda: False)
-        self._clients = Mock(compression=True)
-        self._echo = echo
-
-    def check_origin(self, origin: str) -> bool:
-        return True
-
-    async def open(self, *args: str, **kwargs: str) -> None:
-        sock, early = await self.take_socket()
-        connection = Connection(sock, self._echo, self._echo, None)
-        assert isinstance(self.ws_connection, Handshake)
-        if self.ws_connection.extensions is not None:
-            connection.encoding = JSON.deflated
-        self._echo.begin(connection, early)
-        self.on_connection_close()
-
-
 @asynccontextmanager
 async def echoing(port: int = 0, max_message_bytes: int = MAX_MESSAGE_BYTES) -> AsyncIterator[str]:
     """The URL of an echo in this process. That its clients have gone it must notice at once."""
     echo = Echo(max_message_bytes)
     echo.heartbeat.start()
-    http = HTTPServer(Application([(r"/.*", EchoHandler, {"echo": echo})]))
+    services: Any = Mock(hosts=None, is_draining=lambda: False)
+    services.tokens.access.return_value = OPEN
+    services.addresses.client_of.return_value = ""
+    services.origins.headers.return_value = {}
+    handshakes = Handshakes(services, cast(Clients, echo))
+    router = Router(
+        [Route("GET", path, handshakes.answer, limiting=Limiting.NOT) for path in ("/", *SOCKET_PATHS)]
+    )
+    http = ClientServer(Transport(services, router, Application(), frozenset(), handshakes, KEEP_ALIVE_S))
     sockets = bind_sockets(port, "127.0.0.1")
     http.add_sockets(sockets)
     try:
