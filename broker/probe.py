@@ -38,8 +38,8 @@ class Probe:
             reasons.append(f"the subscription{self._where} is down")
         elif self.age_s > PROBE_TOO_OLD_S:
             reasons.append(f"no publication has come back{self._where} for {self.age_s:.0f} s")
-        elif unheard := self._subscriber.unheard:
-            reasons.append(f"the subscription{self._where} lacks {len(unheard)} of its partitions")
+        elif self._subscriber.unheard:
+            reasons.append(f"the subscription{self._where} is not complete")
         return reasons
 
     async def look(self) -> None:

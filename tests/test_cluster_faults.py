@@ -1,13 +1,20 @@
 """Whatever happens to a Redis Cluster: no client stays behind, nothing acknowledged is lost."""
 
 import asyncio
+import uuid
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
+import ujson
 
+from broker.cluster.broker import ClusterBroker
 from broker.keys import partition_of, slot_of
+from lockstep.metrics import Metrics
+from tests.support.brokers import started
 from tests.support.faults import LoopLag, Scene, scene
-from tests.support.redis_cluster import RedisCluster
+from tests.support.load import eventually, rest
+from tests.support.redis_cluster import ClusterNode, RedisCluster
 
 ROUTINGS = ("all", "targeted")
 
@@ -68,3 +75,91 @@ async def test_all_slots_move_there_and_back_and_nobody_is_left_behind(
             await asyncio.to_thread(shift, calm_cluster, slots_of(play))
         await all_is_well(play)
         lag.assert_turned()
+
+
+# --- masters -------------------------------------------------------------------------------------
+
+
+def partition_zero(cluster: RedisCluster) -> ClusterNode:
+    """The master by whose clock clients go."""
+    return cluster.master_of(slot_of(0))
+
+
+async def replaced(cluster: RedisCluster, master: ClusterNode) -> ClusterNode:
+    """Another has taken over."""
+    return await asyncio.to_thread(cluster.replacement, master, slot_of(0))
+
+
+async def readiness(play: Scene) -> list[str]:
+    answer = await rest(f"{play.servers[0].url}/ready", method="GET")
+    return [] if answer.code == 200 else list(ujson.loads(answer.body)["reasons"])
+
+
+async def ready_again(play: Scene) -> None:
+    async def complaint() -> str:
+        return "; ".join(await readiness(play))
+
+    await eventually(complaint, 20, "it is not ready again")
+
+
+@pytest.mark.long
+async def test_a_replica_that_takes_over_in_good_order_leaves_nobody_behind(cluster: RedisCluster) -> None:
+    async with scene(cluster.url) as play, LoopLag(play.servers[0]) as lag:
+        await asyncio.to_thread(cluster.failover, partition_zero(cluster))
+        await all_is_well(play)
+        await ready_again(play)
+        lag.assert_turned()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["killed", "frozen", "cut off"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+async def test_when_a_master_is_lost_every_client_shows_what_its_replica_has(
+    cluster: RedisCluster, how: str, routing: str
+) -> None:
+    async with scene(cluster.url, 3, f"--routing={routing}") as play, LoopLag(play.servers[0]) as lag:
+        master = partition_zero(cluster)
+        {"killed": master.kill, "frozen": master.freeze, "cut off": partial(cluster.cut_off, master)}[how]()
+
+        async def says_which() -> str:
+            reasons = await readiness(play)
+            is_named = any(str(master.announced_port) in each for each in reasons)
+            return "" if is_named else f"it gives other reasons: {reasons}"
+
+        await eventually(says_which, 10, "the process says that it is ready")
+        await replaced(cluster, master)
+        await play.served()
+        await ready_again(play)
+        await play.converged()
+        play.assert_refused_in_time()
+        lag.assert_turned()
+        # The old one comes back, and must not be taken for the master.
+        {"killed": master.start, "frozen": master.thaw, "cut off": cluster.reconnect}[how]()
+        await asyncio.to_thread(cluster.wait_until_whole)
+        await play.converged()
+        assert await readiness(play) == []
+
+
+@pytest.mark.long
+async def test_what_others_publish_is_heard_at_another_node_when_the_one_is_lost(
+    cluster: RedisCluster,
+) -> None:
+    broker = ClusterBroker(cluster.url, "", "all", False, Metrics())
+    async with started(broker) as ears:
+        at = broker._hearing._heard_at[broker._hearing._of_others]
+        master = next(each for each in broker._masters.with_partitions() if each.subscriber is at)
+        (node,) = [each for each in cluster.nodes if each.announced_port == master.address[1]]
+        payload = ujson.dumps({"sessionId": str(uuid.uuid4()), "state": {}})
+        other = cluster.other_master(node)
+        await asyncio.to_thread(other.ask, "PUBLISH", "session-updates", payload)
+        await ears.until_published(1)
+        gaps = ears.gaps
+        node.kill()
+
+        async def heard() -> str:
+            await asyncio.to_thread(other.ask, "PUBLISH", "session-updates", payload)
+            return "" if len(ears.published) > 1 else "nothing has come"
+
+        await eventually(heard, 10, "nobody hears what others publish")
+        # Something was heard there before, so that something may have been missed, about whomever.
+        assert None in ears.gaps_of[gaps:]
