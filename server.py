@@ -101,7 +101,9 @@ class Server:
         self.sessions = Sessions(self.broker, settings.lifetimes, metrics)
         self.deadlines = Deadlines(self.broker, self.sessions)
         self.hub = Hub(self.broker, self.sessions, self.deadlines, metrics, Recipients)
-        self.heartbeat = Heartbeat(settings.ping_interval_s, settings.ping_timeout_s)
+        self.heartbeat = Heartbeat(
+            settings.ping_interval_s, settings.ping_timeout_s, metrics.loop_lag.observe
+        )
         self._tasks = Tasks()
         self._is_draining = False
         limits = ConnectionLimits(

@@ -11,6 +11,7 @@ import hiredis
 from broker.endpoint import Endpoint
 from broker.resp import Argument, LinkDown, RespConnection
 from broker.sentinel import REFUSALS, Address, SentinelRefuses
+from lockstep.beats import next_beat
 from lockstep.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -297,9 +298,11 @@ class Link:
             if is_quiet and now_s - pinged_at_s >= PING_INTERVAL_S:
                 pinged_at_s = now_s
                 connection.ping()
-            # Looks are rare where all is well: each wakes a process that may have nothing else to do.
-            pause_s = TICK_S if is_quiet or connection.is_waited_for else PING_INTERVAL_S - silence_s
-            await asyncio.wait((connection.lost,), timeout=max(TICK_S, pause_s))
+            # Where all is well it is looked at when the process is awake anyway.
+            if is_quiet or connection.stalled_s(now_s) >= TICK_S:
+                await asyncio.wait((connection.lost,), timeout=TICK_S)
+            else:
+                await asyncio.wait((connection.lost, next_beat()), return_when=asyncio.FIRST_COMPLETED)
 
     def _mark_down(self) -> None:
         if self._up.is_set():

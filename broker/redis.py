@@ -1,7 +1,7 @@
 """The Redis broker: any number of processes, one truth."""
 
+import asyncio
 import logging
-import random
 import uuid
 from collections.abc import Awaitable, Sequence
 
@@ -26,9 +26,6 @@ from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
-
-LOOK_INTERVAL_S = 1.0
-FOLLOW_INTERVAL_S = 1.0
 
 
 class RedisBroker(RedisStore, Broker):
@@ -91,13 +88,9 @@ class RedisBroker(RedisStore, Broker):
             await self._subscriber.start()
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
-        self._tasks.repeat(
-            self._look, lambda: LOOK_INTERVAL_S * random.uniform(0.8, 1.0), "the look at Redis"
-        )
+        self._tasks.on_beats(self._look, "the look at Redis")
         if self._endpoint.sentinels:
-            self._tasks.repeat(
-                self._follow, lambda: FOLLOW_INTERVAL_S * random.uniform(0.8, 1.2), "asking Sentinel"
-            )
+            self._tasks.on_beats(self._follow, "asking Sentinel")
         self._tasks.repeat(self._counters.keep, lambda: OCCUPANCY_KEPT_S / 4, "counting WebSockets in Redis")
         self._tasks.repeat(self._presence.keep, lambda: PRESENCE_KEPT_S / 4, "keeping who is present")
 
@@ -109,9 +102,12 @@ class RedisBroker(RedisStore, Broker):
         await self._link.close()
 
     async def _look(self) -> None:
-        await self._health.look()
         self._counters.send_changes()
-        await self._presence.look()
+        # In one round trip; what hinders one of them does not hinder the other.
+        outcomes = await asyncio.gather(self._health.look(), self._presence.look(), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _follow(self) -> None:
         """Go where Sentinel points: a master that was cut off from it may be master for itself alone."""

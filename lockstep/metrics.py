@@ -1,6 +1,5 @@
 """What operators see at /metrics: every figure of a process is named here, with bounded labels."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 
 from prometheus_client import (
@@ -16,10 +15,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lockstep import __version__
+from lockstep.beats import beat
 from lockstep.logs import dropped_lines
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-LAG_INTERVAL_S = 0.25
 _QUICK_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1006, 1007, 1008, 1009, 1011, *range(4000, 4010)})
 _UNDERSTOOD = frozenset({"PING", "RECONNECT", "SUBSCRIBE", "UNSUBSCRIBE", "SYNC", "COMMAND", "REAUTH"})
@@ -137,12 +136,9 @@ class Metrics:
         child.observe(duration_s)
 
     async def measure_lag(self) -> None:
-        """Measure, for ever, how much later than asked for the loop comes back."""
-        loop = asyncio.get_running_loop()
+        """Measure, for ever, how much later than asked for the loop comes to what is due at each beat."""
         while True:
-            due_s = loop.time() + LAG_INTERVAL_S
-            await asyncio.sleep(LAG_INTERVAL_S)
-            self.loop_lag.observe(max(0.0, loop.time() - due_s))
+            self.loop_lag.observe(await beat())
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
+from lockstep.beats import beat
 from lockstep.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,15 @@ class Tasks:
 
     def repeat(self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float], what: str) -> None:
         """Take a turn after each pause, for ever; one that fails is logged as `what` and does not end it."""
-        self.spawn(self._repeat(turn, pause_s, what))
+
+        async def pause() -> None:
+            await asyncio.sleep(pause_s())
+
+        self.spawn(self._repeat(turn, pause, what))
+
+    def on_beats(self, turn: Callable[[], Awaitable[None]], what: str) -> None:
+        """The same about once a second, together with all that this process looks after (`beats.py`)."""
+        self.spawn(self._repeat(turn, beat, what))
 
     async def close(self) -> None:
         tasks = tuple(self._running)
@@ -32,10 +41,10 @@ class Tasks:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _repeat(
-        self, turn: Callable[[], Awaitable[None]], pause_s: Callable[[], float], what: str
+        self, turn: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[object]], what: str
     ) -> None:
         while True:
-            await asyncio.sleep(pause_s())
+            await pause()
             try:
                 await turn()
             except BrokerUnavailable as error:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Sequence
@@ -39,8 +38,6 @@ from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
-
-LOOK_INTERVAL_S = 1.0
 
 
 class ClusterBroker(Broker):
@@ -140,9 +137,7 @@ class ClusterBroker(Broker):
             await self._hearing.until_heard(self._subscribers)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
-        self._tasks.repeat(
-            self._look, lambda: LOOK_INTERVAL_S * random.uniform(0.8, 1.0), "the look at the cluster"
-        )
+        self._tasks.on_beats(self._look, "the look at the cluster")
         self._tasks.repeat(self._keep_counts, lambda: OCCUPANCY_KEPT_S / 4, "counting WebSockets in Redis")
         self._tasks.repeat(self._keep_presence, lambda: PRESENCE_KEPT_S / 4, "keeping who is present")
 

@@ -7,6 +7,7 @@ import logging
 import random
 from typing import Protocol
 
+from lockstep.beats import MAX_INTERVAL_S
 from lockstep.contract import Agenda, Clock
 from lockstep.errors import BrokerUnavailable, LockstepError, SessionNotFound, StateCorrupt
 from lockstep.sessions import Sessions
@@ -14,12 +15,14 @@ from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-# Clocks are set to a second or more, so a sweep twice a second that looks one second ahead finds nearly all
-# of them before they run out. A clock that was adjusted to less, or resumed with less, is at most one
-# interval late: of one sweep, or of as many as there are turns.
-SWEEP_AHEAD_MS = 1000
-SWEEP_INTERVAL_S = 0.5
+# Clocks are set to a second or more, so a sweep at each beat that looks further ahead than to the next one
+# finds nearly all of them before they run out. A clock that was adjusted to less, or resumed with less, is at
+# most one beat late; where the store is asked in turns, at most two.
+SWEEP_AHEAD_MS = 1250
+BEATS_OF_ALL_TURNS = 2
 SWEEP_LIMIT = 2000
+# Where one sweep is not enough the next ones do not wait for the beat.
+SWEEP_AGAIN_S = 0.25
 # A sweep waits up to this long, so that the process whose clients are watching comes first.
 SWEEP_GRACE_MS = 50
 # The heap is not rebuilt for fewer replaced deadlines than this.
@@ -49,12 +52,7 @@ class Deadlines:
         self._tasks = Tasks()
 
     def start(self) -> None:
-        # Jitter, so that processes started together do not sweep together.
-        self._tasks.repeat(
-            self._sweep,
-            lambda: SWEEP_INTERVAL_S * random.uniform(0.5, 1.0),
-            "looking for clocks that ran out",
-        )
+        self._tasks.on_beats(self._sweep_all, "looking for clocks that ran out")
 
     async def close(self) -> None:
         """Stop. The sweeps of other processes find what is armed here."""
@@ -128,14 +126,24 @@ class Deadlines:
         with contextlib.suppress(BrokerUnavailable):  # the next sweep then finds it again
             await self._broker.forget_deadline(session_id)
 
-    async def _sweep(self) -> None:
+    async def _sweep_all(self) -> None:
+        turns = self._broker.agenda_turns
+        left = -(-turns // BEATS_OF_ALL_TURNS)
+        while left:
+            left -= 1
+            if await self._sweep(turns):
+                left = turns
+                await asyncio.sleep(SWEEP_AGAIN_S)
+
+    async def _sweep(self, turns: int) -> bool:
+        """True where there may be more than it has found."""
         # The broker's clock may have been changed since the timer was set.
         self._set_timer()
         # Both at once, and what hinders one of them does not hinder the other.
-        turns = self._broker.agenda_turns
         self._turn = (self._turn + 1) % turns
         # Far enough to the next time that it is the same turn.
-        ahead_ms = SWEEP_AHEAD_MS + int((turns - 1) * SWEEP_INTERVAL_S * 1000)
+        beats = min(turns, BEATS_OF_ALL_TURNS)
+        ahead_ms = SWEEP_AHEAD_MS + int((beats - 1) * MAX_INTERVAL_S * 1000)
         due, lapsed = await asyncio.gather(
             self._broker.due(ahead_ms, SWEEP_LIMIT, self._turn),
             self._broker.lapse(SWEEP_LIMIT, self._turn),
@@ -146,6 +154,8 @@ class Deadlines:
         for outcome in (due, lapsed):
             if isinstance(outcome, BaseException):
                 raise outcome
+        assert not isinstance(due, BaseException)
+        return len(due) >= SWEEP_LIMIT or lapsed == SWEEP_LIMIT
 
     def _prompt_for(self, due: list[tuple[int, str]]) -> None:
         for deadline_ms, session_id in due:
