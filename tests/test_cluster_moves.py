@@ -1,0 +1,231 @@
+"""Where a slot is on its way to another master, or has gone there, nothing that was acknowledged is lost."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from broker.cluster.broker import ClusterBroker
+from broker.keys import Keys, partition_of, slot_of
+from lockstep.contract import Attendance, Charge, Outcome
+from lockstep.errors import BrokerUnavailable
+from lockstep.metrics import Metrics
+from lockstep.rules import state_json
+from lockstep.rules.state import Session
+from tests.support import settled_rules as engine
+from tests.support.brokers import PATIENCE_S, started
+from tests.support.commits import applied, commit_of, created, new_id
+from tests.support.redis_cluster import RedisCluster, SlotMove
+
+ONE = Attendance(1, 1_700_000_000_000)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisCluster]:
+    """One whose slots move."""
+    cluster = RedisCluster(masters=2, replicas=1)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def broker(cluster: RedisCluster) -> ClusterBroker:
+    return ClusterBroker(cluster.url, f"{uuid4()}-", "all", allow_eviction=False, metrics=Metrics())
+
+
+def slot_of_session(session_id: str) -> int:
+    return slot_of(partition_of(session_id))
+
+
+def begin_to_move(cluster: RedisCluster, session_id: str) -> SlotMove:
+    slot = slot_of_session(session_id)
+    return cluster.move(slot, cluster.other_master(cluster.master_of(slot)))
+
+
+async def stored(broker: ClusterBroker, session_id: str) -> bytes | None:
+    (found,) = await broker.load([session_id])
+    return found
+
+
+async def switched(broker: ClusterBroker, session: Session) -> Session:
+    return await applied(broker, session, engine.switch)
+
+
+def is_heard(session: Session) -> object:
+    text = f'"version":{session.version},"commit":"{session.commit}"'.encode()
+    return lambda ears: any(text in payload for payload in ears.published)
+
+
+async def test_a_commit_goes_to_where_the_session_has_moved(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    session_id = new_id()
+    async with started(broker, session_id) as ears:
+        session = await applied(broker, await created(broker, session_id), engine.start)
+        for _ in range(2):
+            gaps = ears.gaps
+            await asyncio.to_thread(begin_to_move(cluster, session_id).finish)
+            session = await switched(broker, session)
+            assert await stored(broker, session_id) == state_json.to_json(session)
+            await ears.until(lambda ears, before=gaps: ears.gaps > before)  # type: ignore[misc]
+            session = await switched(broker, session)
+            await ears.until(is_heard(session))  # type: ignore[arg-type]
+
+
+async def test_what_is_read_is_found_on_either_side_of_a_move(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    session_id = new_id()
+    async with started(broker):
+        session = await created(broker, session_id)
+        move = begin_to_move(cluster, session_id)
+        try:
+            assert await stored(broker, session_id) == state_json.to_json(session)
+            await asyncio.to_thread(move.move)
+            # ASK leads there.
+            assert await stored(broker, session_id) == state_json.to_json(session)
+            assert await stored(broker, new_id()) is None
+        finally:
+            await asyncio.to_thread(move.finish)
+        assert await stored(broker, session_id) == state_json.to_json(session)
+
+
+async def test_a_commit_waits_for_a_move_that_is_over_soon(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    session_id = new_id()
+    async with started(broker):
+        session = await applied(broker, await created(broker, session_id), engine.start)
+        move = begin_to_move(cluster, session_id)
+        await asyncio.to_thread(move.move, 1)
+        switching = asyncio.create_task(switched(broker, session))
+        await asyncio.sleep(0.3)
+        assert not switching.done()
+        await asyncio.to_thread(move.finish)
+        session = await switching
+        assert await stored(broker, session_id) == state_json.to_json(session)
+
+
+async def test_a_commit_is_refused_as_not_applied_where_a_move_takes_longer(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    session_id = new_id()
+    async with started(broker):
+        session = await applied(broker, await created(broker, session_id), engine.start)
+        move = begin_to_move(cluster, session_id)
+        try:
+            await asyncio.to_thread(move.move, 1)
+            commit, _ = commit_of(broker, session, engine.switch(session, broker.now_ms(session_id)))
+            began_s = time.monotonic()
+            with pytest.raises(BrokerUnavailable) as refused:
+                await broker.commit(commit)
+            assert refused.value.details == {"outcome": "not_applied"}
+            assert time.monotonic() - began_s > 1.5
+            # Nobody else has to wait for that.
+            other_id = new_id()
+            while partition_of(other_id) == partition_of(session_id):
+                other_id = new_id()
+            await created(broker, other_id)
+        finally:
+            await asyncio.to_thread(move.finish)
+        assert await stored(broker, session_id) == state_json.to_json(session)
+        await switched(broker, session)
+
+
+async def test_counts_and_who_is_present_go_along_with_their_partition(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    session_id = new_id()
+    keys = Keys(broker._prefix, partition_of(session_id))
+    room = next(name for name in map(str, range(10_000)) if partition_of(name) == partition_of(session_id))
+    async with started(broker):
+        await created(broker, session_id)
+        assert await broker.enter(room, 3)
+        broker.attend(session_id, "ann", ONE)
+        assert [count for count, _ in await broker.spend([Charge(f"switch:{session_id}", 9, 60_000)])] == [1]
+        move = begin_to_move(cluster, session_id)
+        await asyncio.to_thread(move.move, 2)
+        broker.leave(room, 3)
+        broker.attend(session_id, "ben", ONE)
+        broker.attend(session_id, "ann", None)
+        await asyncio.to_thread(move.finish)
+        assert [count for count, _ in await broker.spend([Charge(f"switch:{session_id}", 9, 60_000)])] == [2]
+
+        def is_right() -> bool:
+            with cluster.client as client:
+                there = [field.partition(b" ")[2] for field in client.hgetall(keys.presence(session_id))]
+                return there == [b"ben"] and not client.exists(keys.occupancy(room))
+
+        async with asyncio.timeout(PATIENCE_S):
+            while not await asyncio.to_thread(is_right):
+                await asyncio.sleep(0.02)
+        assert [await broker.enter(room, 1) for _ in range(2)] == [True, False]
+
+
+async def test_a_replica_that_takes_over_is_found_and_clients_are_made_current(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    ids = [new_id() for _ in range(20)]
+    async with started(broker, *ids) as ears:
+        sessions = [await applied(broker, await created(broker, each), engine.start) for each in ids]
+        there = cluster.master_of(slot_of_session(ids[0]))
+        gaps = ears.gaps
+        await asyncio.to_thread(cluster.failover, there)
+        for session in sessions:
+            session = await switched_after_all(broker, session)
+            await ears.until(is_heard(session))  # type: ignore[arg-type]
+        assert ears.gaps > gaps
+
+
+async def switched_after_all(broker: ClusterBroker, session: Session) -> Session:
+    """Also where it is refused for a while."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                return await switched(broker, session)
+            except BrokerUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def test_no_acknowledged_change_is_lost_while_slots_move_under_load(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    ids = [new_id() for _ in range(8)]
+    is_over = asyncio.Event()
+    refusals: list[str] = []
+
+    async def play(session: Session) -> Session:
+        while not is_over.is_set():
+            commit, after = commit_of(
+                broker, session, engine.switch(session, broker.now_ms(session.session_id))
+            )
+            try:
+                outcome = await broker.commit(commit)
+            except BrokerUnavailable as refused:
+                refusals.append(str(refused.details))
+                continue
+            if outcome is Outcome.APPLIED:
+                session = after
+            else:
+                assert outcome is Outcome.WRONG_TIME, outcome
+        return session
+
+    async with started(broker, *ids) as ears:
+        sessions = [await applied(broker, await created(broker, each), engine.start) for each in ids]
+        playing = [asyncio.create_task(play(each)) for each in sessions]
+        for session_id in ids[:4]:
+            move = begin_to_move(cluster, session_id)
+            for _ in range(3):
+                await asyncio.to_thread(move.move, 2)
+            await asyncio.to_thread(move.finish)
+        is_over.set()
+        last = await asyncio.gather(*playing)
+        assert set(refusals) <= {str({"outcome": "not_applied"})}
+        for session in last:
+            assert await stored(broker, session.session_id) == state_json.to_json(session)
+            assert session.version > 3
+        for session in last:
+            session = await switched_after_all(broker, session)
+            await ears.until(is_heard(session))  # type: ignore[arg-type]
