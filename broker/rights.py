@@ -129,6 +129,8 @@ def subscriptions(
             (("SUNSUBSCRIBE", channels.updates), patterns.updates),
             (("SUBSCRIBE", of_others.updates), their_patterns.updates),
             (("PSUBSCRIBE", their_patterns.messages + "*"), their_patterns.messages + "*"),
+            (("UNSUBSCRIBE", of_others.updates), their_patterns.updates),
+            (("PUNSUBSCRIBE", their_patterns.messages + "*"), their_patterns.messages + "*"),
         ]
     if channels.pattern is not None:
         # Redis compares it with the patterns of the ACL as text.

@@ -192,3 +192,22 @@ async def test_the_gap_of_a_moved_partition_comes_when_it_is_heard_again(redis_c
         # Nodes that know of it later may have taken it back in between.
         assert all(is_heard_at_gap)
         await asyncio.to_thread(redis_cluster.reshard, slot, source)
+
+
+async def test_what_is_done_at_the_new_place_of_a_slot_on_its_way_is_looked_for(
+    redis_cluster: RedisCluster,
+) -> None:
+    """Nobody can hear it there before the slot has arrived, which may take as long as it likes."""
+    session_id, slot = session_in(12), slot_of(12)
+    async with process(redis_cluster) as here:
+        # All keys of a change are there: where one is missing it is refused until the slot has arrived.
+        session = await applied(here.broker, await created(here.broker, session_id), engine.start)
+        source = redis_cluster.master_of(slot)
+        move = redis_cluster.move(slot, redis_cluster.other_master(source))
+        await asyncio.to_thread(move.move)
+        await applied(here.broker, session, engine.switch)
+        gaps = here.ears.gaps
+        await here.ears.until(lambda ears: ears.gaps > gaps)
+        assert affected(here.ears) == {12}
+        await asyncio.to_thread(move.finish)
+        await asyncio.to_thread(redis_cluster.reshard, slot, source)

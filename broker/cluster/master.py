@@ -73,6 +73,7 @@ class Master:
         turn = [each for each in partitions if (each.number + self._looks) % LOOKS_IN_ROUND == 0]
         for each in partitions:
             each.counters.send_changes()
+            each.look_at_move()
         busy = {each for each in partitions if not each.presence.is_idle}
         # All of it goes out in one write.
         await asyncio.gather(

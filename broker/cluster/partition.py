@@ -65,6 +65,8 @@ class PartitionLink(CommandLink):
     def __init__(self, partition: int, finder: Finder) -> None:
         self._partition = partition
         self._finder = finder
+        # Something was done where the slot is on its way to, and what that published is heard nowhere yet.
+        self.has_asked_elsewhere = False
 
     @property
     def master(self) -> Master:
@@ -116,6 +118,7 @@ class PartitionLink(CommandLink):
 
     async def _ask(self, address: Address, arguments: tuple[Argument, ...]) -> Any:
         connection = await self._finder.link_at(address).connected()
+        self.has_asked_elsewhere = True
         # Both go out in one piece, with nothing in between.
         connection.call("ASKING")
         reply = await connection.call(*arguments)
@@ -199,6 +202,15 @@ class Partition:
             asyncio.get_running_loop().call_soon(self._tell_gap)
         self._last_master = address
         self._is_prepared = True
+
+    def look_at_move(self) -> None:
+        """While the slot is on its way, look for what is done at its new place; to be repeated each second.
+
+        That it is looked for leads there again, as long as there is something of it.
+        """
+        if self.link.has_asked_elsewhere:
+            self.link.has_asked_elsewhere = False
+            self._tell_gap()
 
     async def look(self) -> None:
         """Renew the sign of life, and see whether it was lost; to be repeated every few seconds."""
