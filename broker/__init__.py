@@ -23,6 +23,10 @@ def check_url(url: str) -> None:
     parse(url)
 
 
+def is_cluster(url: str) -> bool:
+    return url.partition("://")[0].endswith("+cluster")
+
+
 def open_broker(settings: Settings, metrics: Metrics, source: TimeSource = time) -> Broker:
     """memory:// for one process by itself, else Redis. Raises ValueError, naming what it cannot use.
 
@@ -31,7 +35,7 @@ def open_broker(settings: Settings, metrics: Metrics, source: TimeSource = time)
     if settings.broker == MEMORY_URL:
         return MemoryBroker(source)
     options = (settings.broker, settings.prefix, settings.routing, settings.allow_eviction, metrics)
-    if settings.broker.partition("://")[0].endswith("+cluster"):
+    if is_cluster(settings.broker):
         from broker.cluster.broker import ClusterBroker
 
         return ClusterBroker(*options)
@@ -44,6 +48,10 @@ async def examine(settings: Settings) -> list[tuple[bool, str]]:
     """Look at the broker that the settings name: each finding is ok, or says what to do."""
     if settings.broker == MEMORY_URL:
         return [(True, "broker: memory://, one process by itself; its state dies with it")]
+    if is_cluster(settings.broker):
+        from broker.cluster.doctor import examine_cluster
+
+        return await examine_cluster(settings)
     from broker.doctor import examine_redis
 
     return await examine_redis(settings)

@@ -4,11 +4,13 @@ import asyncio
 from typing import Any
 
 from broker.link import Refused
+from broker.marks import Call
 from broker.resp import RespConnection
 
 OLDEST_REDIS = (6, 2)
 # There are sharded channels since.
 OLDEST_CLUSTER = (7, 0)
+SHARDED = ("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH")
 
 
 async def require_usable(connection: RespConnection, allow_eviction: bool, is_cluster: bool = False) -> None:
@@ -23,12 +25,21 @@ async def require_usable(connection: RespConnection, allow_eviction: bool, is_cl
     oldest = OLDEST_CLUSTER if is_cluster else OLDEST_REDIS
     if isinstance(server, bytes) and version_numbers(version or "0") < oldest:
         raise Refused(f"Redis is {version}, {oldest[0]}.{oldest[1]} or newer is needed")
+    if is_cluster and (lacking := await lacking_commands(connection.call)):
+        raise Refused(f"Redis has no {lacking}: sharded channels, which Redis 7.0 has, are needed")
     policy = info_fields(memory).get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and not allow_eviction:
         raise Refused(
             f"Redis may evict sessions (maxmemory-policy is {policy}): "
             "set it to noeviction, or give --allow-eviction=yes"
         )
+
+
+async def lacking_commands(call: Call) -> str:
+    """Which commands of sharded channels there are not; none where that may not be asked."""
+    reply = await call("COMMAND", "INFO", *SHARDED)
+    known = reply if isinstance(reply, list) else []
+    return " and no ".join(name for name, found in zip(SHARDED, known, strict=False) if found is None)
 
 
 def wrong_mode(server: dict[str, str], cluster: dict[str, str], is_cluster: bool = False) -> str | None:

@@ -170,7 +170,8 @@ class Masters(Finder):
             others = [str(each) or "timed out" for each in answers if isinstance(each, Exception)]
             self._complain(others[0])
         elif is_first and None in view.masters:
-            self._complain(f"nobody has {view.masters.count(None)} of the {len(view.masters)} partitions")
+            lacking = f"{view.masters.count(None)} of the {len(view.masters)} partitions"
+            self._complain(f"nobody has the slots of {lacking}: redis-cli --cluster fix HOST:PORT")
             return None
         return view
 

@@ -1,6 +1,7 @@
 """A Redis Cluster of the tests' own, whose nodes can be killed, frozen, cut off and given other slots."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import redis
 from redis.backoff import NoBackoff
@@ -156,13 +157,18 @@ class RedisCluster:
         """The nodes that answer."""
         return [node for node in self.nodes if node.answers()]
 
+    def ranges(self) -> list[tuple[tuple[int, int], str]]:
+        """Whose each range of slots is, as that node sees it which has seen the newest configuration."""
+        newest = max(self._reachable(), key=lambda node: int(_cluster_info(node)["cluster_current_epoch"]))
+        return list(_slot_ranges(newest))
+
     def masters(self) -> list[ClusterNode]:
         """The nodes that have slots, in the order of their first slots."""
-        owners = dict.fromkeys(owner for _, owner in sorted(self._ranges()))
+        owners = dict.fromkeys(owner for _, owner in sorted(self.ranges()))
         return [self._by_id(owner) for owner in owners]
 
     def master_of(self, slot: int) -> ClusterNode:
-        return self._by_id(next(owner for (first, last), owner in self._ranges() if first <= slot <= last))
+        return self._by_id(next(owner for (first, last), owner in self.ranges() if first <= slot <= last))
 
     def master_of_key(self, key: str) -> ClusterNode:
         return self.master_of(key_slot(key.encode()))
@@ -216,7 +222,9 @@ class RedisCluster:
         def is_whole() -> bool:
             for node in self.nodes:
                 state = _cluster_info(node)
-                if state.get("cluster_state") != "ok" or state.get("cluster_known_nodes") != str(count):
+                if state.get("cluster_slots_ok") != str(SLOTS) or state.get("cluster_known_nodes") != str(
+                    count
+                ):
                     return False
                 replication = node.info("replication")
                 if replication["role"] == "slave" and replication["master_link_status"] != "up":
@@ -245,6 +253,17 @@ class RedisCluster:
         assert self._board is not None
         self._board.cut(set())
 
+    @contextmanager
+    def answering_with(self, said: bytes, instead: bytes) -> Iterator[None]:
+        """Where nodes say the one, others are told the other, of the same length."""
+        assert self._board is not None, "RedisCluster(can_cut=True)"
+        assert len(said) == len(instead)
+        self._board.on_reply = lambda data: data.replace(said, instead)
+        try:
+            yield
+        finally:
+            self._board.on_reply = lambda data: data
+
     def flush(self) -> None:
         """Empty all masters."""
         for master in self.masters():
@@ -255,12 +274,7 @@ class RedisCluster:
         return (node for node in self.alive() if node.place not in cut)
 
     def _first_slot(self, master: ClusterNode) -> int:
-        return min(first for (first, _), owner in self._ranges() if owner == master.id)
-
-    def _ranges(self) -> list[tuple[tuple[int, int], str]]:
-        """Whose each range of slots is, as that node sees it which has seen the newest configuration."""
-        newest = max(self._reachable(), key=lambda node: int(_cluster_info(node)["cluster_current_epoch"]))
-        return list(_slot_ranges(newest))
+        return min(first for (first, _), owner in self.ranges() if owner == master.id)
 
     def _by_id(self, node_id: str) -> ClusterNode:
         return next(node for node in self.nodes if node.id == node_id)

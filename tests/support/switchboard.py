@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 
 
 class Switchboard:
@@ -15,6 +16,8 @@ class Switchboard:
 
     def __init__(self) -> None:
         self.cut_places: set[int] = set()
+        # Called with each piece of a reply; what it returns goes on.
+        self.on_reply: Callable[[bytes], bytes] = lambda data: data
         self._places: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
         self._passes = asyncio.Event()
@@ -77,8 +80,8 @@ class Switchboard:
             writer.transport.abort()
             return
         try:
-            there = asyncio.create_task(self._pump(reader, up_writer, ends))
-            back = asyncio.create_task(self._pump(up_reader, writer, ends))
+            there = asyncio.create_task(self._pump(reader, up_writer, ends, lambda data: data))
+            back = asyncio.create_task(self._pump(up_reader, writer, ends, lambda data: self.on_reply(data)))
             _, rest = await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
             for each in rest:
                 each.cancel()
@@ -90,11 +93,17 @@ class Switchboard:
             writer.transport.abort()
             up_writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: set[int]) -> None:
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        ends: set[int],
+        change: Callable[[bytes], bytes],
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
                 await self._until_open(ends)
-                writer.write(data)
+                writer.write(change(data))
                 await writer.drain()
 
     async def _until_open(self, ends: set[int]) -> None:
