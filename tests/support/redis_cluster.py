@@ -1,6 +1,6 @@
 """A Redis Cluster of the tests' own, whose nodes can be killed, frozen, cut off and given other slots."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import redis
@@ -10,6 +10,7 @@ from redis.retry import Retry
 
 from tests.support.processes import wait_until
 from tests.support.redis_server import RedisServer, free_port
+from tests.support.shifted_redis import ShiftedClock
 from tests.support.switchboard import Switchboard
 
 SLOTS = 16_384
@@ -20,7 +21,14 @@ NODE_TIMEOUT_MS = 2_000
 class ClusterNode(RedisServer):
     """One node. Others reach it by `announced_port`, which is another than `port` where it can be cut off."""
 
-    def __init__(self, place: int, node_timeout_ms: int, board: Switchboard | None, options: tuple[str, ...]):
+    def __init__(
+        self,
+        place: int,
+        node_timeout_ms: int,
+        board: Switchboard | None,
+        options: tuple[str, ...],
+        clock: ShiftedClock | None = None,
+    ) -> None:
         port, bus_port = free_port(), free_port()
         self.announced_port, self.announced_bus_port, announced = port, bus_port, ()
         if board is not None:
@@ -43,6 +51,7 @@ class ClusterNode(RedisServer):
             *options,
             port=port,
             wait=False,
+            env=None if clock is None else clock.env,
         )
 
     @property
@@ -110,13 +119,16 @@ class RedisCluster:
         replicas: int = 1,
         node_timeout_ms: int = NODE_TIMEOUT_MS,
         can_cut: bool = False,
+        clocks_ahead_s: Sequence[float] = (),
     ) -> None:
-        """`options` are redis-server's, for every node."""
+        """`options` are redis-server's, for every node; `clocks_ahead_s`, how far their clocks are ahead."""
         self._board = Switchboard() if can_cut else None
+        self._clocks = [ShiftedClock(ahead_s) for ahead_s in clocks_ahead_s]
         self.nodes: list[ClusterNode] = []
         try:
             for place in range(masters * (1 + replicas)):
-                self.nodes.append(ClusterNode(place, node_timeout_ms, self._board, options))
+                clock = self._clocks[place] if self._clocks else None
+                self.nodes.append(ClusterNode(place, node_timeout_ms, self._board, options, clock))
             self._join(masters)
         except BaseException:
             self.close()
@@ -152,6 +164,8 @@ class RedisCluster:
             node.close()
         if self._board is not None:
             self._board.close()
+        for clock in self._clocks:
+            clock.close()
 
     def alive(self) -> list[ClusterNode]:
         """The nodes that answer."""

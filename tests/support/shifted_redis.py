@@ -24,20 +24,35 @@ def shim(name: str) -> Path:
     return library
 
 
-class ShiftedRedis(RedisServer):
-    """Its wall clock is the machine's, plus what `shift` said last. Its monotonic clock stays as it is."""
+class ShiftedClock:
+    """The wall clock of a program with this `env`: the machine's, plus what `shift` said last.
 
-    def __init__(self, *options: str) -> None:
+    Its monotonic clock stays as it is.
+    """
+
+    def __init__(self, by_s: float = 0.0) -> None:
         descriptor, name = tempfile.mkstemp(prefix="lockstep-shift-")
         os.close(descriptor)
         self._file = Path(name)
-        self._file.write_bytes(struct.pack("q", 0))
-        super().__init__(*options, env={"LD_PRELOAD": str(shim("shifted_time")), "SHIFT_FILE": name})
+        self._file.write_bytes(struct.pack("q", round(by_s * 1_000_000)))
+        self.env = {"LD_PRELOAD": str(shim("shifted_time")), "SHIFT_FILE": name}
 
     def shift(self, by_s: float) -> None:
-        """From now on its clock differs from the machine's by so much."""
+        """From now on it differs from the machine's by so much."""
         with self._file.open("r+b") as file:
             file.write(struct.pack("q", round(by_s * 1_000_000)))
+
+    def close(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+
+class ShiftedRedis(RedisServer):
+    """A Redis that goes by a clock of its own."""
+
+    def __init__(self, *options: str) -> None:
+        self._clock = ShiftedClock()
+        self.shift = self._clock.shift
+        super().__init__(*options, env=self._clock.env)
 
     def now_ms(self) -> int:
         with self.client as client:
@@ -46,4 +61,4 @@ class ShiftedRedis(RedisServer):
 
     def close(self) -> None:
         super().close()
-        self._file.unlink(missing_ok=True)
+        self._clock.close()
