@@ -6,6 +6,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_address
 
+from deploy.cluster import BUS_OFFSET, ports_of
 from deploy.config import Failure, Stack, redis_url_of
 from deploy.running import RunningStack
 from lockstep.config import Settings, masked
@@ -38,7 +39,15 @@ def check(stack: Stack, settings: Settings) -> None:
         )
     if len(os.fsencode(stack.folder / "supervisor.sock")) > MAX_SOCKET_PATH_BYTES:
         raise Failure(f"--run={stack.run} is too long for the sockets in it: choose a shorter path")
+    if stack.cluster and stack.redis_url:
+        raise Failure(
+            f"--cluster starts a Redis Cluster, and {masked('broker', stack.redis_url)} is named: "
+            "give one of both"
+        )
     check_port("127.0.0.1", stack.metrics_port, "--metrics-port")
+    for port in ports_of(stack):
+        check_port("127.0.0.1", port, "--cluster-port")
+        check_port("127.0.0.1", port + BUS_OFFSET, "--cluster-port")
     host, _, listen_port = stack.listen.rpartition(":")
     # `*` is nginx's word for all addresses; a socket does not know it.
     check_port("0.0.0.0" if host == "*" else host.strip("[]"), int(listen_port), "--listen")

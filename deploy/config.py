@@ -33,6 +33,8 @@ class Stack:
     connections: int = 4000
     certificate: str = ""
     key: str = ""
+    cluster: bool = False
+    cluster_port: int = 7001
     # Of the settings: all processes must share one Redis, and supervisord must know how long a stop may take.
     redis_url: str = ""
     drain_s: float = 10.0

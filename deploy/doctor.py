@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from broker import examine
-from deploy.config import settings_of
+from deploy.config import Stack, settings_of
 from deploy.running import OF_ANOTHER_VERSION, RunningStack, last_log_line, why_not_ready
 
 # The doctor complains when a process has opened this part of the files that it may open.
@@ -26,11 +26,19 @@ def findings_of(running: RunningStack | None) -> list[Finding]:
     return findings + asyncio.run(examine(settings_of(running.environ)))
 
 
+def unused_groups(stack: Stack) -> set[str]:
+    """What supervisord.conf has, and this stack does not start."""
+    if stack.redis_url:
+        return {"redis", "cluster"}
+    return {"redis" if stack.cluster else "cluster"}
+
+
 def look_at_processes(running: RunningStack) -> Iterator[Finding]:
+    unused = unused_groups(running.stack)
     for info in running.supervisor.getAllProcessInfo():
         name, state = info["name"], info["statename"]
-        if name == "redis" and running.stack.redis_url:
-            continue  # the processes use another one
+        if info["group"] in unused:
+            continue  # the processes use another Redis
         if state != "RUNNING":
             said = last_log_line(running.stack.folder, name)
             start = f".venv/bin/python deploy/stack.py ctl start {info['group']}:{name}"

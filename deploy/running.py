@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xmlrpc.client import ServerProxy
 
+from deploy.cluster import NODES, url_of
 from deploy.config import ROOT, Failure, Stack, find_program, settings_of
 from lockstep.config import Settings
 
@@ -36,11 +37,15 @@ def supervisor_environ(stack: Stack) -> dict[str, str]:
         "STACK_PYTHON": sys.executable,
         "STACK_NGINX": find_program("nginx"),
         "STACK_REDIS": "redis-server" if stack.redis_url else find_program("redis-server"),
-        "STACK_OWN_REDIS": "false" if stack.redis_url else "true",
+        "STACK_OWN_REDIS": "false" if stack.redis_url or stack.cluster else "true",
+        "STACK_OWN_CLUSTER": "true" if stack.cluster else "false",
+        "STACK_CLUSTER_PORT": str(stack.cluster_port),
+        "STACK_NODES": str(NODES),
         "STACK_DRAIN_S": str(stack.drain_s),
         "STACK_STOP_S": str(stack.stop_timeout_s),
         "STACK_SAID_BROKER": os.environ.get("LOCKSTEP_BROKER", ""),
-        "LOCKSTEP_BROKER": stack.redis_url or f"unix://{stack.folder / 'redis.sock'}?db=0",
+        "LOCKSTEP_BROKER": stack.redis_url
+        or (url_of(stack) if stack.cluster else f"unix://{stack.folder / 'redis.sock'}?db=0"),
     }
 
 

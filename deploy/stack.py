@@ -34,6 +34,7 @@ if __name__ == "__main__":
 
 try:
     from deploy.checks import check, ignored
+    from deploy.cluster import BUS_OFFSET, NODES, join_cluster, write_cluster_conf
     from deploy.config import Failure, Stack, redis_url_of, settings_of
     from deploy.doctor import findings_of
     from deploy.nginx import write_nginx_conf
@@ -90,6 +91,10 @@ def read_arguments(args: list[str]) -> Arguments:
     parser.add_argument("--connections", type=int, help="so many clients must fit (4000)")
     parser.add_argument("--certificate", help="PEM file: nginx then speaks TLS")
     parser.add_argument("--key", help="PEM file of its key")
+    parser.add_argument(
+        "--cluster", action="store_true", help="a Redis Cluster of six nodes in place of one Redis"
+    )
+    parser.add_argument("--cluster-port", type=int, help="the first node's port; one each (7001)")
     options, rest = parser.parse_known_args(args)
     if rest and options.command != "ctl":
         parser.error(f"unknown: {' '.join(rest)}")
@@ -109,6 +114,8 @@ def read_arguments(args: list[str]) -> Arguments:
         parser.error("--processes is 1 to 64")
     if not 0 < stack.metrics_port <= 65_535:
         parser.error("--metrics-port is a port")
+    if not 0 < stack.cluster_port <= 65_535 - NODES - BUS_OFFSET:
+        parser.error(f"--cluster-port is a port to {65_535 - NODES - BUS_OFFSET}: others are 10,000 above")
     if bool(stack.certificate) != bool(stack.key):
         parser.error("--certificate and --key go together")
     return Arguments(command, stack, frozenset(given) - {"run"}, rest)
@@ -128,7 +135,10 @@ def up(asked: Arguments, running: RunningStack | None) -> None:
     stack = replace(asked.stack, redis_url=redis_url_of(settings), drain_s=settings.drain_s)
     environ = supervisor_environ(stack)
     check(stack, settings)
-    (stack.folder / "redis").mkdir(exist_ok=True)
+    if stack.cluster:
+        write_cluster_conf(stack)
+    else:
+        (stack.folder / "redis").mkdir(exist_ok=True)
     (stack.folder / "nginx-temp").mkdir(exist_ok=True)
     write_nginx_conf(stack, settings)
     targets = [
@@ -142,6 +152,8 @@ def up(asked: Arguments, running: RunningStack | None) -> None:
     running, supervisord = RunningStack.start(stack, environ)
     try:
         running.write()
+        if stack.cluster:
+            join_cluster(stack, lambda: is_starting(running, supervisord))
         wait_until_ready(running, supervisord)
     except BaseException:
         running.stop()
@@ -153,26 +165,28 @@ def up(asked: Arguments, running: RunningStack | None) -> None:
     )
 
 
+def is_starting(running: RunningStack, supervisord: "subprocess.Popen[bytes]") -> bool:
+    """Does supervisord still start something? Raises Failure where what it started has ended."""
+    folder = running.stack.folder
+    if supervisord.poll() is not None:
+        # Its complaint comes first, then its usage.
+        output = (folder / "supervisord.out").read_text().strip()
+        raise Failure(f"supervisord does not start: {output.partition(chr(10))[0] or 'see supervisord.log'}")
+    try:
+        infos = running.supervisor.getAllProcessInfo()
+    except (OSError, http.client.HTTPException):
+        return True
+    for each in infos:
+        if each["statename"] in ENDED:
+            raise Failure(f"{each['name']} does not start: {last_log_line(folder, each['name'])}")
+    return any(each["statename"] == "STARTING" for each in infos)
+
+
 def wait_until_ready(running: RunningStack, supervisord: "subprocess.Popen[bytes]") -> None:
     stack, end_s = running.stack, time.monotonic() + START_TIMEOUT_S
     waiting = [*stack.names, "nginx"]
-    is_starting = True
-    while waiting or is_starting:
-        if supervisord.poll() is not None:
-            # Its complaint comes first, then its usage.
-            output = (stack.folder / "supervisord.out").read_text().strip()
-            raise Failure(
-                f"supervisord does not start: {output.partition(chr(10))[0] or 'see supervisord.log'}"
-            )
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            infos = running.supervisor.getAllProcessInfo()
-            # Wait until supervisord calls each of them running, which roll and ctl rely on.
-            is_starting = any(each["statename"] == "STARTING" for each in infos)
-            for each in infos:
-                if each["statename"] in ENDED:
-                    raise Failure(
-                        f"{each['name']} does not start: {last_log_line(stack.folder, each['name'])}"
-                    )
+    # Wait until supervisord calls each of them running, which roll and ctl rely on.
+    while is_starting(running, supervisord) or waiting:
         for name in tuple(waiting):
             if why := why_not_ready(stack, name):
                 if time.monotonic() > end_s:

@@ -31,7 +31,7 @@ from tests.support.event_source import EventSource, ReturningStream, StreamView,
 from tests.support.load import chess, data, eventually, rest
 from tests.support.processes import Answer, parse_answer, request, wait_until
 from tests.support.redis_server import RedisServer
-from tests.support.stack import Stack, free_ports, loaded
+from tests.support.stack import Stack, cluster_ports, free_ports, loaded
 from tests.support.ws_client import WsClient
 
 # On this machine, but not the address from which nginx asks.
@@ -43,6 +43,13 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""  # it has ended
 
 
 def owned(stack: Stack) -> list[int]:
@@ -87,6 +94,56 @@ def test_up_starts_everything_and_down_leaves_nothing(tmp_path: Path) -> None:
     assert stack.command("down").returncode == 0
     # What Redis kept is there again.
     assert list((tmp_path / "redis").rglob("*.aof*"))
+
+
+@pytest.mark.long
+async def test_a_cluster_is_started_kept_and_ended_with_the_rest(tmp_path: Path) -> None:
+    first = cluster_ports()
+    stack = Stack(tmp_path, "--cluster", f"--cluster-port={first}")
+    started = stack.up()
+    try:
+        assert started.returncode == 0, started.stderr
+        nodes = {f"redis-{port}" for port in range(first, first + 6)}
+        assert set(stack.pids()) == {"nginx", *nodes, *stack.names}
+        examined = stack.command("doctor")
+        assert examined.returncode == 0, examined.stdout
+        assert "slots: 3 masters have all 16,384" in examined.stdout
+        # Nobody without the password gets in, and it stands in no command line.
+        password = (tmp_path / "cluster.password").read_text()
+        assert not [pid for pid in owned(stack) if password.encode() in command_line(pid)]
+        with pytest.raises(redis.AuthenticationError), redis.Redis(port=first) as client:
+            client.ping()
+        session = data(await rest(f"{stack.url}/v1/sessions", chess()))
+        async with loaded(stack, clients=20, workers=4) as load:
+            rolled = await stack.roll()
+            assert rolled.returncode == 0, rolled.stderr
+            assert set(load.statuses) == {200}
+    finally:
+        stopped = stack.command("down")
+    assert stopped.returncode == 0, stopped.stderr
+    # What the nodes kept is there again, and they are one cluster again.
+    assert stack.up().returncode == 0
+    try:
+        path = f"{stack.url}/v1/sessions/{session['session_id']}"
+        assert data(await rest(path, method="GET")) == session
+    finally:
+        stack.command("down")
+
+
+def test_a_cluster_beside_another_redis_is_refused(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, "--cluster")
+    line = refused(stack, env={"LOCKSTEP_BROKER": "redis://:hush@127.0.0.1:1"})
+    assert "--cluster starts a Redis Cluster, and redis://***@127.0.0.1:1 is named" in line
+
+
+def test_a_port_of_the_cluster_that_is_in_use_is_named(tmp_path: Path) -> None:
+    first = cluster_ports()
+    stack = Stack(tmp_path, "--cluster", f"--cluster-port={first}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first + 10_005))
+        line = refused(stack)
+    assert f"port {first + 10_005} cannot be had" in line
+    assert "--cluster-port" in line
 
 
 @pytest.mark.long

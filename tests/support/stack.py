@@ -31,6 +31,16 @@ def free_ports(count: int) -> int:
             return base
 
 
+def cluster_ports() -> int:
+    """The first of six free ports in a row whose buses, 10,000 above, are free too, and not given either."""
+    while True:
+        base = random.randrange(12_000, 20_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in (*range(base, base + 6), *range(base + 10_000, base + 10_006)):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return base
+
+
 class Stack:
     """deploy/stack.py with a folder and ports of the test's own."""
 
