@@ -16,8 +16,20 @@ from types import ModuleType
 from bench import contest, machine, page
 
 SCENARIOS = (
-    *("fanout", "rooms", "processes", "joins", "idle", "latency", "rest", "commands", "changes", "connect"),
-    *("resume", "rings", "slow", "hostile", "lag", "clients"),
+    *(
+        "fanout",
+        "rooms",
+        "processes",
+        "nginx",
+        "joins",
+        "idle",
+        "latency",
+        "rest",
+        "commands",
+        "changes",
+        "connect",
+    ),
+    *("storm", "resume", "rings", "slow", "hostile", "lag", "clients"),
 )
 
 HEAD = """# Benchmarks: the tables

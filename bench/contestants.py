@@ -158,6 +158,8 @@ class Load:
     # What other processes took of the servers' core.
     others_share: float
     complaints: tuple[str, ...]
+    # CPU time per message of what stands in front of the servers.
+    front_us: float = 0
 
 
 def per_cpu_s(load: Load) -> float:
@@ -212,6 +214,31 @@ def generate(
     return seen, busy_s
 
 
+@dataclass(frozen=True)
+class Servers:
+    """Processes that are ready, and the ports at which clients find them."""
+
+    ports: list[int]
+    pids: list[int]
+    # What clients come through, on the core of the load.
+    front_pids: tuple[int, ...] = ()
+
+
+def started(contestant: Contestant, processes: int, redis: machine.Redis, stack: ExitStack) -> Servers:
+    """Each at a port of its own."""
+    ports, pids = [], []
+    for _ in range(processes):
+        port = machine.free_port()
+        server = machine.Process(contestant.command(port, redis), cwd=contestant.cwd, env=contestant.env)
+        stack.enter_context(server)
+        server.wait_for_port(port)
+        if contestant.ready:
+            wait_until_ready(f"http://127.0.0.1:{port}{contestant.ready}")
+        ports.append(port)
+        pids.append(server.pid)
+    return Servers(ports, pids)
+
+
 def load(
     contestant: Contestant,
     *generator_options: str,
@@ -220,6 +247,7 @@ def load(
     warm_up: float,
     rooms: int = 1,
     processes: int = 1,
+    start: Callable[[Contestant, int, machine.Redis, ExitStack], Servers] = started,
     on_measuring: Callable[[int], object] = lambda pid: None,
 ) -> Load:
     """Start it, put the load on it, stop it. Several processes share the servers' core.
@@ -231,20 +259,11 @@ def load(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-bench-")))
         (folder / "rooms").write_text("".join(f"{uuid.uuid4()}\n" for _ in range(rooms)))
         (folder / "payload").write_bytes(contestant.payload())
-        ports, pids = [], []
-        for _ in range(processes):
-            port = machine.free_port()
-            server = machine.Process(contestant.command(port, redis), cwd=contestant.cwd, env=contestant.env)
-            stack.enter_context(server)
-            server.wait_for_port(port)
-            if contestant.ready:
-                wait_until_ready(f"http://127.0.0.1:{port}{contestant.ready}")
-            ports.append(port)
-            pids.append(server.pid)
+        servers = start(contestant, processes, redis, stack)
         command = [
             *("taskset", "-c", str(machine.LOAD_CORE), str(machine.compiled("generator"))),
-            f"--ports={','.join(map(str, ports))}",
-            f"--pids={','.join(map(str, [*pids, redis.pid]))}",
+            f"--ports={','.join(map(str, servers.ports))}",
+            f"--pids={','.join(map(str, [*servers.pids, *servers.front_pids, redis.pid]))}",
             f"--redis={redis.port}",
             f"--rooms={folder / 'rooms'}",
             f"--payload={folder / 'payload'}",
@@ -256,9 +275,10 @@ def load(
             *contestant.joins,
             *generator_options,
         ]
-        seen, busy_s = generate(command, lambda: on_measuring(pids[0]))
+        seen, busy_s = generate(command, lambda: on_measuring(servers.pids[0]))
     measured, latency = seen["measured"], seen["latency_us"]
-    *server_cpu_s, redis_cpu_s = measured["cpu_s"]
+    *all_cpu_s, redis_cpu_s = measured["cpu_s"]
+    server_cpu_s, front_cpu_s = all_cpu_s[: len(servers.pids)], sum(all_cpu_s[len(servers.pids) :])
     wall_s = measured["wall_s"]
     return Load(
         per_cpu_s=measured["received"] / sum(server_cpu_s),
@@ -266,9 +286,10 @@ def load(
         p50_ms=latency["p50"] / 1000,
         p99_ms=latency["p99"] / 1000,
         server_share=sum(server_cpu_s) / wall_s,
-        load_share=(measured["generator_cpu_s"] + redis_cpu_s) / wall_s,
+        load_share=(measured["generator_cpu_s"] + redis_cpu_s + front_cpu_s) / wall_s,
         others_share=max(0.0, (busy_s - sum(server_cpu_s)) / wall_s),
         complaints=complaints(seen),
+        front_us=front_cpu_s * 1e6 / measured["received"],
     )
 
 

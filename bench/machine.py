@@ -46,6 +46,11 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def file_limit() -> int:
+    """As many files as a process may open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
 def compiled(name: str, *libraries: str) -> Path:
     """The program made of bench/NAME.c, compiled if it is older than its source."""
     source, program = BENCH / f"{name}.c", BUILD / name
@@ -98,6 +103,10 @@ def cpu_s(pid: int) -> float:
     """CPU time of all threads of a process, to the nanosecond; /proc counts in hundredths of a second."""
     # The clock id of another process, as clock_getcpuclockid(3) makes it.
     return time.clock_gettime((~pid << 3) | 2)
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def busy_s(core: int) -> float:

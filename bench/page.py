@@ -26,6 +26,8 @@ FIGURES = (
     "4 processes, sessions of two anywhere, messages per CPU-s",
     "4 processes, sessions of two anywhere, routing=targeted, messages per CPU-s",
     "4 processes, sessions of two together, messages per CPU-s",
+    "4 processes, --hash-by-session=yes, behind nginx, messages per CPU-s",
+    "1,000 clients, 1 in flight, behind nginx, CPU us per message (less is better)",
     "handshakes per CPU-s",
     "joins per CPU-s",
     "joins of one session per CPU-s",
