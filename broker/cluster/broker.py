@@ -116,11 +116,8 @@ class ClusterBroker(Broker):
     def _on_moved(self, partition: Partition, master: Master) -> None:
         """The partition is to be looked for there: bring that master up to date, if its link is up."""
         if (connection := master.link.connection) is not None:
-            self._tasks.spawn(self._prepare(partition, connection))
+            self._tasks.spawn(partition.prepare_later(connection))
         self._hearing.on_moved(partition.number, master.subscriber)
-
-    async def _prepare(self, partition: Partition, connection: RespConnection) -> None:
-        await partition.prepare(connection)
 
     def _on_gap(self, partition: int) -> None:
         if self._listener is not None:

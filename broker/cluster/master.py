@@ -70,7 +70,11 @@ class Master:
             return
         self._looks += 1
         partitions = list(self.partitions.values())
-        turn = [each for each in partitions if (each.number + self._looks) % LOOKS_IN_ROUND == 0]
+        turn = [
+            each
+            for each in partitions
+            if not each.is_prepared or (each.number + self._looks) % LOOKS_IN_ROUND == 0
+        ]
         for each in partitions:
             each.counters.send_changes()
             each.look_at_move()

@@ -170,7 +170,7 @@ class Partition:
         self._life_sign = LifeSign(self.keys.life_sign(process), changes, self._tell_gap)
         self._agreements = agreements(self.keys, changes)
         self._last_master: Address | None = None
-        self._is_prepared = False
+        self.is_prepared = False
 
     def _tell_gap(self) -> None:
         self._on_gap(self.number)
@@ -181,7 +181,7 @@ class Partition:
         Raises LinkDown where the connection is lost, and Refused where something else was agreed on. While
         the slot is on its way the next look does it.
         """
-        self._is_prepared = False
+        self.is_prepared = False
         try:
             for agreement in self._agreements:
                 await agreement.record(connection.call)
@@ -201,7 +201,7 @@ class Partition:
             # What clients were sent came from another one.
             asyncio.get_running_loop().call_soon(self._tell_gap)
         self._last_master = address
-        self._is_prepared = True
+        self.is_prepared = True
 
     def look_at_move(self) -> None:
         """While the slot is on its way, look for what is done at its new place; to be repeated each second.
@@ -212,27 +212,37 @@ class Partition:
             self.link.has_asked_elsewhere = False
             self._tell_gap()
 
+    async def prepare_later(self, connection: RespConnection) -> None:
+        """The same where nobody waits for it: what hinders it is met at the next look."""
+        try:
+            await self.prepare(connection)
+        except LinkDown as down:
+            log.debug("partition %d is made ready later: %s", self.number, down)
+        except Refused as refused:
+            self.link.master.link.reset(str(refused))
+
     async def look(self) -> None:
         """Renew the sign of life, and see whether it was lost; to be repeated every few seconds."""
         connection = self.link.connection
         if connection is None:
             return
+        if not self.is_prepared:
+            await self.prepare_later(connection)
+            return
         try:
-            if not self._is_prepared:
-                await self.prepare(connection)
-                return
             for agreement in self._agreements:
                 if not agreement.is_recorded:
                     await agreement.record(self.link.call)
             # By the link: where the slot is on its way, it is asked for there.
             why = await self._life_sign.note(self.link.call, await self.link.call(*self._life_sign.renewal))
-            if why:
-                self._note(why)
-                await self.prepare(connection)
         except LinkDown as down:
             log.debug("the sign of life in partition %d is put off: %s", self.number, down)
         except Refused as refused:
             self.link.master.link.reset(str(refused))
+        else:
+            if why:
+                self._note(why)
+                await self.prepare_later(connection)
 
     def _note(self, why: str) -> None:
         if why:
