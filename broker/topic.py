@@ -134,10 +134,11 @@ class Topic:
                 for channel in receivers:
                     await subscriptions.confirmed(channel)
         except LinkDown as down:
-            if not subscriptions.is_lost:
+            if self._subscriptions is subscriptions and self.is_heard:
                 subscriptions.give_up(f"a session cannot be heard: {down}")
-            return False
-        return True
+                return False
+        # Meanwhile it may have moved: then the session is heard there, with all others.
+        return self.is_heard
 
     def unhear(self, session_id: str) -> None:
         if self._channels.is_targeted and session_id in self._sessions:

@@ -211,3 +211,26 @@ async def test_what_is_done_at_the_new_place_of_a_slot_on_its_way_is_looked_for(
         assert affected(here.ears) == {12}
         await asyncio.to_thread(move.finish)
         await asyncio.to_thread(redis_cluster.reshard, slot, source)
+
+
+async def test_sessions_that_are_joined_while_their_partition_moves_are_heard(
+    redis_cluster: RedisCluster,
+) -> None:
+    slot = slot_of(13)
+    source = redis_cluster.master_of(slot)
+    async with process(redis_cluster, "targeted") as here:
+        gaps, ids = here.ears.gaps, list[str]()
+        for target in (redis_cluster.other_master(source), source):
+            moving = asyncio.create_task(asyncio.to_thread(redis_cluster.reshard, slot, target))
+            while not moving.done():
+                ids.append(session_in(13))
+                await here.broker.hear(ids[-1])
+                await asyncio.sleep(0.002)
+            await moving
+        await here.ears.until(lambda ears: here.broker._hearing._topics[13].is_heard)
+        for session_id in ids[:: len(ids) // 30 or 1]:
+            assert await here.broker.hear(session_id)
+            await created(here.broker, session_id)
+            await here.until_heard_of(session_id)
+        assert here.ears.gaps > gaps
+        assert all(affected(here.ears, gap) == {13} for gap in range(gaps, here.ears.gaps))
