@@ -16,20 +16,8 @@ from types import ModuleType
 from bench import contest, machine, page
 
 SCENARIOS = (
-    *(
-        "fanout",
-        "rooms",
-        "processes",
-        "nginx",
-        "joins",
-        "idle",
-        "latency",
-        "rest",
-        "commands",
-        "changes",
-        "connect",
-    ),
-    *("storm", "resume", "rings", "slow", "hostile", "lag", "clients"),
+    *("fanout", "rooms", "processes", "nginx", "joins", "storm", "idle", "latency", "rest", "commands"),
+    *("changes", "connect", "masters", "redis_costs", "resume", "rings", "slow", "hostile", "lag", "clients"),
 )
 
 HEAD = """# Benchmarks: the tables

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import contest, machine
-from bench.contest import Table, median
+from bench.contest import Ratio, Table, median
 from bench.rest import running_session
 from lockstep.wire.protocol_v2 import SUBPROTOCOL
 from tests.support.stack import Stack
@@ -170,6 +170,15 @@ def run(options: argparse.Namespace) -> list[Table]:
         f"{options.clients:,} clients in {options.clients // CLIENTS_PER_SESSION:,} sessions, through nginx "
         "at four processes. A client is away until it is told that it hears its session again. Medians."
     )
+    ratios = [
+        Ratio(
+            f"{options.clients:,} clients cut off at once, all back through nginx after s (less is better)",
+            f"{median(seen['away_s']['max'] for seen in storms):.1f}",
+            *("", 0.0),
+        )
+        for name, storms in outcomes.items()
+        if wanted[name] is cut
+    ]
     columns = [
         "",
         "connections lost",
@@ -179,7 +188,7 @@ def run(options: argparse.Namespace) -> list[Table]:
         "longest s",
         "of all rounds s",
     ]
-    return [Table(TITLE, columns, rows, text)]
+    return [Table(TITLE, columns, rows, text, ratios=ratios)]
 
 
 if __name__ == "__main__":
