@@ -9,12 +9,13 @@ from typing import TypeVar
 from broker.counters import LIFE_SIGN_S
 from broker.marks import MOVE_UNDER_WAY
 from broker.migration_side import FOREIGN, MigrationFailed, Name, Side
-from lockstep.idempotency import session_of
+from lockstep.idempotency import record_of
 from lockstep.wire import heads
 
 T = TypeVar("T")
 # Sessions that are under way at once, each with its state and one page of events.
 AT_ONCE = 16
+CREATED = 201
 # What a page of events may have in bytes, unless one event has more.
 PAGE_BYTES = 262_144
 FIRST_PAGE_EVENTS = 8
@@ -105,8 +106,9 @@ class Migration:
                 before_ms, lefts_ms = lefts_ms, await side.life_signs()
                 living = [name for name, left_ms in lefts_ms.items() if left_ms > before_ms.get(name, 0)]
                 if living or time.monotonic() > end_s:
-                    processes = {each.name for each in living or lefts_ms}
-                    raise MigrationFailed(f"{len(processes)} processes are on {side.name}: {what_to_do}")
+                    count = len({each.name for each in living or lefts_ms})
+                    noun = "process" if count == 1 else "processes"
+                    raise MigrationFailed(f"{side.name} is used by {count} {noun}: {what_to_do}")
 
     # --- copying ---------------------------------------------------------------------------------
 
@@ -161,12 +163,15 @@ class Migration:
         kept, left_ms = await self._source.record(at)
         if kept is None or left_ms == -2:
             return
-        session_id = session_of(kept) if isinstance(kept, bytes) else None
-        if session_id is None:
+        record = record_of(kept) if isinstance(kept, bytes) else None
+        if record is None:
             self._left_behind += 1
             return
-        key = self._target.keys(session_id).record(at.name)
-        await self._target.ask(session_id, "SET", key, kept, *_expiry(left_ms))
+        # A creation that names no session is looked for where its own name leads: Store.keeps_together.
+        owners = [record.session_id, at.name] if record.status == CREATED else [record.session_id]
+        for owner in owners:
+            key = self._target.keys(owner).record(at.name)
+            await self._target.ask(owner, "SET", key, kept, *_expiry(left_ms))
         self._records += 1
 
     # --- after -----------------------------------------------------------------------------------

@@ -132,10 +132,10 @@ class Idempotent(Struct, frozen=True):
             raise ReceivedTooLongAgo
 
 
-def session_of(kept: bytes) -> str | None:
-    """Whose record it is; None where these bytes are none."""
+def record_of(kept: bytes) -> Record | None:
+    """The record by what is stored of it; None where these bytes are none."""
     try:
-        return _RECORD.decode(kept.partition(b"\n")[0]).session_id
+        return _RECORD.decode(kept.partition(b"\n")[0])
     except msgspec.MsgspecError:
         return None
 

@@ -14,13 +14,19 @@ from msgspec import structs
 
 import broker as brokers
 from cli import run_command
+from lockstep.changes import NOBODY
 from lockstep.contract import Broker, EpochTooLow, IdempotencyRecord
+from lockstep.idempotency import Idempotent, Replay
+from lockstep.lifetimes import Lifetimes
+from lockstep.metrics import Metrics
 from lockstep.rules import state_json
+from lockstep.rules.state import Mode
 from lockstep.rules.steps import Rule
+from lockstep.sessions import Sessions
 from lockstep.setting import SettingsError
 from tests.support import settled_rules as engine
-from tests.support.brokers import started
-from tests.support.commits import applied, created, creation, fell_due, new_id
+from tests.support.brokers import Ears, started
+from tests.support.commits import applied, created, creation, fell_due, new_id, spec
 from tests.support.load import chess
 from tests.support.migrations import End, assert_same, migrate_command, slowed
 from tests.support.processes import ServerProcess, rss_bytes, running
@@ -125,6 +131,25 @@ async def test_a_request_that_was_done_before_the_move_is_done_after_it(ends: tu
     assert 400_000 < left_ms <= 500_000
 
 
+async def test_a_creation_without_an_id_is_not_made_again_after_the_move(ends: tuple[End, End]) -> None:
+    source, target = ends
+    unnamed = structs.replace(spec(new_id(), Mode.GLOBAL, total_time_ms=1_000), session_id="")
+    names = [("POST", "/v1/sessions", "", f"key {number}") for number in range(5)]
+    contexts = [
+        structs.replace(NOBODY, idempotent=Idempotent.of(name, name, b"{}", {}, 60)) for name in names
+    ]
+    async with source.opened() as broker:
+        service = Sessions(broker, Lifetimes(), Metrics())
+        made = [(await service.create(unnamed, each)).session.session_id for each in contexts]
+    await move(source, target)
+    async with target.opened() as broker:
+        service = Sessions(broker, Lifetimes(), Metrics())
+        for session_id, context in zip(made, contexts, strict=True):
+            with pytest.raises(Replay) as again:
+                await service.create(unnamed, context)
+            assert again.value.record.session_id == session_id
+
+
 async def test_a_deadline_falls_due_after_the_move(ends: tuple[End, End]) -> None:
     source, target = ends
     async with source.opened() as broker:
@@ -187,9 +212,9 @@ async def test_a_move_is_refused_while_a_process_is_on_either_end(ends: tuple[En
     async with source.opened() as broker:
         session_id = await switched(broker, 1)
         async with asyncio.timeout(10):
-            assert await refused(source, target) == "1 processes are on FROM: stop all first"
+            assert await refused(source, target) == "FROM is used by 1 process: stop all first"
     async with target.opened():
-        assert await refused(source, target) == "1 processes are on TO: stop all first"
+        assert await refused(source, target) == "TO is used by 1 process: stop all first"
     assert target.client.exists(target.keys(session_id).state(session_id)) == 0
 
 
@@ -219,7 +244,7 @@ async def test_a_process_that_comes_during_the_move_undoes_it(ends: tuple[End, E
             source.client.set(source.keys(session_id).life_sign(new_id()), 1, ex=15)
             coming.append(asyncio.create_task(one_comes()))
 
-    with pytest.raises(ValueError, match="on FROM: one came while the sessions were on their way"):
+    with pytest.raises(ValueError, match="FROM is used by 1 process: one came while"):
         await brokers.migrate(source.url, target.url, source.prefix, say)
     coming[0].cancel()
     await asyncio.wait(coming)
@@ -305,9 +330,10 @@ async def test_what_was_interrupted_goes_on_with_what_has_changed_since(ends: tu
         moving.cancel()
         await asyncio.wait((moving,))
         # No process starts on a part of the sessions.
+        in_vain = target.broker()
         with pytest.raises(ValueError, match="not all sessions are there, Redis is migrating from"):
-            async with target.opened():
-                pass
+            await in_vain.start(Ears())
+        await in_vain.close()
         target.forget_processes()
         # Those of FROM go on meanwhile.
         async with source.opened() as broker:
@@ -355,6 +381,7 @@ async def test_a_command_that_was_ended_can_be_given_again(
 # --- with processes ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ends", ["redis_to_cluster"], indirect=True)
 async def test_a_game_goes_on_after_the_move_where_it_was(ends: tuple[End, End]) -> None:
     source, target = ends
     game, key = chess(), uuid.uuid4().hex
