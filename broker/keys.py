@@ -128,6 +128,7 @@ class Channels:
         self.updates = f"{prefix}session-updates{own}"
         # The channel of messages to sessions; on one Redis the beginning of its name, and an id follows.
         self.messages = f"{prefix}ws{own or ':'}"
+        self._messages_bytes = len(self.messages.encode())
 
     @property
     def publish(self) -> str:
@@ -159,6 +160,6 @@ class Channels:
         """The channel on which a process publishes to itself."""
         return f"{self._prefix}probe:{self._tag}{process}"
 
-    def session_of(self, channel: str) -> str | None:
-        """The session that a message channel belongs to; None for any other channel."""
-        return channel[len(self.messages) :].lower() if channel.startswith(self.messages) else None
+    def session_of(self, channel: bytes) -> str:
+        """The session that a channel belongs to which matches the pattern."""
+        return channel[self._messages_bytes :].decode("utf-8", "replace").lower()

@@ -175,9 +175,9 @@ class Topic:
             self._relay(*addressed)
 
     def _on_message(self, channel: bytes, payload: bytes) -> None:
-        session_id = self._channels.session_of(channel.decode("utf-8", "replace"))
-        if session_id is not None:
-            self._relay(session_id, payload)
+        assert self.listener is not None
+        self.has_received = True
+        self.listener.on_relayed(self._channels.session_of(channel), payload)
 
     def _relay(self, session_id: str, payload: bytes) -> None:
         assert self.listener is not None

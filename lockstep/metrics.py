@@ -26,6 +26,21 @@ _UNDERSTOOD = frozenset({"PING", "RECONNECT", "SUBSCRIBE", "UNSUBSCRIBE", "SYNC"
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+class _Messages(Collector):
+    """Messages of and to clients, by (direction, type): counted more often than a Counter is quick for."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, str], int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "lockstep_messages", "Messages of and to clients.", labels=("direction", "type")
+        )
+        for labels, count in self.counts.items():
+            family.add_metric(labels, count)
+        yield family
+
+
 class _DroppedLines(Collector):
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
@@ -70,9 +85,9 @@ class Metrics:
         )
         self.opened = counter("lockstep_connections_opened_total", "Connections that began.")
         self._closed = counter("lockstep_connections_closed_total", "Connections that ended.", ("code",))
-        self._messages = counter(
-            "lockstep_messages_total", "Messages of and to clients.", ("direction", "type")
-        )
+        messages = _Messages()
+        registry.register(messages)
+        self._messages = messages.counts
         self.conflated = counter(
             "lockstep_conflated_states_total",
             "States that a newer one replaced before they were sent.",
@@ -102,7 +117,6 @@ class Metrics:
             "lockstep_request_seconds", "REST requests, by route and status.", ("method", "route", "code")
         )
         self._known_requests: dict[tuple[str, str, int], Histogram] = {}
-        self._known_messages: dict[tuple[str, str], Counter] = {}
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
         """Let the gauge show what `value` returns at the time of each scrape."""
@@ -115,17 +129,12 @@ class Metrics:
     def count_received(self, type_: str | None) -> None:
         """Count a client's message; None stands for one that was not understood."""
         known = "invalid" if type_ is None else type_ if type_ in _UNDERSTOOD else "unknown"
-        self._count("in", known, 1)
+        key = ("in", known)
+        self._messages[key] = self._messages.get(key, 0) + 1
 
     def count_sent(self, type_: str, clients: int = 1) -> None:
-        self._count("out", type_, clients)
-
-    def _count(self, direction: str, type_: str, clients: int) -> None:
-        key = (direction, type_)
-        child = self._known_messages.get(key)
-        if child is None:
-            child = self._known_messages[key] = self._messages.labels(*key)
-        child.inc(clients)
+        key = ("out", type_)
+        self._messages[key] = self._messages.get(key, 0) + clients
 
     def observe_request(self, method: str, route: str, code: int, duration_s: float) -> None:
         """Count a request; `route` is a pattern, never a path, so that labels stay few."""

@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from handlers import _native
 from lockstep.live import audience as audience_module
 from lockstep.live.audience import Audience
 from lockstep.live.peers import Frames, Kind
-from lockstep.live.recipients import PeerByPeer
+from lockstep.live.recipients import MakeRecipients, PeerByPeer
 from lockstep.wire.encodings import JSON
 from tests.support.peers import FakePeer
 
@@ -22,13 +23,34 @@ class Taker(FakePeer):
         self.frames.append(frame)
 
 
+class TakerInC(Taker, _native.Recipient):
+    """The same, whose socket never takes anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outgoing = _native.Line()
+        self.outgoing.clear_descriptor = -1
+
+    def took(self, frames: Frames, sent: int) -> None:
+        assert sent == -1
+        self.send_batch(frames)
+
+
+WAYS: dict[str, tuple[MakeRecipients, type[Taker]]] = {
+    "in C": (_native.Recipients, TakerInC),
+    "in Python": (PeerByPeer, Taker),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(40))
 def test_each_peer_is_sent_what_it_is_to_have_once_and_in_order(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make_recipients, make_taker = WAYS[way]
     monkeypatch.setattr(audience_module, "PEERS_PER_LOOK", 2)
     luck = random.Random(seed)
-    audience = Audience(JSON, PeerByPeer())
+    audience = Audience(JSON, make_recipients())
     due: dict[Taker, list[bytes]] = {}
     gone: list[Taker] = []
 
@@ -37,7 +59,7 @@ def test_each_peer_is_sent_what_it_is_to_have_once_and_in_order(
         here = [peer for peer in due if peer not in gone]
         match luck.randrange(7):
             case 0:
-                peer = Taker()
+                peer = make_taker()
                 due[peer] = []
                 audience.enter(peer)
             case 1 if here and luck.random() < 0.5:

@@ -1,6 +1,6 @@
 """The peers of a room that speak one encoding, and the frames that they are still to be sent."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from lockstep.errors import Close
 from lockstep.live.peers import Frames, Kind, Peer
@@ -40,7 +40,7 @@ class Audience:
         if self._ahead is not None:
             self._ahead.pop(peer, None)
 
-    def put(self, frame: bytes, kind: Kind, left_out: Iterable[Peer] = ()) -> None:
+    def put(self, frame: bytes, kind: Kind, left_out: Collection[Peer] = ()) -> None:
         """Send the frame to every peer when the audience is served next.
 
         Those that are left out have been sent what came before it (`catch_up`).
@@ -140,7 +140,8 @@ class Audiences:
         """
         count = 0
         for audience in self._by_encoding:
-            if size := len(audience.recipients):
+            size = len(audience.recipients)
+            if size:
                 audience.put(audience.encoding.encode(message), kind, left_out)
                 count += size
         return count

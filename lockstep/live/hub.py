@@ -215,7 +215,8 @@ class Hub:
         if message is None:
             self._discard(f"ws:{session_id}", payload)
             return
-        self.schedule(room)
+        if not room.is_scheduled:
+            self._serving.schedule(room)
         self._metrics.count_sent("RELAYED", room.put_relayed(message, self._broker))
 
     def on_presence(

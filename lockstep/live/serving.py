@@ -38,13 +38,15 @@ class Serving:
                 self._handle = asyncio.get_running_loop().call_soon(self._serve)
 
     def _serve(self) -> None:
-        until_s = time.monotonic() + SERVE_SLICE_S
+        monotonic = time.monotonic
+        until_s = monotonic() + SERVE_SLICE_S
 
         def time_is_up() -> bool:
-            return time.monotonic() >= until_s
+            return monotonic() >= until_s
 
-        while self._scheduled:
-            room = self._scheduled.popleft()
+        scheduled = self._scheduled
+        while scheduled:
+            room = scheduled.popleft()
             try:
                 is_done = room.serve(time_is_up)
                 if is_done and room.committed_ms:
@@ -57,8 +59,8 @@ class Serving:
                 is_done = False
             room.is_scheduled = not is_done
             if not is_done:
-                self._scheduled.append(room)
-            if time_is_up():
+                scheduled.append(room)
+            if monotonic() >= until_s:
                 break
         loop = asyncio.get_running_loop()
         self._handle = loop.call_soon(self._serve) if self._scheduled else None

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+from struct import Struct
 
 from lockstep.errors import INVALID_PAYLOAD, MESSAGE_TOO_BIG, PROTOCOL_ERROR, Close
 from lockstep.wire.deflate import BrokenData, deflate, inflate
@@ -12,6 +13,7 @@ _CONTROL_OPCODES = (CLOSE, PING, PONG)
 _RESERVED, _DEFLATED = 0x70, 0x40
 # A shorter one fits into a packet as it is.
 MIN_DEFLATED_BYTES = 1024
+_HEAD_16, _HEAD_64 = Struct(">BBH").pack, Struct(">BBQ").pack
 
 
 class FrameError(Exception):
@@ -26,10 +28,12 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
     """One final, unmasked frame (RFC 6455 5.2)."""
     length = len(payload)
     if length < 126:
-        return bytes((0x80 | opcode, length)) + payload
-    if length < 65_536:
-        return bytes((0x80 | opcode, 126)) + length.to_bytes(2, "big") + payload
-    return bytes((0x80 | opcode, 127)) + length.to_bytes(8, "big") + payload
+        head = bytes((0x80 | opcode, length))
+    elif length < 65_536:
+        head = _HEAD_16(0x80 | opcode, 126, length)
+    else:
+        head = _HEAD_64(0x80 | opcode, 127, length)
+    return b"".join((head, payload))
 
 
 def deflate_frame(frame: bytes) -> bytes:
