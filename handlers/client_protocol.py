@@ -3,17 +3,14 @@
 import abc
 import asyncio
 import time
-from collections import deque
 from collections.abc import Collection
 
 from handlers.connection import Connection
+from handlers.excesses import Excesses
 from lockstep.access import Access
 from lockstep.errors import CLOSE_BY_LIMIT, TOKEN_EXPIRED, TOO_MANY_INVALID, Close
 from lockstep.limits import ConnectionLimits
 from lockstep.wire.encodings import Encoding
-
-MAX_INVALID = 10
-INVALID_WITHIN_S = 10.0
 
 
 class ClientProtocol(abc.ABC):
@@ -80,10 +77,7 @@ def expire_with(connection: Connection, access: Access) -> None:
 
 def count_invalid(connection: Connection) -> None:
     """Count a message that was not understood, and close the connection of a client that goes on so."""
-    now_s = asyncio.get_running_loop().time()
-    if connection.invalid_at_s is None:
-        connection.invalid_at_s = deque(maxlen=MAX_INVALID)
-    invalid_at_s = connection.invalid_at_s
-    invalid_at_s.append(now_s)
-    if len(invalid_at_s) == MAX_INVALID and now_s - invalid_at_s[0] <= INVALID_WITHIN_S:
+    if connection.excesses is None:
+        connection.excesses = Excesses()
+    if connection.excesses.count_invalid(asyncio.get_running_loop().time()):
         connection.close(TOO_MANY_INVALID)

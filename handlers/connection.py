@@ -8,12 +8,11 @@ it echoes illegal close codes. So only the handshake is Tornado's.
 import asyncio
 import logging
 import socket
-from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 from handlers.connection_service import Service, Spoken
 from handlers.connection_states import Reading, State
+from handlers.excesses import Excesses
 from handlers.heartbeat import PING_FRAME
 from handlers.native import Recipient
 from handlers.outgoing_queue import OutgoingQueue
@@ -48,11 +47,8 @@ class Connection(Recipient):
     """
 
     __slots__ = (
-        "_frames",
-        "_frames_in_second",
         "_reader",
         "_reading",
-        "_second",
         "_service",
         "_socket",
         "_state",
@@ -61,8 +57,8 @@ class Connection(Recipient):
         "caller",
         "close_code",
         "encoding",
+        "excesses",
         "following",
-        "invalid_at_s",
         "is_counted",
         "protocol",
         "session_id",
@@ -73,7 +69,7 @@ class Connection(Recipient):
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.SocketType,
         service: Service["Connection"],
         protocol: Spoken["Connection"],
         session_id: str | None,
@@ -88,18 +84,15 @@ class Connection(Recipient):
         self.caller = ""  # counted with its other connections to the session; empty: not counted so
         self.is_counted = False  # by the connection limits
         self.close_code: int | None = None
-        # When this client sent its last invalid messages; kept by the service.
-        self.invalid_at_s: deque[float] | None = None
+        self.excesses: Excesses | None = None
         self.outgoing = OutgoingQueue(sock, self)
         self._socket = sock
         self._service = service
         self._state = State.OPEN
         self._reading = Reading.PAUSED
         self._reader: FrameReader | None = None
-        self._frames: Iterator[tuple[int, bytes]] | None = None
         # When to close; once that has begun, when to stop waiting for the client.
         self._timer: asyncio.TimerHandle | None = None
-        self._second = self._frames_in_second = 0
 
     def start(self, early: bytes) -> None:
         """Begin to listen; `early` is what came with the handshake."""
@@ -200,7 +193,7 @@ class Connection(Recipient):
             self._read()
 
     def _read(self) -> None:
-        if self._frames is not None:
+        if self._reader is not None and self._reader.unread is not None:
             self._handle_frames()  # what was left when reading was paused
             return
         try:
@@ -219,14 +212,15 @@ class Connection(Recipient):
             return
         if self._reader is None:
             self._reader = FrameReader(self._service.max_message_bytes, inflates=self.encoding.is_deflated)
-        self._frames = self._reader.feed(data)
+        self._reader.unread = self._reader.feed(data)
         self._handle_frames()
 
     def _handle_frames(self) -> None:
-        if self._frames is None:
+        reader = self._reader
+        if reader is None or reader.unread is None:
             return
         try:
-            for opcode, payload in self._frames:
+            for opcode, payload in reader.unread:
                 self._handle(opcode, payload)
                 if not self._state.can_hear:
                     break
@@ -234,8 +228,8 @@ class Connection(Recipient):
                     return  # the rest waits in the iterator
         except FrameError as error:
             self._begin_to_end(State.FAILED, error.close.code, error.close.reason)
-        self._frames = None
-        if not self._state.can_hear or (self._reader is not None and self._reader.is_idle):
+        reader.unread = None
+        if not self._state.can_hear or reader.is_idle:
             self._reader = None
         self._service.heartbeat.sockets.set_within_message(self._socket.fileno(), self._reader is not None)
         self._end_if_sent()
@@ -266,11 +260,9 @@ class Connection(Recipient):
 
     def _count_and_check_rate(self) -> bool:
         """Count a frame; True if it is one too many in this second."""
-        second = int(asyncio.get_running_loop().time())
-        if second != self._second:
-            self._second, self._frames_in_second = second, 0
-        self._frames_in_second += 1
-        return self._frames_in_second > self._service.message_rate
+        if self.excesses is None:
+            self.excesses = Excesses()
+        return self.excesses.count_frame(asyncio.get_running_loop().time()) > self._service.message_rate
 
     def _answer(self, payload: bytes, is_binary: bool) -> None:
         try:
@@ -342,5 +334,5 @@ class Connection(Recipient):
             self._timer = None
         self.outgoing.discard()
         self._socket.close()
-        self._reader = self._frames = None
+        self._reader = None
         self._service.on_end(self)

@@ -123,7 +123,7 @@ class EventStream(Recipient):
     )
 
     encoding: Encoding = events.EVENTS
-    _socket: socket.socket
+    _socket: socket.SocketType
     outgoing: OutgoingQueue
 
     def __init__(

@@ -151,7 +151,7 @@ class Opening:
             return
         await self.open(sock, head, early)
 
-    async def open(self, sock: socket.socket, head: bytes, early: bytes) -> None:
+    async def open(self, sock: socket.SocketType, head: bytes, early: bytes) -> None:
         """Send the head, let the client in, and begin to listen; `early` is what came with the request."""
         request, protocol = self._request, self._protocol
         requested = self._requested_session(protocol)
@@ -205,7 +205,7 @@ class Opening:
         return session_id
 
 
-async def _take_socket(stream: IOStream) -> tuple[socket.socket, bytes]:
+async def _take_socket(stream: IOStream) -> tuple[socket.SocketType, bytes]:
     """Take the socket from Tornado's stream once all is written, and what the stream has read.
 
     That is more than EARLY_BYTES if the client sent so much before it had the answer. The connection reads

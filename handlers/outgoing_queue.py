@@ -41,7 +41,16 @@ class UnsentFrames:
     latest when their turn comes. It is the same with those who are present.
     """
 
-    __slots__ = ("_pong", "_presences", "_rest", "_states", "_urgent", "_waiting", "waiting_bytes")
+    __slots__ = (
+        "_pong",
+        "_presences",
+        "_rest",
+        "_states",
+        "_urgent",
+        "_waiting",
+        "are_last",
+        "waiting_bytes",
+    )
 
     def __init__(self, rest: memoryview) -> None:
         # Other clients that are behind share this memory: frames are not copied.
@@ -55,6 +64,8 @@ class UnsentFrames:
         self._presences: dict[Sender, list[Any]] = {}
         self.waiting_bytes = 0
         """Of all that waits but what has a place of its own, however big it is."""
+        self.are_last = False
+        """Nothing may be sent after them."""
 
     def put(self, kind: Kind, frame: bytes, sender: Sender) -> bool:
         """True if the frame took the place of an unsent state, or itself is not sent."""
@@ -104,7 +115,7 @@ class UnsentFrames:
         self._pong = None
         self.waiting_bytes = 0
 
-    def flush(self, sock: socket.socket) -> None:
+    def flush(self, sock: socket.SocketType) -> None:
         """Return when everything is sent; raise what the socket raises when it takes no more."""
         while True:
             while self._rest:
@@ -144,13 +155,12 @@ class OutgoingQueue(Line):
     There is one for each connection, and nearly always it is empty: `UnsentFrames` are made when needed.
     """
 
-    __slots__ = ("_is_finished", "_owner", "_socket", "_unsent")
+    __slots__ = ("_owner", "_socket", "_unsent")
 
-    def __init__(self, sock: socket.socket, owner: Owner) -> None:
+    def __init__(self, sock: socket.SocketType, owner: Owner) -> None:
         self._socket = sock
         self._owner = owner
         self._unsent: UnsentFrames | None = None
-        self._is_finished = False
         self.clear_descriptor = sock.fileno()
         """What may be sent to directly; -1 while something waits, or when nothing more may be sent."""
 
@@ -201,12 +211,13 @@ class OutgoingQueue(Line):
 
     def finish(self, frame: bytes) -> None:
         """Send the last frame behind all that waits; nothing may be sent after it."""
-        self._is_finished = True
         self.clear_descriptor = -1
         if self._unsent is None:
             self._write(frame)
         else:
             self._unsent.put_last(frame)
+        if self._unsent is not None:
+            self._unsent.are_last = True
 
     def discard(self) -> None:
         """Forget what is unsent, and the owner: the socket is about to be closed."""
@@ -267,8 +278,8 @@ class OutgoingQueue(Line):
         except OSError:
             self._owner.on_broken()
             return
-        self._unsent = None
+        are_last, self._unsent = self._unsent.are_last, None
         asyncio.get_running_loop().remove_writer(self._socket.fileno())
-        if not self._is_finished:
+        if not are_last:
             self.clear_descriptor = self._socket.fileno()
         self._owner.on_drained()

@@ -36,12 +36,17 @@ def peer_address(connection: HTTPConnection | None) -> str:
     return address
 
 
-def release_socket(stream: IOStream) -> socket.socket:
-    """Let the stream go of its socket, which stays open; the stream must not be used afterwards."""
+def release_socket(stream: IOStream) -> socket.SocketType:
+    """Let the stream go of its socket, which stays open; the stream must not be used afterwards.
+
+    The socket is of the base class, which has all but what makes files of it, in half of the memory.
+    """
     sock = stream.socket
     # The stream has no detach of its own: without its handler in the loop it does nothing any more.
     stream.io_loop.remove_handler(sock)
-    return sock
+    released = socket.SocketType(sock.family, sock.type, sock.proto, sock.detach())
+    released.setblocking(False)
+    return released
 
 
 def configure(server: HTTPServer, *, chunk_bytes: int, max_head_bytes: int) -> None:

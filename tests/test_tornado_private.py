@@ -84,6 +84,7 @@ async def test_a_stream_without_its_socket_reads_nothing_any_more() -> None:
         await asyncio.sleep(0.05)
         assert tornado_private.unread_bytes(stream) == 0
         assert sock.recv(100) == b"for somebody else"
+        sock.close()
 
 
 class Stub(HTTPServer):

@@ -10,6 +10,9 @@ from lockstep.wire.encodings import Encoding
 # So many peers are served between two looks at the clock.
 PEERS_PER_LOOK = 32
 
+# One for all that have nothing to send, who are many: it stays empty.
+NOTHING: Frames = []
+
 
 class Audience:
     """Puts together what one iteration of the loop brings, and sends it to every peer as one batch.
@@ -25,7 +28,7 @@ class Audience:
         self.encoding = encoding
         self.recipients = recipients
         # What the next round is to bring.
-        self._pending: Frames = []
+        self._pending = NOTHING
         # Peers that have had the first so many of the pending frames, or came after them; None: none.
         self._ahead: dict[Peer, int] | None = None
 
@@ -45,7 +48,10 @@ class Audience:
 
         Those that are left out have been sent what came before it (`catch_up`).
         """
-        self._pending.append((kind, frame))
+        if self._pending:
+            self._pending.append((kind, frame))
+        else:
+            self._pending = [(kind, frame)]
         for peer in left_out:
             if peer in self.recipients:
                 self._set_ahead(peer)
@@ -83,7 +89,7 @@ class Audience:
         return True
 
     def _begin_round(self) -> None:
-        frames, self._pending = self._pending, []
+        frames, self._pending = self._pending, NOTHING
         ahead, self._ahead = self._ahead, None
         self.recipients.begin(frames)
         if ahead is None:

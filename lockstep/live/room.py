@@ -50,7 +50,7 @@ class Room:
         self.presence: RoomPresence | None = None
         self.presence_epoch = ""
         # When the changes were committed that some peers have not been sent yet.
-        self.committed_ms: list[int] = []
+        self.committed_ms: tuple[int, ...] = ()
 
     @property
     def peers(self) -> Iterator[Peer]:
@@ -80,7 +80,7 @@ class Room:
         if update.head is not None:
             self.update_count += 1
             self._remember(update.head, update.state)
-        self.committed_ms.append(update.timestamp_ms)
+        self.committed_ms += (update.timestamp_ms,)
         return self.audiences.put(update.message, Kind.STATE) if self.audiences else 0
 
     def put_sync(self, session_id: str, head: Head, state: bytes, now_ms: int) -> int:

@@ -53,7 +53,7 @@ class Serving:
                     now_ms = self._clock.now_ms(room.sent.session_id if room.sent is not None else None)
                     for committed_ms in room.committed_ms:
                         self._metrics.broadcast.observe(max(0, now_ms - committed_ms) / 1000)
-                    room.committed_ms = []
+                    room.committed_ms = ()
             except Exception:
                 log.exception("a client could not be sent its messages")
                 is_done = False

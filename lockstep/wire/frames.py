@@ -85,12 +85,15 @@ class FrameReader:
         "_message",
         "_missing",
         "_opcode",
+        "unread",
     )
 
     def __init__(self, max_message_bytes: int, *, inflates: bool = False) -> None:
         """`inflates`: the client may send compressed messages."""
         self._max_bytes = max_message_bytes
         self._inflates = inflates
+        self.unread: Iterator[tuple[int, bytes]] | None = None
+        """Messages of what was fed that nobody has asked for yet; kept by the owner."""
         self._buffer = b""  # the beginning of a header or of a control frame
         # The message that has begun; of its current frame whether it is the last, and how much is missing.
         self._message: bytearray | None = None
