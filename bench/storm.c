@@ -37,6 +37,7 @@
 #define BUFFER_BYTES (1 << 20)
 #define FIRST_AT_ONCE 64
 #define FIRST_NS 120000000000LL
+#define LOOK_NS 5000000LL /* how often it is looked whose time has come */
 #define FIRST_BACKOFF_MS 500
 #define MOST_BACKOFF_MS 15000
 #define STDIN UINT32_MAX
@@ -355,11 +356,14 @@ int main(int argc, char **argv) {
     }
     puts("ready");
     fflush(stdout);
-    while (!is_over) {
+    for (int64_t looked_ns = 0; !is_over;) {
         wait_for_events(1);
         int64_t at_ns = now_ns();
-        for (int number = 0; joined < options.clients && number < options.clients; number++)
-            if (clients[number].fd < 0 && clients[number].due_ns <= at_ns) connect_client(number);
+        if (joined < options.clients && at_ns - looked_ns >= LOOK_NS) {
+            looked_ns = at_ns;
+            for (int number = 0; number < options.clients; number++)
+                if (clients[number].fd < 0 && clients[number].due_ns <= at_ns) connect_client(number);
+        }
         bool is_done = has_all_been_done || storm.lost >= options.clients;
         if (has_begun && is_done && joined == options.clients) {
             report();

@@ -71,7 +71,7 @@ def ignored(
     for name in vars(asked):
         has, wanted = getattr(running.stack, name), getattr(asked, name)
         if name in given and wanted != has:
-            yield f"--{name.replace('_', '-')}={wanted} (it runs with {has or 'none'})"
+            yield f"--{name.replace('_', '-')}={shown(wanted)} (it runs with {shown(has) or 'none'})"
     started_with = running.environ
     if not running.stack.redis_url:
         started_with.pop("LOCKSTEP_BROKER", None)  # the stack set it, to its own Redis
@@ -81,6 +81,11 @@ def ignored(
             has = f"{masked(key, started_with[name])!r}" if name in started_with else "none"
             yield f"{name}={masked(key, value)} (it runs with {has})"
     yield from ignored_of_file(running)
+
+
+def shown(value: object) -> str:
+    """An option's value, as it is given."""
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def ignored_of_file(running: RunningStack) -> Iterator[str]:

@@ -112,8 +112,8 @@ def read_arguments(args: list[str]) -> Arguments:
         )
     if not 1 <= stack.processes <= 64:
         parser.error("--processes is 1 to 64")
-    if not 0 < stack.metrics_port <= 65_535:
-        parser.error("--metrics-port is a port")
+    if not 0 < stack.metrics_port <= 65_535 or stack.metrics_port == int(listen[2]):
+        parser.error("--metrics-port is a port, and another one than that of --listen")
     if not 0 < stack.cluster_port <= 65_535 - NODES - BUS_OFFSET:
         parser.error(f"--cluster-port is a port to {65_535 - NODES - BUS_OFFSET}: others are 10,000 above")
     if bool(stack.certificate) != bool(stack.key):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from xmlrpc.client import ServerProxy
 
 import pytest
@@ -497,7 +498,7 @@ def test_up_says_which_settings_are_ignored_since_it_runs_already(configured: Co
     assert stack.up(env=environ).stdout.count("\n") == 1, "nothing is ignored"
     assert stack.command("up").stdout.count("\n") == 1, "what is not given is not ignored"
     again = stack.command(
-        *("up", "--processes=2", stack.options[0]),
+        *("up", "--processes=2", "--hash-by-session=yes", stack.options[0]),
         env=environ
         | {
             "LOCKSTEP_LOG_LEVEL": "debug",
@@ -510,6 +511,7 @@ def test_up_says_which_settings_are_ignored_since_it_runs_already(configured: Co
     assert already.startswith("already up: ")
     assert said == (
         "ignored, since it runs already: --processes=2 (it runs with 4), "
+        "--hash-by-session=yes (it runs with no), "
         "LOCKSTEP_BROKER=redis://user:***@elsewhere:1/0 (it runs with none), "
         "LOCKSTEP_LOG_LEVEL=debug (it runs with 'warning'), LOCKSTEP_ORIGINS=* (it runs with none); "
         "make down up takes them"
@@ -582,7 +584,10 @@ def test_a_stack_of_another_version_can_be_ended_and_no_more(configured: Configu
 
 @pytest.fixture(scope="module")
 def behind_a_balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
-    """All of it said in the file: a Redis of its own, a proxy before nginx, and how long a stop may take."""
+    """All of it said in the file: a Redis of its own, a proxy before nginx, and how long a stop may take.
+
+    Sessions are kept together there.
+    """
     folder = tmp_path_factory.mktemp("balanced")
     config = folder / "lockstep.toml"
     server = RedisServer()
@@ -591,7 +596,7 @@ def behind_a_balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Conf
         'insecure = true\nrate_limit_general = "1/86400"\n'
     )
     environ = {"LOCKSTEP_CONFIG": str(config)}
-    stack = Stack(folder / "run", "--processes=2")
+    stack = Stack(folder / "run", "--processes=2", "--hash-by-session=yes")
     try:
         started = stack.up(env=environ)
         assert started.returncode == 0, started.stderr
@@ -625,6 +630,23 @@ async def test_callers_behind_a_load_balancer_are_told_apart(behind_a_balancer: 
     callers = ("203.0.113.1", "203.0.113.1", "203.0.113.2")
     assert [(await through_balancer(stack, caller)).status for caller in callers] == [200, 429, 200]
     assert '"203.0.113.2"' in await access_log(stack, "203.0.113.2")
+
+
+async def test_clients_of_a_session_are_at_one_process_where_sessions_are_kept_together(
+    behind_a_balancer: Configured,
+) -> None:
+    stack = behind_a_balancer.stack
+    names: dict[str, list[str]] = {}
+    for _ in range(16):
+        session_id = str(uuid4())
+        names[session_id] = [f"{session_id}-{n}" for n in range(4)]
+        for name in names[session_id]:
+            url = f"{stack.ws_url}/ws?sessionId={session_id}"
+            async with await WsClient.connect(url, headers={"X-Request-ID": name}) as client:
+                assert (await client.recv())["type"] == "CONNECTED"
+    used = [set(await processes_of(stack, each)) for each in names.values()]
+    assert {len(each) for each in used} == {1}
+    assert len(set.union(*used)) == 2
 
 
 async def test_the_redis_that_the_file_names_is_the_one_that_is_used(behind_a_balancer: Configured) -> None:
@@ -745,6 +767,20 @@ async def test_clients_of_the_other_processes_do_not_notice_a_killed_one(stack: 
     assert upstream in at_first
     for client, process in zip(load.clients, at_first, strict=True):
         assert len(client.closes) == (process == upstream)
+
+
+async def test_of_a_crowd_that_comes_back_at_once_nobody_is_refused(stack: Stack) -> None:
+    session_id = data(await rest(f"{stack.url}/v1/sessions", chess()))["session_id"]
+
+    async def come() -> WsClient:
+        client = await WsClient.connect(f"{stack.ws_url}/ws?sessionId={session_id}")
+        assert (await client.recv(timeout_s=20))["type"] == "CONNECTED"
+        return client
+
+    for _ in range(2):
+        crowd = await asyncio.gather(*(come() for _ in range(400)))
+        for client in crowd:
+            client.abort()
 
 
 async def test_a_reload_of_nginx_fails_nobody(stack: Stack) -> None:

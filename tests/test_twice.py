@@ -165,7 +165,8 @@ async def check_first_wakes_too_late(pair: Pair, until_s: Callable[[float], floa
     """All kinds of changes come to a process that stands still, and are done by the other one meanwhile."""
     kinds = await changes(pair)
     told = kinds["message"][1].split("/")[3]
-    async with await WsClient.connect(f"{pair.second.ws_url}/ws?sessionId={told}") as client:
+    url = f"{pair.second.ws_url}/ws?sessionId={told}"
+    async with await WsClient.connect(url, unix_socket=pair.second.unix_socket) as client:
         assert (await client.recv())["type"] == "CONNECTED"
         heard = asyncio.create_task(types_until(client, "LAST"))
         pair.stop_first()

@@ -232,7 +232,7 @@ class AtSocket:
 
     async def call(self, target: str, method: str = "GET", body: Any = None, caller: str = "") -> Answer:
         headers = {"X-Forwarded-For": caller} if caller else {}
-        return await request(f"http://localhost{target}", method, body, headers, unix_socket=self.path)
+        return await self.server.call(method, target, body, headers)
 
     async def follow(self, caller: str = "") -> WsClient:
         headers = {"X-Forwarded-For": caller} if caller else {}

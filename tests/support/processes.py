@@ -122,6 +122,7 @@ class ServerProcess:
         )
         self.pid = self.process.pid
         self.url = ""
+        self.unix_socket: Path | None = None
         self.start_line = ""
         self.prefix = ""
         if wait:
@@ -133,6 +134,8 @@ class ServerProcess:
             found = START_LINE.search(line.decode())
             if found:
                 self.url, self.start_line = found[1], line.decode()
+                if self.url.startswith("unix:"):
+                    self.unix_socket, self.url = Path(self.url.removeprefix("unix:")), "http://localhost"
                 break
         else:
             told = b"" if self.process.stderr is None else self.process.stderr.read()
@@ -160,7 +163,7 @@ class ServerProcess:
     async def call(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Answer:
-        return await request(self.url + path, method, body, headers)
+        return await request(self.url + path, method, body, headers, unix_socket=self.unix_socket)
 
     @property
     def log_lines(self) -> list[str]:
