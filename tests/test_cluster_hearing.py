@@ -2,18 +2,21 @@
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+import broker.probe as probe_module
 from broker.cluster.broker import ClusterBroker
 from broker.keys import PARTITIONS, partition_of, slot_of
 from lockstep.metrics import Metrics
 from tests.support import settled_rules as engine
-from tests.support.brokers import Ears, started
+from tests.support.brokers import PATIENCE_S, Ears, started
 from tests.support.commits import applied, created
+from tests.support.load import eventually
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 
 ROUTINGS = ("all", "targeted")
@@ -37,6 +40,15 @@ def partitions_of(master: ClusterNode) -> set[int]:
     }
 
 
+def assert_gaps_of(partition: int, ears: Ears, since: int, caplog: pytest.LogCaptureFixture) -> None:
+    """It has had gaps of its own since then; and no other partition has, unless a connection was lost."""
+    gaps = [affected(ears, gap) for gap in range(since, ears.gaps)]
+    assert {partition} in gaps
+    assert not any(record.name == "broker.subscriptions" for record in caplog.records), "it gave up itself"
+    if not any(record.name == "broker.link" for record in caplog.records):
+        assert all(each == {partition} for each in gaps)
+
+
 def affected(ears: Ears, gap: int = -1) -> set[int]:
     """The partitions that a gap affects."""
     is_affected = ears.gaps_of[gap]
@@ -51,9 +63,23 @@ class Process:
         self.broker = broker
         self.ears = ears
         self.prefix = prefix
+        self._since = 0
 
-    async def until_heard_of(self, session_id: str) -> None:
-        await self.ears.until(lambda ears: any(session_id.encode() in each for each in ears.published))
+    async def until_told_of(self, session_id: str) -> None:
+        """It was heard of; or told, since it was asked for last, that something may have been missed."""
+
+        def is_told(ears: Ears) -> bool:
+            is_heard = any(session_id.encode() in each for each in ears.published)
+            return is_heard or any(gap is None or gap(session_id) for gap in ears.gaps_of[self._since :])
+
+        await self.ears.until(is_told)
+
+    async def until_heard(self, session_id: str) -> None:
+        async def complaint() -> str:
+            self._since = self.ears.gaps
+            return "" if await self.broker.hear(session_id) else "not yet"
+
+        await eventually(complaint, PATIENCE_S, "the session is not heard")
 
 
 @asynccontextmanager
@@ -138,37 +164,29 @@ async def test_a_lost_connection_is_a_gap_of_that_masters_partitions_alone(
         await asyncio.to_thread(master.ask, "CLIENT", "KILL", "TYPE", "pubsub")
         await here.ears.until(lambda ears: ears.gaps > gaps)
         assert affected(here.ears) == partitions_of(master)
-        assert await here.broker.hear(session_id)
+        await here.until_heard(session_id)
         await created(here.broker, session_id)
-        await here.until_heard_of(session_id)
-        assert here.ears.gaps == gaps + 1
+        await here.until_told_of(session_id)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 async def test_a_partition_that_moves_is_heard_where_it_is_and_a_gap_of_it_alone(
-    redis_cluster: RedisCluster, routing: str
+    redis_cluster: RedisCluster, routing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     moving, other = session_in(9), session_in(10)
     slot = slot_of(9)
     async with process(redis_cluster, routing, moving, other) as here:
-        session = await created(here.broker, moving)
-        await here.until_heard_of(moving)
         source = redis_cluster.master_of(slot)
         for target in (redis_cluster.other_master(source), source):
             gaps = here.ears.gaps
             await asyncio.to_thread(redis_cluster.reshard, slot, target)
             # Heard there, and told then: what was published in between is looked for.
             await here.ears.until(lambda ears, gaps=gaps: ears.gaps > gaps)
-            assert all(affected(here.ears, gap) == {9} for gap in range(gaps, here.ears.gaps))
-            assert await here.broker.hear(moving)
-            heard = len(here.ears.published)
-            session = await applied(here.broker, session, engine.start) if target is not source else session
-            assert await here.broker.publish(moving, b'{"type":"HELLO"}')
-            await here.ears.until(lambda ears: ears.relayed)
-            here.ears.relayed.clear()
-            assert len(here.ears.published) == heard + (target is not source)
-        await created(here.broker, other)
-        await here.until_heard_of(other)
+            assert_gaps_of(9, here.ears, gaps, caplog)
+        for session_id in (moving, other):
+            await here.until_heard(session_id)
+            await created(here.broker, session_id)
+            await here.until_told_of(session_id)
 
 
 async def test_the_gap_of_a_moved_partition_comes_when_it_is_heard_again(redis_cluster: RedisCluster) -> None:
@@ -187,8 +205,9 @@ async def test_the_gap_of_a_moved_partition_comes_when_it_is_heard_again(redis_c
         source = redis_cluster.master_of(slot)
         await asyncio.to_thread(redis_cluster.reshard, slot, redis_cluster.other_master(source))
         await here.ears.until(lambda ears: is_heard_at_gap)
+        await here.until_heard(session_id)
         await created(here.broker, session_id)
-        await here.until_heard_of(session_id)
+        await here.until_told_of(session_id)
         # Nodes that know of it later may have taken it back in between.
         assert all(is_heard_at_gap)
         await asyncio.to_thread(redis_cluster.reshard, slot, source)
@@ -214,7 +233,7 @@ async def test_what_is_done_at_the_new_place_of_a_slot_on_its_way_is_looked_for(
 
 
 async def test_sessions_that_are_joined_while_their_partition_moves_are_heard(
-    redis_cluster: RedisCluster,
+    redis_cluster: RedisCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     slot = slot_of(13)
     source = redis_cluster.master_of(slot)
@@ -227,10 +246,46 @@ async def test_sessions_that_are_joined_while_their_partition_moves_are_heard(
                 await here.broker.hear(ids[-1])
                 await asyncio.sleep(0.002)
             await moving
-        await here.ears.until(lambda ears: here.broker._hearing._topics[13].is_heard)
         for session_id in ids[:: len(ids) // 30 or 1]:
-            assert await here.broker.hear(session_id)
+            await here.until_heard(session_id)
             await created(here.broker, session_id)
-            await here.until_heard_of(session_id)
-        assert here.ears.gaps > gaps
-        assert all(affected(here.ears, gap) == {13} for gap in range(gaps, here.ears.gaps))
+            await here.until_told_of(session_id)
+        assert_gaps_of(13, here.ears, gaps, caplog)
+
+
+# --- probes --------------------------------------------------------------------------------------
+
+
+async def test_each_partition_is_probed_in_its_turn(redis_cluster: RedisCluster) -> None:
+    async with process(redis_cluster) as here:
+        topics = here.broker._hearing._topics
+        began_s = time.monotonic()
+        for master in here.broker._masters.with_partitions():
+            for _ in master.partitions:
+                sent = [each.probe_received_at_s for each in master.subscriber.topics]
+                await master.probe.look()
+                # It comes by the other connection.
+                while sent == [each.probe_received_at_s for each in master.subscriber.topics]:
+                    await asyncio.sleep(0.001)
+        assert all(each.probe_received_at_s > began_s for each in topics)
+        assert here.broker.not_ready() == []
+
+
+async def test_a_partition_whose_probe_does_not_come_back_is_heard_anew(
+    redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_module, "PROBE_TOO_OLD_S", 0.5)
+    async with process(redis_cluster) as here:
+        topic = here.broker._hearing._topics[14]
+        assert topic.probe is not None and topic._subscriptions is not None
+        topic._subscriptions.forget([topic.probe])
+        gaps = here.ears.gaps
+        (master,) = [each for each in here.broker._masters.with_partitions() if 14 in each.partitions]
+
+        async def complaint() -> str:
+            await master.probe.look()
+            told = [gap for gap in here.ears.gaps_of[gaps:] if gap is None or gap(SESSION_IN[14])]
+            return "" if told else "nothing was told"
+
+        await eventually(complaint, PATIENCE_S, "it is deaf to a partition")
+        await here.until_heard(SESSION_IN[14])
