@@ -277,7 +277,8 @@ async def test_a_partition_whose_probe_does_not_come_back_is_heard_anew(
     monkeypatch.setattr(probe_module, "PROBE_TOO_OLD_S", 0.5)
     async with process(redis_cluster) as here:
         topic = here.broker._hearing._topics[14]
-        assert topic.probe is not None and topic._subscriptions is not None
+        assert topic.probe is not None
+        assert topic._subscriptions is not None
         topic._subscriptions.forget([topic.probe])
         gaps = here.ears.gaps
         (master,) = [each for each in here.broker._masters.with_partitions() if 14 in each.partitions]
