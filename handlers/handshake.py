@@ -5,10 +5,9 @@ import hashlib
 import re
 import socket
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream, StreamClosedError
 
 from handlers.client_protocol import ClientProtocol, expire_with
@@ -92,7 +91,7 @@ class Handshakes:
         ours = [each for each in listed if each.startswith(_OURS)]
         return bool(ours) and not any(each in self._clients.protocols for each in ours)
 
-    def _admits_page(self, headers: HTTPHeaders) -> bool:
+    def _admits_page(self, headers: Mapping[str, str]) -> bool:
         """Whether the request comes from a page that may open a WebSocket here, or from no page."""
         # Browsers let no page choose these (Fetch Metadata).
         site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
@@ -160,7 +159,7 @@ class Opening:
         if self._extensions is not None:
             connection.encoding = protocol.encoding.deflated
         self._clients.metrics.opened.inc()
-        connection.send(head)
+        connection.outgoing.send_first(head)
         if len(early) > EARLY_BYTES:
             early = b""
             connection.close(TOO_MUCH_TOO_EARLY)

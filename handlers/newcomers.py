@@ -10,19 +10,19 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from tornado.iostream import IOStream
 
-from handlers.handshake import Handshakes, Opening
+from handlers.handshake import Handshakes
 from handlers.origins import foreign_page_refusal
 from handlers.read_scheduler import ReadScheduler
 from handlers.reply import head_of, http_date, log_reply
 from handlers.request import Request
 from handlers.request_timeouts import RequestTimeouts
 from handlers.services import Services
-from handlers.tornado_private import headers_of
 from lockstep.errors import LockstepError
 from lockstep.tasks import Tasks
 
@@ -33,8 +33,11 @@ _HEAD = re.compile(
     rb"GET (/ws/?)(?:\?([!-~]*))? HTTP/1\.1\r\n"
     rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~]*\r\n)+)\r\n"
 )
+_BEGINNING = b"GET /ws"
+_FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")
+_SPELLED = {"websocket": "WebSocket", "id": "ID"}
 # What has to do with a body, or is for Tornado to answer.
-_OF_BODIES = ("Content-Length", "Transfer-Encoding", "Expect")
+_FOR_TORNADO = frozenset({"Content-Length", "Transfer-Encoding", "Expect"})
 
 PassOn = Callable[[socket.socket, Any, bytes], None]
 """Lets Tornado serve a connection, from which these bytes have been read."""
@@ -58,52 +61,38 @@ class Newcomers:
         # Its request has mostly come by now: then the loop need not look at the socket for it.
         Newcomer(self, sock, address, pass_on).read()
 
-    def find_opening(self, data: bytes, address: Any) -> "Admission | None":
-        """What these first bytes of a connection ask for, if it is a handshake that nothing forbids."""
-        services = self._services
+    def open(self, sock: socket.socket, address: Any, data: bytes) -> bool:
+        """Let a client in whose first bytes are a handshake that nothing forbids; False: they are not."""
+        began_s, services = time.monotonic(), self._services
         found = _HEAD.match(data)
         if found is None:
-            return None
+            return False
         path, query, lines = found[1].decode(), (found[2] or b"").decode(), found[3].decode()
-        headers = headers_of(_fields(lines))
-        if headers is None or any(name in headers for name in _OF_BODIES):
-            return None
+        fields = _FIELD.findall(lines)
+        headers = {spelled(name): value.strip(" \t") for name, value in fields}
+        if len(headers) != len(fields) or not _FOR_TORNADO.isdisjoint(headers):
+            return False
         if foreign_page_refusal(services.origins, services.hosts, "GET", path, True, headers) is not None:
-            return None
+            return False
         request = Request("GET", path, query, "", headers, peer_of(address), services.addresses, 0)
         if self._handshakes.find_refusal(request) is not None:
-            return None
+            return False
         try:
             opening = self._handshakes.grant(request)
         except LockstepError:
-            return None
-        return Admission(request, opening, data[found.end() :])
-
-    def open(self, admission: "Admission", sock: socket.socket) -> None:
-        request, opening = admission.request, admission.opening
-        headers = {"Date": http_date(), "X-Request-ID": request.request_id, **opening.headers}
-        self._tasks.spawn(opening.open(sock, head_of(101, headers), admission.early))
-        duration_s = time.monotonic() - admission.began_s
-        self._services.metrics.observe_request("GET", request.path, 101, duration_s)
-        log_reply(request.request_id, "GET", request.path, 101, duration_s)
-
-
-class Admission:
-    """A handshake that will be answered when it is its turn."""
-
-    __slots__ = ("began_s", "early", "opening", "request")
-
-    def __init__(self, request: Request, opening: Opening, early: bytes) -> None:
-        self.request = request
-        self.opening = opening
-        self.early = early
-        self.began_s = time.monotonic()
+            return False
+        answered = {"Date": http_date(), "X-Request-ID": request.request_id, **opening.headers}
+        self._tasks.spawn(opening.open(sock, head_of(101, answered), data[found.end() :]))
+        duration_s = time.monotonic() - began_s
+        services.metrics.observe_request("GET", path, 101, duration_s)
+        log_reply(request.request_id, "GET", path, 101, duration_s)
+        return True
 
 
 class Newcomer:
-    """A connection until its first bytes have come and, if they are a handshake, until it is their turn."""
+    """A connection until its first bytes have come and, if they may be a handshake, its turn."""
 
-    __slots__ = ("_address", "_admission", "_is_watched", "_newcomers", "_pass_on", "_socket")
+    __slots__ = ("_address", "_data", "_is_watched", "_newcomers", "_pass_on", "_socket")
 
     # For the timeouts: nothing has come yet.
     stream: IOStream | None = None
@@ -115,29 +104,27 @@ class Newcomer:
         self._address = address
         self._pass_on = pass_on
         self._is_watched = False
-        self._admission: Admission | None = None
+        self._data = b""
 
     def read(self) -> None:
         try:
-            data = self._socket.recv(READ_BYTES)
+            self._data = self._socket.recv(READ_BYTES)
         except BlockingIOError:
             self._watch()
             return
         except OSError:
-            data = b""
+            pass
         self._unwatch()
-        if not data:
+        if not self._data:
             self._socket.close()
-            return
-        self._admission = self._newcomers.find_opening(data, self._address)
-        if self._admission is None:
-            self._pass_on(self._socket, self._address, data)
+        elif not self._data.startswith(_BEGINNING):
+            self._pass_on(self._socket, self._address, self._data)
         elif self._newcomers.scheduler.admit_or_queue(self):
             self.read_on()
 
     def read_on(self) -> None:
-        assert self._admission is not None
-        self._newcomers.open(self._admission, self._socket)
+        if not self._newcomers.open(self._socket, self._address, self._data):
+            self._pass_on(self._socket, self._address, self._data)
 
     def cut_off(self) -> None:
         self._unwatch()
@@ -156,10 +143,10 @@ class Newcomer:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
 
 
-def _fields(lines: str) -> Iterator[tuple[str, str]]:
-    for line in lines.split("\r\n")[:-1]:
-        name, _, value = line.partition(":")
-        yield name, value.strip(" \t")
+@lru_cache(1000)
+def spelled(name: str) -> str:
+    """A header's name as this code spells all of them: Sec-WebSocket-Key, X-Request-ID."""
+    return "-".join(_SPELLED.get(part.lower()) or part.capitalize() for part in name.split("-"))
 
 
 def peer_of(address: Any) -> str:

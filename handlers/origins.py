@@ -6,10 +6,8 @@ own name is made to point there (DNS rebinding) would be of the server's own ori
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-
-from tornado.httputil import HTTPHeaders
 
 from lockstep.errors import Forbidden
 from lockstep.hosts import DEFAULT_PORTS, is_address, split_host
@@ -69,7 +67,7 @@ class Origins:
             return {"Access-Control-Allow-Origin": origin, "Vary": "Origin", **shared}
         return {"Vary": "Origin"}
 
-    def preflight(self, request: HTTPHeaders, methods: str) -> dict[str, str]:
+    def preflight(self, request: Mapping[str, str], methods: str) -> dict[str, str]:
         """The headers of a reply to OPTIONS, beside those of every reply."""
         if "Access-Control-Allow-Origin" not in self.headers(request.get("Origin")):
             return {}
@@ -110,7 +108,12 @@ Refusal = Callable[[str], Forbidden]
 
 
 def foreign_page_refusal(
-    origins: Origins, hosts: Hosts | None, method: str, path: str, is_of_pages: bool, headers: HTTPHeaders
+    origins: Origins,
+    hosts: Hosts | None,
+    method: str,
+    path: str,
+    is_of_pages: bool,
+    headers: Mapping[str, str],
 ) -> Refusal | None:
     """The refusal of a request that comes from a page of another site, if this is one.
 

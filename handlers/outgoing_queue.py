@@ -174,6 +174,10 @@ class OutgoingQueue(Line):
         else:
             self._put_all([(kind, frame)], sender)
 
+    def send_first(self, head: bytes) -> None:
+        """Send this with what follows at once; if nothing does, the kernel waits 200 ms for it."""
+        self._written(head, self._offer(head, socket.MSG_MORE))
+
     def send_batch(self, frames: Frames, sender: Sender) -> None:
         if self._unsent is not None:
             self._put_all(frames, sender)
@@ -227,17 +231,19 @@ class OutgoingQueue(Line):
             asyncio.get_running_loop().remove_writer(self._socket.fileno())
         del self._owner  # else both would wait for the garbage collector
 
-    def _offer(self, data: bytes) -> int:
+    def _offer(self, data: bytes, flags: int = 0) -> int:
         """How much of it the socket takes now; -1 if it is broken."""
         try:
-            return self._socket.send(data)
+            return self._socket.send(data, flags)
         except BlockingIOError:
             return 0
         except OSError:
             return -1
 
     def _write(self, frame: bytes) -> None:
-        sent = self._offer(frame)
+        self._written(frame, self._offer(frame))
+
+    def _written(self, frame: bytes, sent: int) -> None:
         if sent < 0:
             self._owner.on_broken()
         elif sent != len(frame):

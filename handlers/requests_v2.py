@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 
 from msgspec import UNSET, Struct
-from tornado.httputil import HTTPHeaders
 
 from handlers.client_protocol import expire_with
 from handlers.connection import Connection
@@ -207,7 +206,7 @@ class Requests:
     def reauthenticate(self, connection: Connection, request: Reauth) -> Iterator[Struct]:
         """The answers: what the token does not allow any more, then that it is taken. Raises Unauthorized."""
         following: Following = connection.following
-        access = self._tokens.access(HTTPHeaders(), request.token)
+        access = self._tokens.access({}, request.token)
         if access.subject != following.access.subject:
             raise Unauthorized("This token is another subject's (sub)", "claim")
         following.access = access

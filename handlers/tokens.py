@@ -3,10 +3,9 @@
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
-
-from tornado.httputil import HTTPHeaders
 
 from handlers.token_keys import TokenKeys
 from lockstep.access import ANONYMOUS, OPEN, Access, Scope
@@ -39,7 +38,7 @@ class Tokens:
         self._lets_anybody_view = anonymous == "view"
         self._known: OrderedDict[str, Access] = OrderedDict()
 
-    def access(self, headers: HTTPHeaders, in_query: str | None) -> Access:
+    def access(self, headers: Mapping[str, str], in_query: str | None) -> Access:
         """What the request's token allows; everything if none is needed. Raises Unauthorized."""
         if self._keys is None:
             return OPEN
@@ -155,7 +154,7 @@ def _caller(
     return "\0" + dumps([claims.get("iss"), audience, sids, scope.name]).decode()
 
 
-def _token_of(headers: HTTPHeaders) -> str | None:
+def _token_of(headers: Mapping[str, str]) -> str | None:
     kind, _, token = headers.get("Authorization", "").partition(" ")
     if kind.lower() == "bearer" and token.strip():
         return token.strip()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPConnection, HTTPHeaders, _normalize_header
+from tornado.httputil import HTTPConnection
 from tornado.iostream import IOStream
 
 
@@ -75,19 +75,3 @@ def fill(stream: IOStream, data: bytes) -> None:
     """Let the stream begin with what has been read from its socket before it was made."""
     stream._read_buffer += data
     stream._read_buffer_size += len(data)
-
-
-def headers_of(lines: Iterable[tuple[str, str]]) -> HTTPHeaders | None:
-    """Header lines that were checked already; None where a name comes twice, which takes more than this.
-
-    `HTTPHeaders.add` checks each by expressions of its own.
-    """
-    headers = HTTPHeaders()
-    values, combined = headers._as_list, headers._combined_cache
-    count = 0
-    for name, value in lines:
-        name = _normalize_header(name)
-        values[name] = [value]
-        combined[name] = value
-        count += 1
-    return headers if count == len(values) else None

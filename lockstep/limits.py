@@ -246,13 +246,14 @@ class ConnectionLimits:
             self._counters.leave(key, limit)
 
     def _limits_of(self, session_id: str | None, caller: str, address: str | None) -> list[tuple[str, int]]:
+        """Those that there are."""
         # A caller's own limits come first: what they refuse was never counted against others.
         limits = []
-        if session_id is not None:
-            limits.append((f"caller:{session_id}:{caller}", self._per_caller if caller else 0))
-        if address is not None:
+        if session_id is not None and caller and self._per_caller:
+            limits.append((f"caller:{session_id}:{caller}", self._per_caller))
+        if address is not None and self._per_address:
             limits.append((f"address:{address}", self._per_address))
-        if session_id is not None:
+        if session_id is not None and self._per_session:
             limits.append((f"session:{session_id}", self._per_session))
         return limits
 

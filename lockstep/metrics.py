@@ -26,26 +26,28 @@ _UNDERSTOOD = frozenset({"PING", "RECONNECT", "SUBSCRIBE", "UNSUBSCRIBE", "SYNC"
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class _Messages(Collector):
-    """Messages of and to clients, by (direction, type): counted more often than a Counter is quick for."""
-
-    def __init__(self) -> None:
-        self.counts: dict[tuple[str, str], int] = {}
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(
-            "lockstep_messages", "Messages of and to clients.", labels=("direction", "type")
-        )
-        for labels, count in self.counts.items():
-            family.add_metric(labels, count)
-        yield family
-
-
 class _DroppedLines(Collector):
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
             "lockstep_log_lines_dropped", "Log lines dropped because nobody read them.", dropped_lines()
         )
+
+
+class _Tally(Collector):
+    """A counter for what happens most often. Only the loop counts, so that none of it needs a lock."""
+
+    def __init__(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> None:
+        self._name, self._help, self._labels = name, help_, labels
+        self._counts: dict[tuple[str, ...], int] = {} if labels else {(): 0}
+
+    def inc(self, *values: str, by: int = 1) -> None:
+        self._counts[values] = self._counts.get(values, 0) + by
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._help, labels=self._labels)
+        for values, count in self._counts.items():
+            family.add_metric(values, count)
+        yield family
 
 
 class Metrics:
@@ -65,6 +67,11 @@ class Metrics:
         def counter(name: str, help_: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(name, help_, labels, registry=registry)
 
+        def tally(name: str, help_: str, labels: tuple[str, ...] = ()) -> _Tally:
+            counted = _Tally(name, help_, labels)
+            registry.register(counted)
+            return counted
+
         def gauge(name: str, help_: str) -> Gauge:
             return Gauge(name, help_, registry=registry)
 
@@ -83,11 +90,11 @@ class Metrics:
         self.probe_age = gauge(
             "lockstep_probe_age_seconds", "Since a publication of its own came back to this process."
         )
-        self.opened = counter("lockstep_connections_opened_total", "Connections that began.")
-        self._closed = counter("lockstep_connections_closed_total", "Connections that ended.", ("code",))
-        messages = _Messages()
-        registry.register(messages)
-        self._messages = messages.counts
+        self.opened = tally("lockstep_connections_opened_total", "Connections that began.")
+        self._closed = tally("lockstep_connections_closed_total", "Connections that ended.", ("code",))
+        self._messages = tally(
+            "lockstep_messages_total", "Messages of and to clients.", ("direction", "type")
+        )
         self.conflated = counter(
             "lockstep_conflated_states_total",
             "States that a newer one replaced before they were sent.",
@@ -124,17 +131,15 @@ class Metrics:
 
     def count_closed(self, code: int | None) -> None:
         known = code in _CLOSE_CODES or (code is not None and 4500 <= code < 4510)
-        self._closed.labels(str(code) if known else "none" if code is None else "other").inc()
+        self._closed.inc(str(code) if known else "none" if code is None else "other")
 
     def count_received(self, type_: str | None) -> None:
         """Count a client's message; None stands for one that was not understood."""
         known = "invalid" if type_ is None else type_ if type_ in _UNDERSTOOD else "unknown"
-        key = ("in", known)
-        self._messages[key] = self._messages.get(key, 0) + 1
+        self._messages.inc("in", known)
 
     def count_sent(self, type_: str, clients: int = 1) -> None:
-        key = ("out", type_)
-        self._messages[key] = self._messages.get(key, 0) + clients
+        self._messages.inc("out", type_, by=clients)
 
     def observe_request(self, method: str, route: str, code: int, duration_s: float) -> None:
         """Count a request; `route` is a pattern, never a path, so that labels stay few."""

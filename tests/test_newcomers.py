@@ -5,11 +5,13 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from handlers.handshake import Opening
-from handlers.read_scheduler import READS_PER_SLICE
+from handlers.newcomers import Newcomers, spelled
+from handlers.read_scheduler import READS_PER_SLICE, ReadScheduler
 from tests.support.api import SOME_ID, Api, serving
 from tests.support.ws_client import PING, PONG, Closed, WsClient, encode
 
@@ -242,3 +244,17 @@ async def test_of_a_crowd_of_handshakes_a_turn_of_the_loop_answers_only_some(
             client.abort()
         # Those that come while a turn is served, and those that have waited.
         assert max(opened_in.values()) <= 2 * READS_PER_SLICE
+
+
+def test_what_takes_long_to_tell_from_a_handshake_takes_no_time() -> None:
+    """By steps of a regular expression that goes back, these would take seconds."""
+    for odd in (b" ", b"\t", b":", b"a", b"a:", b"&", b"=", b"a: b\r\n"):
+        head = HANDSHAKE[:-2] + b"X: " + odd * (3500 // len(odd)) + b"\x01\r\n\r\n"
+        assert (
+            Newcomers(Mock(), Mock(), ReadScheduler(), Mock()).open(Mock(), ("127.0.0.1", 1), head) is False
+        )
+
+
+def test_a_header_is_found_however_its_name_is_spelled() -> None:
+    for name in ("Host", "Sec-WebSocket-Key", "Sec-Fetch-Site", "X-Forwarded-For", "X-Request-ID", "Origin"):
+        assert {spelled(name), spelled(name.lower()), spelled(name.upper())} == {name}

@@ -12,7 +12,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from tornado.http1connection import HTTP1ConnectionParameters
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream
 from tornado.web import Application
 
@@ -126,20 +125,3 @@ async def test_what_fills_a_stream_may_be_all_there_is() -> None:
     async with stream_and_client() as (stream, _):
         tornado_private.fill(stream, b"GET / HTTP/1.1\r\n\r\n")
         assert await stream.read_until_regex(b"\r?\n\r?\n") == b"GET / HTTP/1.1\r\n\r\n"
-
-
-def test_headers_from_checked_lines_are_those_that_tornado_reads() -> None:
-    lines = [("host", "a"), ("sec-websocket-KEY", "x, y"), ("X-Empty", "")]
-    read = HTTPHeaders.parse("".join(f"{name}: {value}\r\n" for name, value in lines))
-    ours = tornado_private.headers_of(lines)
-    assert ours == read
-    assert ours is not None
-    assert list(ours.get_all()) == list(read.get_all())
-    for name in ("Host", "Sec-WebSocket-Key", "x-empty"):
-        assert name in ours
-        assert ours[name] == read[name]
-        assert ours.get_list(name) == read.get_list(name)
-
-
-def test_headers_from_lines_of_one_name_are_left_to_tornado() -> None:
-    assert tornado_private.headers_of([("Host", "a"), ("X", ""), ("host", "b")]) is None
