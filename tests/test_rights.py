@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from broker import migrate
 from broker.doctor import examine_redis
 from broker.redis import RedisBroker
 from lockstep.config import Settings
@@ -230,3 +231,22 @@ async def test_the_look_at_the_rights_leaves_nothing(redis: RedisServer) -> None
         assert client.keys() == []
         while (message := ears.get_message(timeout=0.1)) is not None:
             assert message["channel"].startswith(b"lockstep-probe:")
+
+
+async def test_a_user_with_the_documented_rights_can_move_sessions(redis: RedisServer) -> None:
+    (more,) = re.findall(r"besides the rights of a process, `([^`]+)`", DOCS)
+    give(redis, *documented(), *more.split(), "+select")
+    source = redis.url.replace("redis://", "redis://lockstep:pw@")
+    target = source.removesuffix("0") + "1"
+    there = broker_of(redis, PREFIX)
+    async with started(there):
+        session = await created(there, new_id())
+    with redis.client as client:
+        for key in client.scan_iter(f"{PREFIX}process:*"):
+            client.delete(key)
+    said: list[str] = []
+    await migrate(source, target, PREFIX, said.append)
+    assert any(line.startswith("verified 1 sessions") for line in said)
+    there = RedisBroker(target, prefix=PREFIX, routing="all", allow_eviction=False, metrics=Metrics())
+    async with started(there):
+        assert await there.load([session.session_id]) != [None]
