@@ -12,13 +12,14 @@ import pytest
 
 import broker.checks
 from broker import examine
+from broker.cluster.broker import ClusterBroker
 from broker.endpoint import parse
 from broker.redis import RedisBroker
 from lockstep.config import Settings, masked
 from lockstep.contract import Affected, Attendance
 from lockstep.metrics import Metrics
 from tests.support.load import chess
-from tests.support.processes import ServerProcess
+from tests.support.processes import ServerProcess, wait_until
 from tests.support.redis_server import RedisServer, Sentinels, free_port
 from tests.support.variants import first_of
 from tests.support.ws_client import WsClient
@@ -89,6 +90,29 @@ async def test_tls_leads_there_and_refuses_a_stranger(certificate: Path) -> None
         stranger = parse(f"rediss://127.0.0.1:{port}/0")
         with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
             await stranger.connect(asyncio.Protocol)
+    finally:
+        own.close()
+
+
+async def test_a_cluster_is_reached_by_tls(certificate: Path) -> None:
+    """By a node that does not know its own address, as one that has met no other."""
+    port = free_port()
+    files = {"tls-cert-file": "cert.pem", "tls-key-file": "key.pem", "tls-ca-cert-file": "cert.pem"}
+    options = [text for name, file in files.items() for text in (f"--{name}", str(certificate / file))]
+    tls = ("--tls-port", str(port), "--tls-auth-clients", "no", "--tls-cluster", "yes", *options)
+    own = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(free_port()), *tls)
+    try:
+        with own.client as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+            wait_until(
+                lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")), what="it"
+            )
+        url = f"rediss+cluster://127.0.0.1:{port}?ssl_ca_certs={certificate}/cert.pem"
+        async with asyncio.timeout(10):
+            there = ClusterBroker(url, "", "all", allow_eviction=False, metrics=Metrics())
+            await there.start(Deaf())
+            assert await there.load([str(uuid.uuid4())]) == [None]
+            await there.close()
     finally:
         own.close()
 
