@@ -58,11 +58,12 @@ def is_heard(ears: Ears, session: Session) -> bool:
     return any(text in payload for payload in ears.published)
 
 
-async def followed(broker: ClusterBroker, ears: Ears, session: Session) -> None:
-    """One more change is heard of, or else what may have been missed is told afterwards."""
+async def followed(broker: ClusterBroker, ears: Ears, session: Session) -> Session:
+    """One more change, of which is heard, or else is told afterwards that something may have been missed."""
     gaps = ears.gaps
     session = await switched_after_all(broker, session)
     await ears.until(lambda ears: is_heard(ears, session) or ears.gaps > gaps)
+    return session
 
 
 async def test_a_commit_goes_to_where_the_session_has_moved(
@@ -77,8 +78,7 @@ async def test_a_commit_goes_to_where_the_session_has_moved(
             session = await switched(broker, session)
             assert await stored(broker, session_id) == state_json.to_json(session)
             await ears.until(lambda ears, before=gaps: ears.gaps > before)  # type: ignore[misc]
-            session = await switched(broker, session)
-            await ears.until(lambda ears, session=session: is_heard(ears, session))  # type: ignore[misc]
+            session = await followed(broker, ears, session)
 
 
 async def test_what_is_read_is_found_on_either_side_of_a_move(

@@ -18,10 +18,10 @@ from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-# The map is read so often, more often while a master is away, and never more often than that.
+# The map is read so often, more often while a master is away, and so long after there was a reason to.
 LOOK_EVERY_S = 1.0
 LOOK_EVERY_WHILE_DOWN_S = 0.2
-LOOK_PAUSE_S = 0.05
+LOOK_PAUSE_S = 0.1
 # A view that is older than the newest one known is believed when no newer one has been seen for this long.
 EPOCH_KEPT_S = 5.0
 # A master without a partition is left after this, so that what it was asked can be answered.
@@ -128,6 +128,7 @@ class Masters(Finder):
             try:
                 async with asyncio.timeout(pause_s):
                     await self._has_reason.wait()
+                await asyncio.sleep(LOOK_PAUSE_S)
             except TimeoutError:
                 pass
             self._has_reason.clear()
@@ -139,7 +140,6 @@ class Masters(Finder):
             except Exception:
                 # This is a bug, but a map that is never read again would be worse.
                 log.exception("the map of the cluster could not be read; this is tried again")
-            await asyncio.sleep(LOOK_PAUSE_S)
 
     async def _ask_a_master(self) -> View | None:
         """Of a master that has a connection; None where none has, or it does not answer."""

@@ -169,7 +169,6 @@ class Partition:
         changes = Changes(finder.look_soon)
         self._life_sign = LifeSign(self.keys.life_sign(process), changes, self._tell_gap)
         self._agreements = agreements(self.keys, changes)
-        self._last_master: Address | None = None
         self.is_prepared = False
 
     def _tell_gap(self) -> None:
@@ -196,11 +195,6 @@ class Partition:
                 raise
             return
         self.presence.on_connection()
-        address = self.link.master.address
-        if self._last_master not in (None, address):
-            # What clients were sent came from another one.
-            asyncio.get_running_loop().call_soon(self._tell_gap)
-        self._last_master = address
         self.is_prepared = True
 
     def look_at_move(self) -> None:
