@@ -1,7 +1,10 @@
 """A Redis Cluster of the tests' own, whose nodes can be killed, frozen, cut off and given other slots."""
 
+import random
+import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import redis
 from redis.backoff import NoBackoff
@@ -9,13 +12,22 @@ from redis.crc import key_slot
 from redis.retry import Retry
 
 from tests.support.processes import wait_until
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer
 from tests.support.shifted_redis import ShiftedClock
 from tests.support.switchboard import Switchboard
 
 SLOTS = 16_384
 # Long enough for a busy machine: what takes over does so because a test wants it.
 NODE_TIMEOUT_MS = 2_000
+
+
+def lasting_port() -> int:
+    """A free one that the system gives to no connection, so that a node that was killed has it again."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class ClusterNode(RedisServer):
@@ -29,7 +41,7 @@ class ClusterNode(RedisServer):
         options: tuple[str, ...],
         clock: ShiftedClock | None = None,
     ) -> None:
-        port, bus_port = free_port(), free_port()
+        port, bus_port = lasting_port(), lasting_port()
         self.announced_port, self.announced_bus_port, announced = port, bus_port, ()
         if board is not None:
             # The address by which the switchboard knows whose connection it is.
@@ -68,7 +80,14 @@ class ClusterNode(RedisServer):
         except (redis.ConnectionError, redis.TimeoutError):
             return False
 
-    def ask(self, *words: str | int) -> object:
+    def restart(self) -> None:
+        """End it in good order, with all that it keeps, and start it anew."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait()
+        self.start()
+
+    def ask(self, *words: str | bytes | int) -> object:
         """One command to this very node."""
         with self.client as client:
             return client.execute_command(*words)
@@ -96,10 +115,14 @@ class SlotMove:
     def move(self, count: int = 1_000_000) -> int:
         """Move so many keys; returns how many there were."""
         keys = self.remaining_keys(count)
+        self.move_these(keys)
+        return len(keys)
+
+    def move_these(self, keys: list[bytes]) -> None:
+        """Move these keys, and leave the others."""
         if keys:
             address = ("127.0.0.1", self.target.announced_port)
             self.source.ask("MIGRATE", *address, "", 0, 5_000, "REPLACE", "KEYS", *keys)
-        return len(keys)
 
     def finish(self) -> None:
         """Move what is left, and say to all whose slot it is."""
@@ -142,6 +165,18 @@ class RedisCluster:
     def client(self) -> "redis.RedisCluster":
         """The library's, for what a test puts there or looks at."""
         return redis.RedisCluster(host="127.0.0.1", port=self.alive()[0].announced_port, socket_timeout=5)
+
+    def _started(self, place: int, node_timeout_ms: int, options: tuple[str, ...]) -> ClusterNode:
+        """Tried again where another test was faster to take a port."""
+        while True:
+            node = ClusterNode(place, node_timeout_ms, self._board, options)
+            try:
+                node.wait_until_up()
+                return node
+            except redis.RedisError:
+                node.close()
+                if node.process is None or node.process.returncode == -signal.SIGKILL:
+                    raise
 
     def _join(self, masters: int) -> None:
         for node in self.nodes:
