@@ -157,6 +157,7 @@ async def test_who_is_sent_away_leaves_no_trace(redis: RedisServer) -> None:
     async with processes(redis.url, 2) as (one, other):
         assert await one.enter("room", 2)
         assert await other.enter("room", 2)
+        assert not await one.enter("room", 2)  # and it knows of the other one from now on
         knock = asyncio.create_task(one.enter("room", 2))
         await asyncio.sleep(0)  # it knocks
         one.leave("room", 2)  # too late for that one
