@@ -9,7 +9,7 @@ PYTHON_CLIENT = clients/python
 CHESS = examples/chess/web
 CHESS_MODULES = $(CHESS)/node_modules/.package-lock.json
 SYSTEM = gcc=gcc python3-config=python3-dev chromium=chromium redis-server=redis-server faketime=faketime openssl=openssl curl=curl nginx=nginx \
-	promtool=prometheus
+	promtool=prometheus valgrind=valgrind
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -44,8 +44,9 @@ down: .venv/.deployed  ## stop what make up started
 test: .venv/.tested $(JS)  ## everything but what takes minutes
 	$(BIN)/python -m pytest -n 5 --dist worksteal
 
-test-long: .venv/.tested $(JS) $(PEERS)  ## long faults, soak and fuzzing
+test-long: .venv/.tested $(JS) $(PEERS)  ## long faults, soak, fuzzing, sanitizers; all again without the extension in C
 	$(BIN)/python -m pytest -m long
+	LOCKSTEP_TWIN=1 $(BIN)/python -m pytest -n 5 --dist worksteal
 
 fuzz: .venv/.tested  ## as many generated requests, frames and payloads as FUZZ says, instead of some
 	FUZZ=$${FUZZ:-2000} $(BIN)/python -m pytest -n 2 tests/test_fuzz_rest.py tests/test_fuzz_socket.py \
@@ -89,7 +90,7 @@ audit: .venv/bin/python  ## known vulnerabilities of what requirements.lock name
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: .venv/bin/python setup.cfg pyproject.toml
+.venv/.installed: .venv/bin/python setup.cfg pyproject.toml setup.py $(wildcard handlers/native_src/*)
 	$(BIN)/python -m pip install --quiet --editable '.[fast]'
 	@touch $@
 

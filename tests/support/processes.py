@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import ujson
 
 from lockstep.logs import GATHER_S
+from tests.support.environment import without_settings
 from tests.support.ws_client import abort_all
 
 ROOT = Path(__file__).parents[2]
@@ -110,13 +110,12 @@ class ServerProcess:
         """
         if not any(arg.startswith("--ping-") for arg in args):
             args = ("--ping-interval-s=300", "--ping-timeout-s=200", *args)
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("LOCKSTEP_")}
         if not any(arg.startswith(("--port=", "--unix-socket=")) for arg in args):
             args = ("--port=0", *args)
         self.process = subprocess.Popen(
             [sys.executable, "server.py", *args],
             cwd=ROOT,
-            env=clean | (env or {}),
+            env=without_settings() | (env or {}),
             stdout=subprocess.PIPE,
             stderr=stderr,
         )

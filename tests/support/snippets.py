@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.documents import assert_alike
+from tests.support.environment import without_settings
 from tests.support.node import NODE
 from tests.support.processes import ROOT
 
@@ -167,7 +168,7 @@ class Walk:
         modules.mkdir()
         (modules / "lockstep-client").symlink_to(ROOT / "clients" / "js")
         (modules / "ws").symlink_to(ROOT / "clients" / "js" / "node_modules" / "ws")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
+        clean = without_settings()
         python_path = [*filter(None, [clean.get("PYTHONPATH")]), str(ROOT / "clients" / "python" / "src")]
         return clean | {
             "PATH": os.pathsep.join([str(bin_folder), clean["PATH"]]),

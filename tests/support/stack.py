@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.environment import without_settings
 from tests.support.load import chess, data, eventually, identity, rest
 from tests.support.processes import ROOT, request
 from tests.support.ws_client import Closed, WsClient
@@ -58,8 +59,7 @@ class Stack:
         ]
 
     def command(self, name: str, *options: str, **how: Any) -> "subprocess.CompletedProcess[str]":
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("LOCKSTEP_")}
-        how["env"] = clean | how.get("env", {})
+        how["env"] = without_settings() | how.get("env", {})
         return subprocess.run(
             [sys.executable, "deploy/stack.py", name, f"--run={self.run}", *options],
             **({"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120, "check": False} | how),
