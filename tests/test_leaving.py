@@ -78,7 +78,7 @@ def traces(server: Server) -> dict[str, Any]:
         "peers": server.hub.peers,
         "rooms": server.hub.rooms,
         "joining": server.hub._joining,
-        "unread rooms": server.hub._repair._new.session_ids,
+        "unread rooms": server.hub.repair._new.session_ids,
         "heartbeats": server.heartbeat.sockets.owners(),
         "places": server.broker._occupancy.counts,
         "armed deadlines": server.deadlines._armed,

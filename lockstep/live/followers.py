@@ -117,7 +117,7 @@ class Followers:
 
     async def _current(self, session_id: str) -> Timeline:
         """The session's timeline, when it knows what is stored. Raises BrokerUnavailable, StateCorrupt."""
-        room = self._hub.room_of(session_id)
+        room = self._hub.room_of(session_id, is_read=True)
         timeline = room.timeline
         if timeline is None:
             timeline = room.timeline = Timeline(session_id, self._hub.rings, self._hub.make_recipients)
@@ -145,6 +145,10 @@ class Followers:
                 timeline.learn(head, state, events, self._broker.shown_ms(), update_count)
             timeline.is_current = gap_count == timeline.gap_count
             self._hub.learned(timeline, head, state)
+        except BaseException:
+            # There may be others in the room by now, who follow no changes.
+            self._hub.repair.learn(timeline.session_id)
+            raise
         finally:
             timeline.reading = None
 

@@ -57,17 +57,17 @@ class Hub:
         self._serving = Serving(broker, metrics)
         self.presence = PresenceTracker(broker, self.rooms, self.schedule, sessions.read, metrics)
         self._reads = SharedReads(sessions.read)
-        self._repair = Repair(broker, self.rooms, self._apply)
+        self.repair = Repair(broker, self.rooms, self._apply)
         self.junk = 0
         self._junk_logged_at = 0.0
         metrics.watch(metrics.rooms, lambda: len(self.rooms))
 
     def start(self) -> None:
-        self._repair.start()
+        self.repair.start()
         self.presence.start()
 
     async def close(self) -> None:
-        await self._repair.close()
+        await self.repair.close()
         await self.presence.close()
 
     @property
@@ -112,12 +112,13 @@ class Hub:
                 else:
                     self._broker.unhear(session_id)
 
-    def room_of(self, session_id: str) -> Room:
-        """The session's room, which is made if there is none."""
+    def room_of(self, session_id: str, *, is_read: bool = False) -> Room:
+        """The session's room, which is made if there is none. `is_read`: who asks reads what is stored."""
         room = self.rooms.get(session_id)
         if room is None:
             room = self.rooms[session_id] = Room(self.make_recipients)
-            self._repair.learn(session_id)
+            if not is_read:
+                self.repair.learn(session_id)
         return room
 
     def leave(self, session_id: str, peer: Peer) -> None:
@@ -172,7 +173,7 @@ class Hub:
             self.rings.forget(room.timeline.ring)
         if room.presence is not None:
             self.presence.release(room.presence)
-        self._repair.forget(session_id)
+        self.repair.forget(session_id)
         self._deadlines.arm(session_id, None)
         if session_id not in self._joining:
             self._broker.unhear(session_id)
@@ -234,7 +235,7 @@ class Hub:
         for room in rooms.values():
             if room.timeline is not None:
                 room.timeline.note_gap()
-        self._repair.repair(rooms)
+        self.repair.repair(rooms)
         self.presence.on_gap(affected)
 
     def _deliver(self, room: Room, update: Update) -> None:
@@ -245,7 +246,7 @@ class Hub:
                 # It is late and dropped, since time must not run backwards; or else the store has lost what
                 # this room knows.
                 if not update.head.is_same_state_as(room.sent):
-                    self._repair.repair([update.session_id])
+                    self.repair.repair([update.session_id])
                 return
             self._deadlines.arm(update.session_id, update.head.deadline_ms)
             if update.head.order[0] > room.presence_epoch and not update.is_foreign:
@@ -259,7 +260,7 @@ class Hub:
         if timeline.put_update(update, self._broker.shown_ms()):
             self._metrics.count_sent("UPDATE", len(timeline.audiences))
         else:
-            self._repair.repair([update.session_id])
+            self.repair.repair([update.session_id])
 
     def _delete(self, room: Room, deletion: Deletion) -> None:
         newest = room.known.order[0] if room.known else ""
