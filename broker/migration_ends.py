@@ -26,6 +26,8 @@ async def move(source_url: str, target_url: str, prefix: str, say: Callable[[str
 
 @asynccontextmanager
 async def _opened(name: str, endpoint: Endpoint, prefix: str) -> AsyncIterator[Side]:
+    if endpoint.nodes and "{" in prefix:
+        raise MigrationFailed(f"{name}: Redis Cluster gives {{ a meaning in names: the prefix must have none")
     async with AsyncExitStack() as stack:
         try:
             if endpoint.nodes:

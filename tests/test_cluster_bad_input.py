@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -212,6 +213,19 @@ async def test_the_doctor_says_what_a_master_lacks(
         found = await complaints(cluster.url)
     assert found
     assert all(said in each for each in found)
+
+
+async def test_the_doctor_says_how_far_the_clocks_of_masters_are_apart() -> None:
+    cluster = RedisCluster(*OPTIONS, replicas=0, node_timeout_ms=15_000, clocks_ahead_s=(0, 0.5, -0.25))
+    try:
+        async with asyncio.timeout(20):
+            while not (
+                found := [each for each in await complaints(cluster.url) if each.startswith("clocks ")]
+            ):
+                await asyncio.sleep(0.1)
+        assert re.match(r"clocks of the masters: 7[3-6]\d ms between the first and the last; ", found[0])
+    finally:
+        cluster.close()
 
 
 async def test_the_doctor_names_a_master_without_a_replica(cluster: RedisCluster) -> None:

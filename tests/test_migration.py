@@ -30,6 +30,7 @@ from tests.support.commits import applied, created, creation, fell_due, new_id, 
 from tests.support.load import chess
 from tests.support.migrations import End, assert_same, migrate_command, slowed
 from tests.support.processes import ServerProcess, rss_bytes, running
+from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer
 
 HISTORY_BYTES = 2**26
@@ -298,6 +299,13 @@ def test_what_cannot_be_moved_is_said_in_one_line(args: list[str], said: str) ->
         run_command(["migrate", *args])
     assert said in str(refusal.value)
     assert "hush" not in str(refusal.value)
+
+
+async def test_a_prefix_that_a_cluster_gives_a_meaning_is_not_moved(
+    redis_server: RedisServer, redis_cluster: RedisCluster
+) -> None:
+    source, target = End(redis_server, "my{own}-"), End(redis_cluster, "my{own}-")
+    assert "TO: Redis Cluster gives { a meaning in names" in await refused(source, target)
 
 
 async def test_an_end_that_may_evict_sessions_is_not_moved_to(redis_server: RedisServer) -> None:

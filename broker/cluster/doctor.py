@@ -45,7 +45,10 @@ async def examine_cluster(settings: Settings) -> list[Finding]:
             else:
                 found.append((False, f"{endpoint.at(address).shown}: {link}"))
         if links:
-            found += await _look_at_all(links, view, settings)
+            try:
+                found += await _look_at_all(links, view, settings)
+            except LinkDown as down:
+                found.append((False, f"Redis Cluster: {down}"))
         for address, link in links.items():
             shown = endpoint.at(address).shown
             found += [

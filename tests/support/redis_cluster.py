@@ -1,7 +1,6 @@
 """A Redis Cluster of the tests' own, whose nodes can be killed, frozen, cut off and given other slots."""
 
 import random
-import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -71,8 +70,12 @@ class ClusterNode(RedisServer):
         # Not tried again: what tells that a node is away is to tell it at once.
         return redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
+    @property
+    def has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
     def answers(self) -> bool:
-        if self.process is None or self.process.poll() is not None:
+        if self.has_ended:
             return False
         try:
             with redis.Redis(port=self.port, socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client:
@@ -151,7 +154,7 @@ class RedisCluster:
         try:
             for place in range(masters * (1 + replicas)):
                 clock = self._clocks[place] if self._clocks else None
-                self.nodes.append(ClusterNode(place, node_timeout_ms, self._board, options, clock))
+                self.nodes.append(self._started(place, node_timeout_ms, options, clock))
             self._join(masters)
         except BaseException:
             self.close()
@@ -166,17 +169,19 @@ class RedisCluster:
         """The library's, for what a test puts there or looks at."""
         return redis.RedisCluster(host="127.0.0.1", port=self.alive()[0].announced_port, socket_timeout=5)
 
-    def _started(self, place: int, node_timeout_ms: int, options: tuple[str, ...]) -> ClusterNode:
+    def _started(
+        self, place: int, node_timeout_ms: int, options: tuple[str, ...], clock: ShiftedClock | None
+    ) -> ClusterNode:
         """Tried again where another test was faster to take a port."""
-        while True:
-            node = ClusterNode(place, node_timeout_ms, self._board, options)
-            try:
-                node.wait_until_up()
+        for _ in range(5):
+            node = ClusterNode(place, node_timeout_ms, self._board, options, clock)
+            if (
+                wait_until(lambda node=node: node.answers() or node.has_ended, what="a node")
+                and node.answers()
+            ):
                 return node
-            except redis.RedisError:
-                node.close()
-                if node.process is None or node.process.returncode == -signal.SIGKILL:
-                    raise
+            node.close()
+        raise AssertionError("redis-server does not start as a node of a cluster")
 
     def _join(self, masters: int) -> None:
         for node in self.nodes:
