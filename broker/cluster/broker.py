@@ -21,7 +21,7 @@ from broker.keys import PARTITIONS, Keys, partition_of, partition_of_charge
 from broker.link import Refused
 from broker.marks import Agreement, Changes
 from broker.presence import KEPT_S as PRESENCE_KEPT_S
-from broker.resp import RespConnection
+from broker.resp import LinkDown, RespConnection
 from broker.sentinel import Address
 from broker.subscriber import Subscriber
 from lockstep.contract import (
@@ -38,6 +38,9 @@ from lockstep.metrics import Metrics
 from lockstep.tasks import Tasks
 
 log = logging.getLogger(__name__)
+
+# Between two attempts to start.
+WAIT_S = 0.5
 
 
 class ClusterBroker(Broker):
@@ -105,8 +108,19 @@ class ClusterBroker(Broker):
                 raise Refused(complaint)
             self._has_rights.add(address)
 
+    async def _until_there_is_room(self) -> None:
+        """Return when it is known that nothing is in the way. Raises Refused where something is."""
+        while True:
+            try:
+                await self._partitions[0].agree()
+                await self._require_room()
+                return
+            except LinkDown as down:
+                log.warning("waiting for the Redis Cluster: %s", down)
+                await asyncio.sleep(WAIT_S)
+
     async def _require_room(self) -> None:
-        """Raises Refused where what is to be kept is in the way of something else."""
+        """Raises Refused where another program's keys are in the way, and LinkDown."""
         found = await asyncio.gather(
             *(rights.in_the_way(each.link.call, each.keys) for each in self._partitions)
         )
@@ -130,7 +144,7 @@ class ClusterBroker(Broker):
         self._hearing.begin(listener)
         try:
             await self._masters.start(self._partitions)
-            await self._require_room()
+            await self._until_there_is_room()
             await self._hearing.until_heard(self._subscribers)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None

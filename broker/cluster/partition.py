@@ -193,6 +193,7 @@ class Partition:
             self._finder.look_soon()
             if not str(down).startswith(ELSEWHERE):
                 raise
+            log.debug("partition %d is made ready later: %s", self.number, down)
             return
         self.presence.on_connection()
         self.is_prepared = True
@@ -205,6 +206,12 @@ class Partition:
         if self.link.has_asked_elsewhere:
             self.link.has_asked_elsewhere = False
             self._tell_gap()
+
+    async def agree(self) -> None:
+        """See to it that what all agree on is recorded. Raises Refused or LinkDown."""
+        for agreement in self._agreements:
+            if not agreement.is_recorded:
+                await agreement.record(self.link.call)
 
     async def prepare_later(self, connection: RespConnection) -> None:
         """The same where nobody waits for it: what hinders it is met at the next look."""
@@ -224,9 +231,7 @@ class Partition:
             await self.prepare_later(connection)
             return
         try:
-            for agreement in self._agreements:
-                if not agreement.is_recorded:
-                    await agreement.record(self.link.call)
+            await self.agree()
             # By the link: where the slot is on its way, it is asked for there.
             why = await self._life_sign.note(self.link.call, await self.link.call(*self._life_sign.renewal))
         except LinkDown as down:
