@@ -169,7 +169,7 @@ class EventStream(Recipient):
         streams.connections.add(self)
         streams.metrics.opened.inc()
         streams.heartbeat.add(self)
-        self._listen()
+        streams.heartbeat.enter(sock.fileno(), self, is_pinged=False)
         self.send(head + some_retry())
         access, position = self._access, self._position
         self._access = self._position = None
@@ -237,21 +237,20 @@ class EventStream(Recipient):
 
     # --- receiving -------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._on_readable)
-
-    def _on_readable(self) -> None:
+    def on_readable(self) -> None:
+        if self._is_queued or not self._has_socket:
+            return  # one that was readable at the same time has ended it
         if self._streams.read_scheduler.admit_or_queue(self):
             self._read()
         else:
             # Nor is the socket looked at: of a thousand that wait, each iteration would find all again.
             self._is_queued = True
-            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._streams.heartbeat.sockets.unwatch(self._socket.fileno())
 
     def read_on(self) -> None:
         if self._is_queued and self._has_socket:
             self._is_queued = False
-            self._listen()
+            self._streams.heartbeat.sockets.watch(self._socket.fileno())
             self._read()
 
     def _read(self) -> None:
@@ -332,7 +331,7 @@ class EventStream(Recipient):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._streams.heartbeat.leave(self._socket.fileno())
         self.outgoing.discard()
         self._socket.close()
         self._streams.on_end(self)

@@ -88,12 +88,17 @@ class Heartbeat:
             connection.heartbeat_slot = -1
 
     def enter(self, descriptor: int, connection: PingedSocket, *, is_pinged: bool) -> None:
-        """Watch a socket, and ping it if that is wanted. The rest, until it leaves, is done by `sockets`."""
+        """Watch a socket, and ping it if that is wanted: else a pong that comes is like all that comes.
+
+        The rest, until it leaves, is done by `sockets`.
+        """
         if not len(self.sockets):
             asyncio.get_running_loop().add_reader(self.sockets.fileno(), self._on_ready)
         self.sockets.enter(descriptor, connection)
         if is_pinged:
             self.sockets.place(descriptor, next(self._dealer))
+        else:
+            self.sockets.set_within_message(descriptor, True)
         self._set_timer()
 
     def leave(self, descriptor: int) -> None:
