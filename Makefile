@@ -63,6 +63,7 @@ bench: .venv/.benched $(PEERS)  ## what docs and README say of speed; on a machi
 	$(BIN)/python -m bench.roll
 	$(BIN)/python -m bench.server_time
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.scale_model --write
 
 docs: .venv/.tested $(JS)  ## the reference of both clients, from their docstrings: build/docs
 	$(BIN)/pdoc --output-directory build/docs/python lockstep_client lockstep_client.clocks lockstep_client.testing lockstep_client.types

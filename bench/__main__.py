@@ -56,8 +56,12 @@ def run_all(options: argparse.Namespace, arguments: list[str], docs: Path) -> No
     machine.raise_file_limit()
     file, began_s = docs / "benchmarks-tables.md", time.monotonic()
     parts: dict[str, str] = page.sections_of(file.read_text()) if options.scenarios else {}
+    run = contest.environment()
+    if not options.scenarios:
+        parts[""] = HEAD.format(command=shlex.join(["python", "-m", "bench", *arguments]), run=run)
+    titles = ["", *(scenario.TITLE for scenario in scenarios().values())]
     ratios: list[contest.Ratio] = []
-    failed = []
+    failed, missing = [], []
     for name, scenario in scenarios().items():
         if options.scenarios and name not in options.scenarios:
             continue
@@ -75,12 +79,9 @@ def run_all(options: argparse.Namespace, arguments: list[str], docs: Path) -> No
             ratios += table.ratios
             if table.plot:
                 (docs / table.plot.file).write_text(contest.svg(table.plot))
-    run = contest.environment()
-    if not options.scenarios:
-        parts[""] = HEAD.format(command=shlex.join(["python", "-m", "bench", *arguments]), run=run)
-    titles = ["", *(scenario.TITLE for scenario in scenarios().values())]
-    file.write_text("\n".join(parts[title].rstrip("\n") + "\n" for title in titles if title in parts))
-    missing = page.write_front(docs / "benchmarks.md", ratios, run, is_whole=not options.scenarios)
+        # What is done is kept, whatever becomes of the rest.
+        file.write_text("\n".join(parts[title].rstrip("\n") + "\n" for title in titles if title in parts))
+        missing = page.write_front(docs / "benchmarks.md", ratios, run, is_whole=not options.scenarios)
     print(f"written to {docs}, after {(time.monotonic() - began_s) / 60:.0f} min", file=sys.stderr)
     if missing:
         print("not measured:", *missing, sep="\n  ", file=sys.stderr)
