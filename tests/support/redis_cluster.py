@@ -175,10 +175,8 @@ class RedisCluster:
         """Tried again where another test was faster to take a port."""
         for _ in range(5):
             node = ClusterNode(place, node_timeout_ms, self._board, options, clock)
-            if (
-                wait_until(lambda node=node: node.answers() or node.has_ended, what="a node")
-                and node.answers()
-            ):
+            wait_until(lambda node=node: node.answers() or node.has_ended, what="a node")
+            if not node.has_ended:
                 return node
             node.close()
         raise AssertionError("redis-server does not start as a node of a cluster")
