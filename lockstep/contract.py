@@ -1,6 +1,7 @@
 """What the middle asks of a broker: six narrow promises, Store, Bus, Counters, Agenda, Presence and Clock.
 
-Presence is in attendance.py. What the middle asks of clients' connections is in live/peers.py.
+Presence is in attendance.py, who hears a Bus in listener.py. What the middle asks of clients' connections is
+in live/peers.py.
 """
 
 import abc
@@ -12,6 +13,8 @@ from msgspec import Struct
 
 from lockstep.attendance import Attendance as Attendance
 from lockstep.attendance import Presence as Presence
+from lockstep.listener import Affected as Affected
+from lockstep.listener import Listener as Listener
 
 # What every broker agrees on.
 KEPT_EVENTS = 1000
@@ -60,32 +63,6 @@ class Charge(Struct, frozen=True):
     key: str
     limit: int
     window_ms: int
-
-
-Affected = Callable[[str], bool]
-"""Whether payloads of the session with this id may have been lost."""
-
-
-class Listener(Protocol):
-    """Hears what the broker brings: the hub. Nothing here waits, and nothing here raises."""
-
-    def on_published(self, payload: bytes) -> None:
-        """A payload of `session-updates`, as it was published."""
-
-    def on_relayed(self, session_id: str, payload: bytes) -> None:
-        """A payload of `ws:<session_id>`, as it was published."""
-
-    def on_presence(
-        self, session_id: str, process: str, attendances: dict[str, Attendance | None] | None
-    ) -> None:
-        """What another process says of its clients of the session: see ``Presence``.
-
-        Each value replaces what was said of that subject before; None: it is not there any more. None for
-        all: that process is no more. Never called for what this process says itself.
-        """
-
-    def on_gap(self, affected: Affected | None = None) -> None:
-        """Payloads may have been lost of these sessions (None: of all); from now on they are heard again."""
 
 
 class Outcome(Enum):
