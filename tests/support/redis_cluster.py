@@ -273,10 +273,9 @@ class RedisCluster:
 
         def is_whole() -> bool:
             for node in self.nodes:
-                state = _cluster_info(node)
-                if state.get("cluster_slots_ok") != str(SLOTS) or state.get("cluster_known_nodes") != str(
-                    count
-                ):
+                known = _cluster_info(node)
+                seen = (known["cluster_state"], known["cluster_slots_ok"], known["cluster_known_nodes"])
+                if seen != ("ok", str(SLOTS), str(count)):
                     return False
                 replication = node.info("replication")
                 if replication["role"] == "slave" and replication["master_link_status"] != "up":
