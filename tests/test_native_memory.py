@@ -16,7 +16,7 @@ SANITIZERS = "-fsanitize=address,undefined"
 # Slow, closing and leaving clients, descriptors in use again, whatever is mixed; pings and pongs.
 EXERCISES = (
     *("tests/test_fanout.py", "tests/test_audience.py", "tests/test_poller.py", "tests/test_heartbeat.py"),
-    *("tests/test_websocket.py", "tests/test_slow_followers.py", "tests/test_twin.py"),
+    *("tests/test_websocket.py", "tests/test_twin.py"),
 )
 # What takes a minute at a fiftieth of the speed.
 SOME = "again or middle or several_rooms or refuse or takes_nothing_else"
