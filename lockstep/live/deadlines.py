@@ -159,7 +159,8 @@ class Deadlines:
 
     def _prompt_for(self, due: list[tuple[int, str]]) -> None:
         for deadline_ms, session_id in due:
-            prompt_at_ms = deadline_ms + random.randrange(SWEEP_GRACE_MS)
+            # Mostly sooner than later: where nobody watches, the first of the processes should not be late.
+            prompt_at_ms = deadline_ms + min(random.randrange(SWEEP_GRACE_MS) for _ in range(3))
             # A process that watches the session has armed an earlier instant. One that has armed a later
             # instant has armed it for a state that is not stored any more; one whose instant is over for
             # longer than it would wait has armed it by a clock that was set since.
