@@ -78,11 +78,11 @@ def test_nothing_is_leaked_or_read_before_it_is_written(tmp_path: Path) -> None:
     report = tmp_path / "valgrind.xml"
     valgrind = ("valgrind", "--leak-check=full", "--xml=yes", f"--xml-file={report}")
     run_tests(folder, "tests/test_fanout.py", f"-k={SOME}", before=valgrind)
-    # Python and other extensions have complaints of their own.
+    # Python and other extensions have complaints of their own. What the types are made of lives to the end.
     ours = [
         ElementTree.tostring(error, encoding="unicode")
         for error in ElementTree.parse(report).iter("error")
         if any("/handlers/_native" in (path.text or "") for path in error.iter("obj"))
-        and error.findtext("kind") != "Leak_StillReachable"
+        and error.findtext("kind") not in ("Leak_StillReachable", "Leak_PossiblyLost")
     ]
     assert not ours, ours[0]
