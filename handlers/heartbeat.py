@@ -59,7 +59,8 @@ class Heartbeat:
         self._slots: list[dict[Pinged, None]] = [{} for _ in range(ticks)]
         self._slotted = 0
         self.sockets = Poller(ticks)
-        self._dealer = cycle(range(ticks))
+        # Backwards, so that who opens first is pinged an interval later, and not by the next tick.
+        self._dealer = cycle(reversed(range(ticks)))
         self._now = 0
         self._is_started = False
         self._next_at_s = 0.0

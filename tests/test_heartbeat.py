@@ -212,8 +212,16 @@ def test_the_beat_keeps_its_time_though_each_tick_is_a_little_late(loop: Loop) -
     for _ in range(5000):
         loop.advance(0.1)
         loop.stall(0.03)
-    seconds = loop.now_s - 1000.0
-    assert len(client.pinged_at) == pytest.approx(seconds / 5, abs=1)
+    seconds = loop.now_s - client.pinged_at[0]
+    assert len(client.pinged_at) == pytest.approx(1 + seconds / 5, abs=1)
+
+
+def test_who_connects_first_is_not_pinged_by_the_next_tick(loop: Loop) -> None:
+    client = Client(loop, beating(5.0, 4.0))
+    loop.advance(4.5)
+    assert client.pinged_at == []
+    loop.advance(0.6)
+    assert len(client.pinged_at) == 1
 
 
 def test_a_closed_heartbeat_is_silent(loop: Loop) -> None:
