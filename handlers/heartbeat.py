@@ -59,8 +59,9 @@ class Heartbeat:
         self._slots: list[dict[Pinged, None]] = [{} for _ in range(ticks)]
         self._slotted = 0
         self.sockets = Poller(ticks)
-        # Backwards, so that who opens first is pinged an interval later, and not by the next tick.
-        self._dealer = cycle(reversed(range(ticks)))
+        # How many ticks after the next one a new connection is pinged first. The first of all waits for half
+        # the interval, so that a process with few clients does not ping each at once.
+        self._dealer = cycle((*range(ticks // 2, ticks), *range(ticks // 2)))
         self._now = 0
         self._is_started = False
         self._next_at_s = 0.0
@@ -77,7 +78,7 @@ class Heartbeat:
             self._timer = None
 
     def add(self, connection: Pinged) -> None:
-        connection.heartbeat_slot = next(self._dealer)
+        connection.heartbeat_slot = self._deal()
         self._slots[connection.heartbeat_slot][connection] = None
         self._slotted += 1
         self._set_timer()
@@ -97,10 +98,13 @@ class Heartbeat:
             asyncio.get_running_loop().add_reader(self.sockets.fileno(), self._on_ready)
         self.sockets.enter(descriptor, connection)
         if is_pinged:
-            self.sockets.place(descriptor, next(self._dealer))
+            self.sockets.place(descriptor, self._deal())
         else:
             self.sockets.set_within_message(descriptor, True)
         self._set_timer()
+
+    def _deal(self) -> int:
+        return (self._now + next(self._dealer)) % len(self._slots)
 
     def leave(self, descriptor: int) -> None:
         """Forget a socket that is about to be closed. Again, or of one that is not here, it does nothing."""
