@@ -1,3 +1,3 @@
 """The middle of Lockstep: rules, sessions and the hub. It knows neither Tornado nor Redis."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
