@@ -11,7 +11,7 @@ from broker.cluster.master import Master
 from broker.cluster.partition import Finder, Partition
 from broker.cluster.topology import View, ask, ask_anew
 from broker.endpoint import Endpoint
-from broker.link import COMPLAIN_EVERY_S, Link, Refused
+from broker.link import COMPLAIN_EVERY_S, Refused
 from broker.resp import LinkDown
 from broker.sentinel import Address
 from lockstep.tasks import Tasks
@@ -24,7 +24,7 @@ LOOK_EVERY_WHILE_DOWN_S = 0.2
 LOOK_PAUSE_S = 0.1
 # A view that is older than the newest one known is believed when no newer one has been seen for this long.
 EPOCH_KEPT_S = 5.0
-# A master without a partition is left after this, so that what it was asked can be answered.
+# A master without a partition is left so long after it was needed: what it was asked can be answered.
 LEFT_AFTER_S = 5.0
 
 
@@ -90,8 +90,10 @@ class Masters(Finder):
         """The masters that have any."""
         return [each for each in self._all.values() if each.partitions]
 
-    def link_at(self, address: Address) -> Link:
-        return self._at(address).link
+    def at(self, address: Address) -> Master:
+        master = self._at(address)
+        master.left_at_s = None  # where a slot is on its way to it, it has no partition yet and is needed
+        return master
 
     def moved(self, partition: int, address: Address) -> None:
         self._move(partition, address)

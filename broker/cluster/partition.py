@@ -49,8 +49,8 @@ class Finder(Protocol):
     def moved(self, partition: int, address: Address) -> None:
         """Somebody was told that it is at this address."""
 
-    def link_at(self, address: Address) -> Link:
-        """A link to this node, whatever it has."""
+    def at(self, address: Address) -> Master:
+        """Who is at this address, whatever it has: it is about to be asked."""
 
     def look_soon(self) -> None:
         """What is known of who has what may be out of date."""
@@ -67,6 +67,13 @@ class PartitionLink(CommandLink):
         self._finder = finder
         # Something was done where the slot is on its way to, and what that published is heard nowhere yet.
         self.has_asked_elsewhere = False
+        # Whose reply was the last one: not always who has the partition.
+        self._answered_by: Master | None = None
+
+    @property
+    def answered_by(self) -> Master:
+        """Who gave the reply that a call has just returned; to be asked before anything else is awaited."""
+        return self._answered_by or self.master
 
     @property
     def master(self) -> Master:
@@ -93,10 +100,13 @@ class PartitionLink(CommandLink):
                 reply = await called
                 redirection = redirection_of(reply, master.address)
                 if redirection is None:
+                    self._answered_by = master
                     return reply
                 if redirection.is_once:
-                    reply = await self._ask(redirection.address, arguments)
+                    there = self._finder.at(redirection.address)
+                    reply = await self._ask(there.link, arguments)
                     if redirection_of(reply, redirection.address) is None:
+                        self._answered_by = there
                         return reply
                 else:
                     self._finder.moved(self._partition, redirection.address)
@@ -116,8 +126,8 @@ class PartitionLink(CommandLink):
             master = self.master
             called = master.link.call(*arguments)
 
-    async def _ask(self, address: Address, arguments: tuple[Argument, ...]) -> Any:
-        connection = await self._finder.link_at(address).connected()
+    async def _ask(self, link: Link, arguments: tuple[Argument, ...]) -> Any:
+        connection = await link.connected()
         self.has_asked_elsewhere = True
         # Both go out in one piece, with nothing in between.
         connection.call("ASKING")
@@ -137,7 +147,8 @@ class PartitionClock(TimedByRedis):
         return self._link.master.clock.now_ms()
 
     def measure(self, sent_at_s: float, reply: Any) -> None:
-        self._link.master.clock.measure(sent_at_s, reply)
+        # While the slot is on its way another one may have answered, whose clock is another.
+        self._link.answered_by.clock.measure(sent_at_s, reply)
 
 
 class Partition:

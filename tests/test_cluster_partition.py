@@ -1,0 +1,97 @@
+"""The way from a partition to whoever has it, and what is known of the one that answered."""
+
+import asyncio
+from typing import Any
+
+import hiredis
+import pytest
+
+import broker.cluster.masters as masters_module
+from broker.clock import RedisClock
+from broker.cluster.masters import Masters
+from broker.cluster.partition import PartitionClock, PartitionLink
+from broker.endpoint import parse
+from broker.sentinel import Address
+from lockstep.metrics import Metrics
+
+HERE, THERE = ("127.0.0.1", 1), ("127.0.0.1", 2)
+
+
+class Node:
+    """A master that gives one reply to everything; it is its own link, and that its own connection."""
+
+    is_up = True
+
+    def __init__(self, address: Address, reply: Any = b"OK") -> None:
+        self.address, self.reply = address, reply
+        self.clock = RedisClock(Metrics())
+        self.partitions: dict[int, Any] = {}
+        self.left_at_s: float | None = None
+        self.is_closed = False
+        self.link: Any = self
+        self.connection: Any = self
+
+    def call(self, *arguments: Any) -> "asyncio.Future[Any]":
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        reply.set_result(self.reply)
+        return reply
+
+    async def connected(self) -> Any:
+        return self
+
+    def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+class TwoNodes:
+    """The slot is on its way from the one to the other."""
+
+    def __init__(self) -> None:
+        self.here = Node(HERE, hiredis.ReplyError(f"ASK 3 {THERE[0]}:{THERE[1]}"))
+        self.there = Node(THERE, [b"1700000000", b"0"])
+
+    def master_of(self, partition: int) -> Any:
+        return self.here
+
+    def at(self, address: Address) -> Any:
+        assert address == THERE
+        return self.there
+
+    def moved(self, partition: int, address: Address) -> None:
+        raise AssertionError
+
+    def look_soon(self) -> None:
+        pass
+
+
+async def test_a_reply_from_the_new_place_of_a_slot_measures_the_clock_there() -> None:
+    nodes = TwoNodes()
+    link = PartitionLink(3, nodes)
+    sent_at_s = asyncio.get_running_loop().time()
+    reply = await link.call("TIME")
+    PartitionClock(link).measure(sent_at_s, reply)
+    assert nodes.there.clock.is_measured
+    assert not nodes.here.clock.is_measured
+
+
+@pytest.fixture
+def masters(monkeypatch: pytest.MonkeyPatch) -> Masters:
+    monkeypatch.setattr(masters_module, "LEFT_AFTER_S", 0.05)
+    endpoint = parse("redis+cluster://127.0.0.1:1")
+    return Masters(endpoint, Node, lambda partition, master: None)  # type: ignore[arg-type]
+
+
+async def test_a_node_that_slots_are_on_their_way_to_is_kept_as_long_as_it_is_asked(masters: Masters) -> None:
+    first: Any = masters.at(THERE)
+    for _ in range(15):
+        assert masters.at(THERE) is first
+        masters._leave_others()
+        await asyncio.sleep(0.01)
+    assert not first.is_closed
+    await asyncio.sleep(0.06)
+    masters._leave_others()
+    await asyncio.sleep(0)
+    assert first.is_closed
