@@ -9,6 +9,7 @@ import pytest
 
 from broker.cluster.broker import ClusterBroker
 from broker.keys import Keys, partition_of, slot_of
+from broker.resp import RespConnection
 from lockstep.contract import Attendance, Charge, Outcome
 from lockstep.errors import BrokerUnavailable
 from lockstep.metrics import Metrics
@@ -169,6 +170,44 @@ async def test_counts_and_who_is_present_go_along_with_their_partition(
             while not await asyncio.to_thread(is_right):
                 await asyncio.sleep(0.02)
         assert [await broker.enter(room, 1) for _ in range(2)] == [True, False]
+
+
+async def test_a_partition_that_comes_while_its_master_is_connected_to_is_made_ready_there(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    session_id = new_id()
+    partition = broker._of(session_id)
+    has_prepared, has_moved, ready_at = asyncio.Event(), asyncio.Event(), list[object]()
+    async with started(broker):
+        slot = slot_of_session(session_id)
+        source = cluster.master_of(slot)
+        (there,) = [
+            each for each in broker._masters.with_partitions() if partition.number not in each.partitions
+        ]
+        prepare_all, prepare = there._prepare, partition.prepare
+
+        async def prepare_all_slowly(connection: RespConnection) -> None:
+            await prepare_all(connection)
+            has_prepared.set()
+            while not has_moved.is_set():
+                await connection.call("PING")
+
+        async def prepare_and_note(connection: RespConnection) -> None:
+            await prepare(connection)
+            ready_at.append(connection)
+
+        there.link._on_up = prepare_all_slowly
+        partition.prepare = prepare_and_note  # type: ignore[method-assign]
+        there.link.reset("a test")
+        async with asyncio.timeout(PATIENCE_S):
+            await has_prepared.wait()
+            await asyncio.to_thread(cluster.reshard, slot, cluster.other_master(source))
+            while partition.link.master is not there:
+                await asyncio.sleep(0.01)
+            has_moved.set()
+            while there.link.connection is None or there.link.connection not in ready_at:
+                await asyncio.sleep(0.01)
+        assert partition.is_prepared
 
 
 async def test_a_replica_that_takes_over_is_found_and_clients_are_made_current(

@@ -129,6 +129,8 @@ class ClusterBroker(Broker):
 
     def _on_moved(self, partition: Partition, master: Master) -> None:
         """The partition is to be looked for there: bring that master up to date, if its link is up."""
+        # One that is being connected to may have prepared its others already: the next look does it then.
+        partition.is_prepared = False
         if (connection := master.link.connection) is not None:
             self._tasks.spawn(partition.prepare_later(connection))
         self._hearing.on_moved(partition.number, master.subscriber)

@@ -192,6 +192,7 @@ class Partition:
         the slot is on its way the next look does it.
         """
         self.is_prepared = False
+        master = self.link.master
         try:
             for agreement in self._agreements:
                 await agreement.record(connection.call)
@@ -207,7 +208,7 @@ class Partition:
             log.debug("partition %d is made ready later: %s", self.number, down)
             return
         self.presence.on_connection()
-        self.is_prepared = True
+        self.is_prepared = self.link.master is master  # and has not moved on meanwhile
 
     def look_at_move(self) -> None:
         """While the slot is on its way, look for what is done at its new place; to be repeated each second.
