@@ -1,7 +1,7 @@
 """One timer that pings all connections of a process, spread over the interval; none while there are none."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any, Protocol
 
@@ -61,7 +61,7 @@ class Heartbeat:
         self.sockets = Poller(ticks)
         # How many ticks after the next one a new connection is pinged first. The first of all waits for half
         # the interval, so that a process with few clients does not ping each at once.
-        self._dealer = cycle((*range(ticks // 2, ticks), *range(ticks // 2)))
+        self._dealer: Iterator[int] = cycle((*range(ticks // 2, ticks), *range(ticks // 2)))
         self._now = 0
         self._is_started = False
         self._next_at_s = 0.0
