@@ -1,9 +1,11 @@
 """Audiences of real sockets, in C and in Python: whole, in order, whatever becomes of a client meanwhile."""
 
 import asyncio
+import gc
 import os
 import random
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -310,6 +312,55 @@ async def test_recipients_refuse_what_is_none(way: str) -> None:
         recipients.pop()
         with pytest.raises(KeyError):
             recipients.pop()
+
+
+def test_recipients_may_leave_while_they_are_listed() -> None:
+    """The collector may run whenever something is made, and with it whatever was to be done at an end."""
+    recipients, line = _native.Recipients(), _native.Line()
+    for _ in range(100):
+        peer = _native.Recipient()
+        peer.outgoing = line
+        recipients.add(peer)
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            while len(recipients):
+                recipients.pop()
+
+    before = gc.get_threshold()
+    gc.disable()
+    try:
+        Cycle()
+        gc.set_threshold(1)
+        gc.enable()
+        listed = iter(recipients)
+    finally:
+        gc.set_threshold(*before)
+        gc.enable()
+    assert [type(each) for each in listed] in ([], [_native.Recipient] * 100)
+    assert not len(recipients)
+
+
+def test_of_a_round_that_the_last_of_another_begins_nothing_is_kept() -> None:
+    class Peer(_native.Recipient):
+        def took(self, frames: Frames, sent: int) -> None:
+            if frames is first:
+                recipients.begin(second)
+
+    recipients, peer = _native.Recipients(), Peer()
+    peer.outgoing = _native.Line()
+    peer.outgoing.clear_descriptor = -1
+    recipients.add(peer)
+    first: Frames = [(Kind.MESSAGE, b"1")]
+    second: Frames = [(Kind.MESSAGE, b"2")]
+    kept = [sys.getrefcount(each) for each in (first, second)]
+    recipients.begin(first)
+    assert recipients.serve(1) == 1
+    assert recipients.serve(1) == 0
+    assert [sys.getrefcount(each) for each in (first, second)] == kept
 
 
 def test_the_extension_takes_nothing_else() -> None:

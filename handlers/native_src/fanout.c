@@ -251,6 +251,7 @@ static PyObject *begin(Recipients *self, PyObject *frames)
     }
     PyObject *data = joined(frames);
     if (!data) return NULL;
+    end_round_if_served(self); /* the last of it may be keeping its rest just now */
     self->frames = Py_NewRef(frames);
     self->data = data;
     self->unserved = self->count;
@@ -266,7 +267,6 @@ static PyObject *skip(Recipients *self, PyObject *peer)
     end_round_if_served(self);
     return frames;
 }
-
 
 /* Have the peer keep the rest. Whoever comes, leaves or is caught up with meanwhile is seen in the round. */
 static int keep_rest(Recipient *peer, PyObject *frames, ssize_t sent)
@@ -309,12 +309,12 @@ static int contains(Recipients *self, PyObject *peer) { return is_in(self, peer)
 
 static PyObject *iterate(Recipients *self)
 {
-    PyObject *peers = PyTuple_New(self->count);
-    if (!peers) return NULL;
-    for (Py_ssize_t place = 0; place < self->count; place++)
-        PyTuple_SET_ITEM(peers, place, Py_NewRef((PyObject *)self->peers[place]));
-    PyObject *iterator = PyObject_GetIter(peers);
-    Py_DECREF(peers);
+    /* It is empty when the collector may run, which may change who is here. */
+    PyObject *peers = PyList_New(0);
+    for (Py_ssize_t place = 0; peers && place < self->count; place++)
+        if (PyList_Append(peers, (PyObject *)self->peers[place]) < 0) Py_CLEAR(peers);
+    PyObject *iterator = peers ? PyObject_GetIter(peers) : NULL;
+    Py_XDECREF(peers);
     return iterator;
 }
 

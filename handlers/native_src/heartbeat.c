@@ -134,6 +134,7 @@ static PyObject *poller_enter(Poller *self, PyObject *const *arguments, Py_ssize
     *entry = (Entry){.owner = Py_NewRef(arguments[1]), .tick = NO_TICK};
     self->count++;
     if (watch_entry(self, entry) < 0) {
+        entry = &self->entries[number]; /* to make an error may run the collector, which moves them */
         self->count--;
         Py_CLEAR(entry->owner);
         return NULL;
