@@ -90,7 +90,7 @@ class Heartbeat:
             connection.heartbeat_slot = -1
 
     def enter(self, descriptor: int, connection: PingedSocket, *, is_pinged: bool) -> None:
-        """Watch a socket, and ping it if that is wanted: else a pong that comes is like all that comes.
+        """Watch a socket, and ping it if that is wanted.
 
         The rest, until it leaves, is done by `sockets`.
         """
@@ -99,8 +99,6 @@ class Heartbeat:
         self.sockets.enter(descriptor, connection)
         if is_pinged:
             self.sockets.place(descriptor, self._deal())
-        else:
-            self.sockets.set_within_message(descriptor, True)
         self._set_timer()
 
     def _deal(self) -> int:

@@ -148,8 +148,8 @@ class Poller:
         return [entry.owner for entry in self._entries.values()]
 
     def _is_dealt_with(self, descriptor: int, entry: "_Entry") -> bool:
-        """True if a pong was all that there was to read, or nothing: the owner need not be asked."""
-        if entry.is_within_message:
+        """True if a pong that is owed was all that there was to read, or nothing."""
+        if not entry.owes_pong or entry.is_within_message:
             return False
         # Its family is not asked for: all that is done here is the same for each.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=descriptor)

@@ -93,11 +93,26 @@ def test_whatever_else_is_said_is_named_and_left_unread(kind: str, said: str) ->
 
 
 @pytest.mark.parametrize("kind", POLLERS)
+def test_a_pong_that_nobody_has_asked_for_is_the_owners(kind: str) -> None:
+    poller = POLLERS[kind](1)
+    with owners(1) as [owner]:
+        poller.enter(owner.descriptor, owner)
+        poller.place(owner.descriptor, 0)
+        poller.ask(owner.descriptor)
+        owner.theirs.send(A_PONG)
+        assert poller.ready() == []
+        owner.theirs.send(A_PONG)
+        assert poller.ready() == [owner]
+        assert owner.ours.recv(100) == A_PONG
+
+
+@pytest.mark.parametrize("kind", POLLERS)
 def test_the_end_of_a_line_is_named(kind: str) -> None:
     poller = POLLERS[kind](1)
     with owners(2) as (one, other):
         for each in (one, other):
             poller.enter(each.descriptor, each)
+            poller.ask(each.descriptor)
         one.theirs.close()
         other.theirs.send(A_PONG)
         other.theirs.close()
@@ -110,6 +125,7 @@ def test_within_a_message_pongs_are_the_owners(kind: str) -> None:
     poller = POLLERS[kind](1)
     with owners(1) as [owner]:
         poller.enter(owner.descriptor, owner)
+        poller.ask(owner.descriptor)
         poller.set_within_message(owner.descriptor, True)
         owner.theirs.send(A_PONG)
         assert poller.ready() == [owner]

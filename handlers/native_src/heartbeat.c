@@ -1,7 +1,7 @@
 /* Sockets on which mostly nothing happens: who is asked for a pong when, who has answered, and who says more.
  *
- * They wait on an epoll of their own, which the event loop watches as one descriptor. A pong that is all there
- * is to read ends here; for anything else the owner of the socket is named, and nothing of it has been read.
+ * They wait on an epoll of their own, which the event loop watches as one descriptor. A pong that is owed, and all
+ * there is to read, ends here; for anything else the owner of the socket is named, and nothing of it has been read.
  */
 #include "native.h"
 
@@ -267,11 +267,13 @@ static PyObject *poller_silent(Poller *self, PyObject *number)
     return owners;
 }
 
-/* True if a pong was all that there was to read, or nothing: the owner need not be asked. */
+/* True if a pong that is owed was all that there was to read, or nothing: the owner need not be asked. It is
+ * for whatever nobody has asked for, so that it is counted, and waits until its turn.
+ */
 static int is_dealt_with(Entry *entry, int descriptor)
 {
     unsigned char bytes[PONG_BYTES + 1];
-    if (entry->flags & IS_WITHIN_MESSAGE) return 0;
+    if (!(entry->flags & OWES_PONG) || entry->flags & IS_WITHIN_MESSAGE) return 0;
     const ssize_t size = recv(descriptor, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
     if (size < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
     if (size != PONG_BYTES || bytes[0] != 0x8a || bytes[1] != 0x80) return 0;
@@ -382,7 +384,8 @@ static PyMethodDef methods[] = {
     METHOD(answered, METH_O, "answered(descriptor)\n\nIts owner has read a pong."),
     METHOD(owes_pong, METH_O, "owes_pong(descriptor)\n\nTrue if it was asked, and has not answered since."),
     METHOD(silent, METH_O, "silent(tick)\n\nThe owners of those of this tick that owe a pong."),
-    METHOD(ready, METH_NOARGS, "ready()\n\nTake the pongs; the owners of sockets that have anything else to read."),
+    METHOD(ready, METH_NOARGS,
+           "ready()\n\nTake the pongs that are owed; the owners of sockets that have anything else to read."),
     METHOD(owners, METH_NOARGS, "owners()\n\nOf all sockets that are here."),
     METHOD(fileno, METH_NOARGS, "fileno()\n\nCan be read when `ready` has something to do."),
     {NULL, NULL, 0, NULL},
