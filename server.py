@@ -27,7 +27,7 @@ from handlers.event_streams import EventStreams
 from handlers.heartbeat import Heartbeat
 from handlers.listeners import listen, url_of
 from handlers.listening import ClientServer
-from handlers.native import Recipients
+from handlers.native import Recipients, why_missing
 from handlers.origins import Hosts, Origins
 from handlers.protocol_v1 import ProtocolV1
 from handlers.protocol_v2 import ProtocolV2
@@ -249,6 +249,8 @@ class Server:
 
 
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    if why_missing:
+        log.warning("without its extension in C this needs more of the processor: %s", why_missing)
     with suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
     stopped = asyncio.Event()

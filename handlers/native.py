@@ -2,11 +2,16 @@
 
 import os
 
+_is_twin_asked_for = os.environ.get("LOCKSTEP_TWIN") == "1"
+why_missing = ""
+"""Why there is no extension, although nobody has asked for its twin."""
+
 try:
-    if os.environ.get("LOCKSTEP_TWIN") == "1":
-        raise ImportError("the twin is asked for")
+    if _is_twin_asked_for:
+        raise ImportError
     from handlers._native import Line, Poller, Recipient, Recipients, send_all
-except ImportError:  # or there was no compiler when this was installed
+except ImportError as error:  # or there was no compiler when this was installed
+    why_missing = "" if _is_twin_asked_for else str(error)
     from handlers.native_twin import Line, Poller, Recipient, Recipients, send_all
 
-__all__ = ["Line", "Poller", "Recipient", "Recipients", "send_all"]
+__all__ = ["Line", "Poller", "Recipient", "Recipients", "send_all", "why_missing"]

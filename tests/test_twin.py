@@ -1,11 +1,14 @@
-"""A server that is asked to do without its extension in C."""
+"""A server that does without its extension in C: it is asked to, or there is none."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.environment import without_settings
 from tests.support.load import chess, data, rest
-from tests.support.processes import ServerProcess
+from tests.support.processes import ROOT, ServerProcess
 from tests.support.ws_client import WsClient
 
 
@@ -28,3 +31,24 @@ async def test_a_server_tells_its_clients_the_same_with_its_twin(twin: str, is_i
                 assert (await client.recv())["state"]["version"] == version
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(("twin", "is_told"), [("1", False), ("0", True)])
+def test_a_server_says_that_its_extension_is_missing_unless_it_is_asked_to_do_without(
+    twin: str, is_told: bool
+) -> None:
+    start = (
+        "import sys; sys.modules['handlers._native'] = None; import server\n"
+        "server.Server = None\n"  # so far it is to come, and no further
+        "server.main(['--port=0'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        cwd=ROOT,
+        env=without_settings() | {"LOCKSTEP_TWIN": twin},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ("without its extension in C" in done.stdout + done.stderr) == is_told
