@@ -147,7 +147,9 @@ class RedisCounters(Counters):
                     self._changes[key] += count
 
     async def keep(self) -> None:
-        """Let Redis keep what is still counted."""
+        """Let Redis keep what is still counted; to be repeated."""
+        # Those that have counts are found again; who has ended is not asked about for ever.
+        self._others.clear()
         connection = self._link.connection
         if connection is not None:  # otherwise the next one is sent it all
             for key in self._occupancy.counts:

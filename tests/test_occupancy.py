@@ -185,3 +185,27 @@ async def test_who_comes_and_goes_while_redis_has_no_memory_left_is_counted_afte
         with redis.client as client:
             client.config_set("maxmemory", 0)
         await counts(redis, [3, 3])
+
+
+async def test_processes_that_have_ended_in_good_order_are_forgotten_in_time(redis: RedisServer) -> None:
+    async with processes(redis.url, number=1) as [here]:
+        for _ in range(3):
+            async with processes(redis.url, number=1) as [passing]:
+                assert await passing.enter("room", LIMIT)
+                assert await here.enter("room", LIMIT)
+                passing.leave("room", LIMIT)
+                await eventually_counted(redis, len(here._counters._occupancy.counts))
+        assert len(here._counters._others) == 3
+        await here._counters.keep()
+        assert not here._counters._others
+        async with processes(redis.url, number=1) as [other]:
+            entered = [await each.enter("room", LIMIT) for _ in range(LIMIT) for each in (here, other)]
+            assert sum(entered) == LIMIT - 3
+
+
+async def eventually_counted(redis: RedisServer, processes: int) -> None:
+    async def complaint() -> str:
+        counts = await asyncio.to_thread(counted, redis)
+        return "" if len(counts) == processes else f"there are counts of {len(counts)} processes"
+
+    await eventually(complaint, 10, "who has ended is still counted")
