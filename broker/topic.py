@@ -89,6 +89,7 @@ class Topic:
         if self._subscriptions is not None:
             self._subscriptions.forget(self._receivers())
         self._subscriptions, self._is_complete = None, False
+        self.probe_sent_at_s = None  # it does not come any more
 
     def has_channel(self, name: str) -> bool:
         return name in self._receivers()
@@ -146,6 +147,10 @@ class Topic:
             self._sessions[session_id] = loop.call_later(LEAVE_AFTER_S, self._leave_session, session_id)
 
     def _leave_session(self, session_id: str) -> None:
+        if self._subscriptions is not None and not self._is_complete:
+            # It may be subscribed to already: who came back before the others are would not be heard.
+            self.unhear(session_id)
+            return
         del self._sessions[session_id]
         if self._subscriptions is not None:
             self._subscriptions.unsubscribe(self._unsubscribe, list(self._receivers_of(session_id)))
