@@ -160,6 +160,8 @@ class Opening:
             connection.encoding = protocol.encoding.deflated
         self._clients.metrics.opened.inc()
         connection.outgoing.send_first(head)
+        if connection.is_over:
+            return  # what is begun for it now would not end with it
         if len(early) > EARLY_BYTES:
             early = b""
             connection.close(TOO_MUCH_TOO_EARLY)

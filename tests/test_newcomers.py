@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -210,6 +211,25 @@ async def test_a_handshake_may_come_long_after_its_connection_and_behind_a_reque
         assert (await asyncio.wait_for(reader.readuntil(b"}"), 10)).startswith(b"HTTP/1.1 200 ")
         async with await connected(reader, writer) as second:
             await second.fence()
+
+
+async def test_who_is_gone_before_the_answer_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    admitted = []
+
+    async def admit(*_: Any) -> None:
+        admitted.append(True)
+
+    monkeypatch.setattr(Opening, "_admit", admit)
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    async with serving() as api:
+        assert api.server.transport.newcomers.open(ours, ("127.0.0.1", 1), HANDSHAKE)
+        async with asyncio.timeout(10):
+            while ours.fileno() >= 0:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert b'lockstep_connections_closed_total{code="none"} 1.0' in api.server.metrics.text()
+    assert not admitted, "it would be kept until its token runs out"
 
 
 @pytest.mark.parametrize("send", [in_one_piece, in_two_pieces])
