@@ -59,8 +59,7 @@ class Heartbeat:
         self._slots: list[dict[Pinged, None]] = [{} for _ in range(ticks)]
         self._slotted = 0
         self.sockets = Poller(ticks)
-        # How many ticks after the next one a new connection is pinged first. The first of all waits for half
-        # the interval, so that a process with few clients does not ping each at once.
+        # Each tick in turn, so that none has more than the others, however regularly connections open.
         self._dealer: Iterator[int] = cycle((*range(ticks // 2, ticks), *range(ticks // 2)))
         self._now = 0
         self._is_started = False
@@ -102,7 +101,12 @@ class Heartbeat:
         self._set_timer()
 
     def _deal(self) -> int:
-        return (self._now + next(self._dealer)) % len(self._slots)
+        """The tick of a new connection: where there are few, not one of those that come next."""
+        ticks, slot = len(self._slots), next(self._dealer)
+        half = ticks // 2
+        if self._slotted + len(self.sockets) < half and (slot - self._now) % ticks < half:
+            slot = (slot + half) % ticks
+        return slot
 
     def leave(self, descriptor: int) -> None:
         """Forget a socket that is about to be closed. Again, or of one that is not here, it does nothing."""

@@ -146,6 +146,17 @@ def test_connections_opened_together_are_not_pinged_together(loop: Loop) -> None
     assert max(at_once.values()) == 20  # 50 ticks in 5 s
 
 
+@pytest.mark.parametrize("every_s", [0.1, 0.9, 1.0, 4.9, 5.0])
+def test_connections_opened_regularly_are_not_pinged_together(loop: Loop, every_s: float) -> None:
+    heartbeat, clients = beating(5.0, 4.0), []
+    for _ in range(500):
+        clients.append(Client(loop, heartbeat))
+        loop.advance(every_s)
+    loop.advance(5.0)
+    at_once = Counter(round(client.pinged_at[-1], 2) for client in clients)
+    assert max(at_once.values()) <= 11  # 50 ticks in 5 s
+
+
 def test_a_connection_is_not_expected_to_answer_before_it_was_asked(loop: Loop) -> None:
     heartbeat = beating(5.0, 4.0)
     for _ in range(60):
