@@ -154,6 +154,10 @@ class RespConnection(asyncio.Protocol):
         batch.ends_at_byte = self._sent_bytes
         self._transport.write(data)
 
+    @property
+    def is_waited_for(self) -> bool:
+        return bool(self._batches)
+
     def track_progress(self, now_s: float) -> None:
         """Note how far the oldest call has got; to be repeated while it is waited for."""
         if not self._batches:
