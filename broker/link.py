@@ -298,8 +298,8 @@ class Link:
             if is_quiet and now_s - pinged_at_s >= PING_INTERVAL_S:
                 pinged_at_s = now_s
                 connection.ping()
-            # Where all is well it is looked at when the process is awake anyway. Not where a call is waited for,
-            # though it was sent just now: what moved since the last look counts as moved at this one.
+            # Where all is well it is looked at when the process is awake anyway. Not where a call is waited
+            # for, though it was sent just now: what moved since the last look counts as moved at this one.
             if is_quiet or connection.is_waited_for:
                 await asyncio.wait((connection.lost,), timeout=TICK_S)
             else:
