@@ -2,7 +2,7 @@
 
 Tornado's own class for this costs a task per message and per connection, a Future per write, buffers
 that nobody needs, and five more seconds for a client that has vanished; its write buffer has no limit, and
-it echoes illegal close codes. So only the handshake is Tornado's.
+it echoes illegal close codes.
 """
 
 import asyncio
