@@ -148,6 +148,7 @@ class Migration:
         start, count = b"-", FIRST_PAGE_EVENTS
         while True:
             page = await self._source.ask(session_id, "XRANGE", theirs, start, "+", "COUNT", count)
+            self._left_behind += page is FOREIGN
             if not isinstance(page, list) or not page:
                 return
             await asyncio.gather(

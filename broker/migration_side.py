@@ -142,7 +142,8 @@ class Side:
             self.ask(session_id, "XREVRANGE", events, "+", "-", "COUNT", 1),
             self.entries(session_id),
         )
-        return (head, length, count, last, entries) if isinstance(head, bytes) and length else None
+        history = (0, []) if count is FOREIGN else (count, last)  # what is no stream is not carried
+        return (head, length, *history, entries) if isinstance(head, bytes) and length else None
 
     async def remove(self, session_id: str) -> None:
         keys = self.keys(session_id)

@@ -205,6 +205,22 @@ async def test_what_is_named_like_ours_and_is_none_of_ours_is_left_behind(ends: 
     assert_same(source, target, [session_id])
 
 
+async def test_a_history_that_is_none_of_ours_is_left_behind_and_its_session_moved(
+    ends: tuple[End, End],
+) -> None:
+    source, target = ends
+    async with source.opened() as broker:
+        session_id = await switched(broker, 2)
+    events = source.keys(session_id).events(session_id)
+    source.client.delete(events)
+    source.client.set(events, "no stream")
+    said = await move(source, target)
+    assert "left behind: 1 keys that have names of ours and are none of ours" in said
+    state = [end.client.get(end.keys(session_id).state(session_id)) for end in ends]
+    assert state[0] == state[1]
+    assert target.client.exists(target.keys(session_id).events(session_id)) == 0
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
