@@ -77,8 +77,7 @@ class Settings:
     )
     broker: str = setting(
         "memory://",
-        "where sessions are kept: memory://, redis://host:port/db, rediss://, unix://, redis+sentinel://, "
-        "redis+cluster://host:port,host:port, rediss+cluster://",
+        "where sessions are kept: memory://, redis://host:port/db, unix://, redis+sentinel://, redis+cluster://",
     )
     prefix: str = setting("", "what all keys and channels in Redis begin with")
     routing: str = setting(
