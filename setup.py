@@ -10,7 +10,7 @@ setup(
             "handlers._native",
             [f"handlers/native_src/{name}" for name in SOURCES],
             depends=["handlers/native_src/native.h"],
-            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra", "-Werror"],
             optional=True,
         )
     ]
