@@ -95,12 +95,10 @@ async def test_a_process_without_clients_has_one_timer_within_the_next_seconds(b
 
             async def is_at_rest(count: int) -> bool:
                 # Looks at the store, begun at a beat, are over; so are timeouts of what began just now.
-                for _ in range(5):
-                    await asyncio.wait((next_beat(),))
-                    await asyncio.sleep(0.05)
-                    if len(timers()) == count:
-                        return True
-                return False
+                async with asyncio.timeout(10):
+                    while len(timers()) != count:
+                        await asyncio.sleep(0.02)
+                return True
 
             async with asyncio.timeout(30):
                 assert await is_at_rest(1)
