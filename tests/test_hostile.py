@@ -502,8 +502,8 @@ async def test_who_takes_an_answer_slowly_has_all_of_it(monkeypatch: pytest.Monk
 ANY_NUMBER = ("--max-connections-per-session=0",)
 
 
-async def hostile_crowd(server: ServerProcess, name: str, size: int, honest: int = 200) -> int:
-    """Attack while clients follow a session; how often it changed meanwhile."""
+async def hostile_crowd(server: ServerProcess, name: str, size: int, honest: int = 200) -> None:
+    """Attack while clients follow a session that changes."""
     session_id = (await create(server, sync_mode="count_up", participants=[]))["session_id"]
     await command(server, session_id, "start")
     async with load.watching([server], [session_id], honest) as watchers:
@@ -520,6 +520,12 @@ async def hostile_crowd(server: ServerProcess, name: str, size: int, honest: int
             )
             told, _ = await attack.communicate()
             assert int(told) == (count if kind.is_sent_away else 0)
+
+            async def goes_on() -> str:
+                return "" if switcher.statuses[200] > 3 else "changes are not served"
+
+            # Some are sent away so soon that hardly a change falls into the attack.
+            await eventually(goes_on, 10, "after the attack")
         changes = switcher.statuses[200]
         assert switcher.statuses == {200: changes}
         versions = list(range(3, 3 + changes))
@@ -532,7 +538,6 @@ async def hostile_crowd(server: ServerProcess, name: str, size: int, honest: int
         for watcher in watchers:
             assert [version for _, version in watcher.updates] == versions
             assert watcher.reconnects == 0
-    return changes
 
 
 def lines_per_second(server: ServerProcess) -> Counter[tuple[object, object]]:
@@ -554,7 +559,7 @@ def attacked() -> Iterator[ServerProcess]:
 async def test_hostile_crowds_of_every_kind_are_no_trouble_to_others(
     attacked: ServerProcess, name: str
 ) -> None:
-    assert await hostile_crowd(attacked, name, 30, honest=20) > 3
+    await hostile_crowd(attacked, name, 30, honest=20)
     assert [line for line in attacked.log() if line["level"] == "error"] == []
     assert all(count == 1 for count in lines_per_second(attacked).values())
 

@@ -9,6 +9,7 @@ import hiredis
 import pytest
 
 from broker.sentinel import ask_for_master
+from tests.support.listening import listening
 from tests.support.load import chess, data, eventually, rest
 from tests.support.processes import ServerProcess
 from tests.support.redis_server import Sentinels
@@ -23,25 +24,18 @@ async def sentinel(*answer: Any) -> AsyncIterator[tuple[str, int]]:
     """One that answers (address, config-epoch, flags); an error by its text; nothing for nothing."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while await reader.read(1000):
-                if len(answer) == 1:
-                    writer.write(f"-{answer[0]}\r\n".encode())
-                elif answer:
-                    (host, port), epoch, flags = answer
-                    fields = ["name", "lockstep", "ip", host, "port", port, "flags", flags]
-                    fields += ["config-epoch", epoch]
-                    words = b"".join(
-                        hiredis.pack_command((str(each),)).partition(b"\r\n")[2] for each in fields
-                    )
-                    writer.write(f"*{len(fields)}\r\n".encode() + words)
-        writer.close()
+        while await reader.read(1000):
+            if len(answer) == 1:
+                writer.write(f"-{answer[0]}\r\n".encode())
+            elif answer:
+                (host, port), epoch, flags = answer
+                fields = ["name", "lockstep", "ip", host, "port", port, "flags", flags]
+                fields += ["config-epoch", epoch]
+                words = b"".join(hiredis.pack_command((str(each),)).partition(b"\r\n")[2] for each in fields)
+                writer.write(f"*{len(fields)}\r\n".encode() + words)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
+    async with listening(serve) as server:
         yield server.sockets[0].getsockname()
-    finally:
-        server.close()
 
 
 @contextlib.asynccontextmanager

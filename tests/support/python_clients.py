@@ -9,6 +9,8 @@ from typing import Any
 
 from lockstep_client import AsyncLockstep, Lockstep
 
+from tests.support.listening import listening
+
 
 class Either:
     """A `Lockstep` or an `AsyncLockstep`: its methods, to be awaited; what they iterate over, as a list."""
@@ -73,37 +75,21 @@ async def scripted(answers: Iterable[bytes | None]) -> AsyncIterator[Scripted]:
     """Of an answer that is None, or b"", the connection ends instead; None says nothing before a while."""
     told = Scripted()
     waiting = list(answers)
-    servants: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        servants.add(task)
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                told.heads.append(head)
-                length = int(head.partition("content-length: ")[2].partition("\r")[0] or 0)
-                await reader.readexactly(length)
-                answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
-                if answer is None:
-                    await asyncio.sleep(60)
-                if not answer:
-                    return
-                writer.write(answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.transport.abort()
-            servants.discard(task)
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            told.heads.append(head)
+            length = int(head.partition("content-length: ")[2].partition("\r")[0] or 0)
+            await reader.readexactly(length)
+            answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+            if answer is None:
+                await asyncio.sleep(60)
+            if not answer:
+                return
+            writer.write(answer)
+            await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    told.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with listening(serve) as server:
+        told.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield told
-    finally:
-        server.close()
-        for task in tuple(servants):
-            task.cancel()
-        await asyncio.gather(*servants, return_exceptions=True)

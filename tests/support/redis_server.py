@@ -1,6 +1,7 @@
 """Redis servers of the tests' own, and a link to them that can be broken."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.listening import listening
 from tests.support.processes import wait_until
 
 
@@ -122,9 +124,8 @@ class Proxy:
         # How long each piece is under way; and whether all are, as where nothing gets through for a while.
         self.delay_s = 0.0
         self.holds = False
-        self._server: asyncio.Server | None = None
+        self._stack = contextlib.AsyncExitStack()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         # Called with each piece on its way; what it returns goes on (b"": nothing, None: the link is cut).
         self.on_request = lambda data: data
         self.on_reply = lambda data: data
@@ -137,17 +138,12 @@ class Proxy:
         listener = socket.create_server(("127.0.0.1", self.port))
         # So that it is not this link's buffers that take in what a slow one would not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-        self._server = await asyncio.start_server(self._serve, sock=listener)
-        self.port = self._server.sockets[0].getsockname()[1]
+        server = await self._stack.enter_async_context(listening(self._serve, listener))
+        self.port = server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
 
     def cut(self) -> None:
         """Reset all connections."""
@@ -159,19 +155,16 @@ class Proxy:
             # Always by a reset, whether or not the request has come: browsers word the two differently.
             ours = writer.get_extra_info("socket")
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
             return
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        except OSError:
-            writer.transport.abort()
-            return
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
         self._writers |= {writer, up_writer}
-        there = asyncio.create_task(self._pump(reader, up_writer, writer, towards_server=True))
-        back = asyncio.create_task(self._pump(up_reader, writer, up_writer, towards_server=False))
-        for task in (there, back):
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        try:
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, up_writer, writer, towards_server=True))
+                pumps.create_task(self._pump(up_reader, writer, up_writer, towards_server=False))
+        finally:
+            self._writers -= {writer, up_writer}
+            up_writer.transport.abort()
 
     async def _pump(
         self,
@@ -199,7 +192,6 @@ class Proxy:
             pass  # the other side is gone, and so is this one
         finally:
             for each in (writer, other):
-                self._writers.discard(each)
                 each.transport.abort()
 
 

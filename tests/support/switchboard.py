@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Callable
+
+from tests.support.listening import listening
 
 
 class Switchboard:
@@ -21,8 +22,7 @@ class Switchboard:
         self._places: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
         self._passes = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._servers: list[asyncio.Server] = []
+        self._listeners = contextlib.AsyncExitStack()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
@@ -34,10 +34,8 @@ class Switchboard:
             async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 await self._serve(port, place, reader, writer)
 
-            self._servers.append(
-                await asyncio.start_server(serve, sock=socket.create_server(("127.0.0.1", 0)))
-            )
-            return int(self._servers[-1].sockets[0].getsockname()[1])
+            server = await self._listeners.enter_async_context(listening(serve))
+            return int(server.sockets[0].getsockname()[1])
 
         return asyncio.run_coroutine_threadsafe(listen(), self._loop).result()
 
@@ -52,14 +50,7 @@ class Switchboard:
         self._loop.call_soon_threadsafe(change)
 
     def close(self) -> None:
-        async def end() -> None:
-            for server in self._servers:
-                server.close()
-            for task in tuple(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._listeners.aclose(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -69,28 +60,17 @@ class Switchboard:
     ) -> None:
         source = writer.get_extra_info("peername")[0]
         ends = {place, self._places.get(source, place)}
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        await self._until_open(ends)
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+        pumps = [
+            asyncio.create_task(self._pump(reader, up_writer, ends, lambda data: data)),
+            asyncio.create_task(self._pump(up_reader, writer, ends, lambda data: self.on_reply(data))),
+        ]
         try:
-            await self._until_open(ends)
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
-        except (OSError, asyncio.CancelledError):
-            self._tasks.discard(task)
-            writer.transport.abort()
-            return
-        try:
-            there = asyncio.create_task(self._pump(reader, up_writer, ends, lambda data: data))
-            back = asyncio.create_task(self._pump(up_reader, writer, ends, lambda data: self.on_reply(data)))
-            _, rest = await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
-            for each in rest:
-                each.cancel()
-        except asyncio.CancelledError:
-            there.cancel()
-            back.cancel()
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
+            for pump in pumps:
+                pump.cancel()
             up_writer.transport.abort()
 
     async def _pump(
