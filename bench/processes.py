@@ -24,7 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=5000)
     parser.add_argument("--sessions", type=int, default=2500)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--in-flight", type=int, default=64)
+    # Each process has as much to do as one that is alone.
+    parser.add_argument("--in-flight-each", type=int, default=64)
 
 
 Case = tuple[str, int, bool]
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> list[Table]:
     turns: dict[str, Callable[[], Load]] = {
         words((name, processes, is_together)): measure(
             contestants[name],
-            f"--in-flight={options.in_flight}",
+            f"--in-flight={options.in_flight_each * processes}",
             *(("--by-room",) if is_together else ()),
             clients=options.clients,
             rooms=options.sessions,
@@ -102,8 +103,8 @@ def run(options: argparse.Namespace) -> list[Table]:
         *("messages per s", "p50 ms", "p99 ms", "load's core"),
     ]
     text = (
-        f"{options.clients:,} clients in {options.sessions:,} sessions; {options.in_flight} in flight. "
-        "CPU time is that of all processes. ws is compared where chance has spread the clients."
+        f"{options.clients:,} clients in {options.sessions:,} sessions; {options.in_flight_each} in flight "
+        "for each process. CPU time is that of all processes. ws is compared where chance has spread the clients."
     )
     return [Table(TITLE, columns, rows, text, notes(outcomes), ratios=ratios)]
 

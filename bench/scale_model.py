@@ -214,7 +214,9 @@ def several(processes: int, is_together: bool, hears_all: bool) -> Point:
     where = "" if processes == 1 else " together" if is_together else " anywhere"
     count = "1 process" if processes == 1 else f"{processes} processes"
     row = f"Lockstep --routing={'all' if hears_all else 'targeted'}, {count}{where}"
-    return Point("One to four processes", row, Scene(2500, 2, 64, processes, is_together, hears_all))
+    return Point(
+        "One to four processes", row, Scene(2500, 2, 64 * processes, processes, is_together, hears_all)
+    )
 
 
 # The points that the costs are solved from; all others are compared.
