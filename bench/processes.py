@@ -104,7 +104,8 @@ def run(options: argparse.Namespace) -> list[Table]:
     ]
     text = (
         f"{options.clients:,} clients in {options.sessions:,} sessions; {options.in_flight_each} in flight "
-        "for each process. CPU time is that of all processes. ws is compared where chance has spread the clients."
+        "for each process. CPU time is that of all processes. ws is compared where chance has spread the "
+        "clients."
     )
     return [Table(TITLE, columns, rows, text, notes(outcomes), ratios=ratios)]
 
