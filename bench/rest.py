@@ -253,7 +253,10 @@ def run(options: argparse.Namespace) -> list[Table]:
         "keep-alive connections with one request each. Server on one core, Redis and load on another."
     )
     open_to_all = lockstep(options.checkout)
-    tables = [compare([open_to_all, EXPRESS, STARLETTE], "Express", text, options, TITLE, is_alone=False)]
+    contestants = [open_to_all, EXPRESS, STARLETTE]
+    if options.before:
+        contestants.insert(1, lockstep(options.before, name="Lockstep before"))
+    tables = [compare(contestants, "Express", text, options, TITLE, is_alone=False)]
     with tempfile.NamedTemporaryFile("w", prefix="lockstep-bench-") as secret:
         secret.write(SECRET)
         secret.flush()
