@@ -74,7 +74,7 @@ def measured(tables: Tables) -> Measured:
         join_us=1e6
         / tables.figure("Handshakes and joins: joins", "Lockstep, protocol v2", "joins per CPU-s"),
         switch_us=1e6 / tables.figure("Switch by REST", "Lockstep", "requests per CPU-s"),
-        client_bytes=tables.figure(IDLE, "Lockstep", "KB for each") * 1024,
+        client_bytes=tables.figure(IDLE, "Lockstep", "KB per connection") * 1024,
         nginx_us=tables.figure("Behind nginx: sessions of two", "1 process", "nginx's CPU us per message"),
         redis_us=tables.figure(
             "Redis: one master and three", "a Cluster of 3 masters", "Redis us per change"

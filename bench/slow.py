@@ -94,6 +94,8 @@ class Slow:
         self._url = f"ws://127.0.0.1:{server.port}/ws?sessionId={session_id}"
         self.version = 0
         self.came_back = False
+        self._reads = asyncio.Event()
+        self._reads.set()
 
     async def connect(self) -> None:
         self._client = await WsClient.connect(self._url, limit=4096, rcvbuf=RECEIVE_BUFFER_BYTES)
@@ -103,19 +105,20 @@ class Slow:
         while not isinstance(message := await self._client.recv(3600), Closed):
             if message["type"] in ("STATE_UPDATE", "STATE_SYNC"):
                 self.version = message["state"]["version"]
+            await self._reads.wait()
         # It was cut off; it does as any client does.
         self.came_back = True
         await self.connect()
         await self._client.send({"type": "RECONNECT"})
 
-    async def stop_reading(self) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+    def stop_reading(self) -> None:
+        """Behind the message that is being read: what is left of it would be no message."""
+        self._reads.clear()
 
     async def read_until(self, version: int) -> float:
         """Read again; how many ms it takes until it shows this version or a later one."""
         began_s = time.monotonic()
-        self._reading = asyncio.create_task(self._read())
+        self._reads.set()
         async with asyncio.timeout(30):
             while self.version < version:
                 await asyncio.sleep(0.001)
@@ -161,8 +164,8 @@ async def play(
     cut_after_s: list[float] = []
     watching = asyncio.create_task(watch_cuts(server.pid, cut_after_s))
     sent.period = STALLED
-    await pausing.stop_reading()
-    await gone.stop_reading()
+    pausing.stop_reading()
+    gone.stop_reading()
     began_s, caught_up_ms, cut_in_pause_s = time.monotonic(), 0.0, []
     while time.monotonic() - began_s < GONE_WITHIN_S + 2:
         largest_bytes = max(largest_bytes, machine.rss_bytes(server.pid))
