@@ -1,14 +1,15 @@
 """A model of processes, clients and Redis, made of measured costs: python -m bench.scale_model [--write]
 
-It has few costs: of a wake-up of a process, of a publication for somebody here and for nobody, of a send to a
-socket among few and among many. Each is solved from a point that docs/benchmarks-tables.md records; then the
-benchmark's own scenes are simulated, and every other point is compared. Only then comes docs/scale.md's
-deployment (bench/scale_plan.py). --write brings all of it into docs/scale.md.
+It has few costs: of a wake-up of a process, of a publication for somebody here and for nobody, of a send; and
+what a publication and a send cost more among many. Each is solved from a point that docs/benchmarks-tables.md
+records; then the benchmark's own scenes are simulated, and every other point is compared. Only then comes
+docs/scale.md's deployment (bench/scale_plan.py). --write brings all of it into docs/scale.md.
 """
 
 import argparse
 import functools
 import heapq
+import math
 import random
 import sys
 from collections import deque
@@ -18,8 +19,10 @@ from pathlib import Path
 
 from bench.measured import Missing, Tables, recorded
 
-# A send costs the same to any of so many sockets, and more where their state has left the caches meanwhile.
-WARM_SOCKETS = 1000
+# Among more than so many, what is touched has left some of the caches since it was last touched: each tenfold
+# costs as much more as the one before.
+FEW_SOCKETS = 100
+FEW_SESSIONS = 50
 PUBLICATIONS = 1500
 # How far the model may be from a point that it was not made from.
 TOLERANCE = 0.3
@@ -33,12 +36,16 @@ class Costs:
     """A turn of the loop in which something has come."""
     other_us: float = 0.0
     """More for a turn behind that of another process on the same core, which has used its caches."""
-    publication_us: float = 0.0
-    """Of a session that has clients here, without the sends."""
+    few_publication_us: float = 0.0
+    """Of one of few sessions, which has clients here, without the sends."""
+    publication_growth_us: float = 0.0
+    """More for each tenfold of the sessions."""
     dropped_us: float = 0.0
     """Of a session that has none."""
-    warm_send_us: float = 0.0
-    cold_send_us: float = 0.0
+    few_send_us: float = 0.0
+    """To one of few sockets."""
+    send_growth_us: float = 0.0
+    """More for each tenfold of the sockets."""
     load_publish_us: float = 0.0
     """The generator, and Redis, for each publication."""
     load_receipt_us: float = 0.0
@@ -46,8 +53,15 @@ class Costs:
 
     def send_us(self, sockets: float) -> float:
         """To one of so many, which have their turns one after the other."""
-        cold = max(0.0, 1 - WARM_SOCKETS / sockets)
-        return self.warm_send_us + (self.cold_send_us - self.warm_send_us) * cold
+        return self.few_send_us + self.send_growth_us * tenfolds(sockets / FEW_SOCKETS)
+
+    def publication_us(self, sessions: float) -> float:
+        """Of one of so many, which have their turns one after the other."""
+        return self.few_publication_us + self.publication_growth_us * tenfolds(sessions / FEW_SESSIONS)
+
+
+def tenfolds(ratio: float) -> float:
+    return math.log10(max(1.0, ratio))
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,7 @@ def simulate(scene: Scene, costs: Costs) -> Seen:
     """
     places = placed(scene)
     send_us = costs.send_us(scene.sessions * scene.clients)
+    publication_us = costs.publication_us(scene.sessions)
     pending: list[deque[_Part]] = [deque() for _ in range(scene.processes)]
     ready: deque[int] = deque()
     events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -154,7 +169,7 @@ def simulate(scene: Scene, costs: Costs) -> Seen:
             if not part.clients:
                 spent_us += costs.dropped_us
                 continue
-            spent_us += costs.publication_us
+            spent_us += publication_us
             # The client in the middle stands for all of them.
             middle_us = now_us + spent_us + part.clients * send_us / 2 - began_us[part.publication]
             spent_us += part.clients * send_us
@@ -220,13 +235,16 @@ def several(processes: int, is_together: bool, hears_all: bool) -> Point:
 
 
 # The points that the costs are solved from; all others are compared.
-FEW, MANY, HALL = fan_out(100), fan_out(1000), fan_out(5000)
-SMALL = small(50)
+ALONE = Point("Latency: 1,000 messages a second to 10 clients", "Lockstep", Scene(1, 10, 1), "of a core")
+ALONE_PER_S = 1000
+FEW, HALL = fan_out(100), fan_out(5000)
+SMALL, SMALL_MANY = small(50), small(9000)
 THEIR_OWN = several(4, is_together=False, hears_all=False)
 EVERYTHING = several(4, is_together=False, hears_all=True)
+MANY = fan_out(1000)
 COMPARED = (
+    MANY,
     small(1000),
-    small(9000),
     several(1, is_together=False, hears_all=True),
     several(1, is_together=False, hears_all=False),
     several(2, is_together=False, hears_all=True),
@@ -251,24 +269,24 @@ def solved(costs_of: Callable[[float], Costs], point: Point, most_us: float, tab
 @functools.cache
 def calibrated(tables: Tables) -> Costs:
     """A publication alone is a wake-up, itself, and the sends. Several at once share a wake-up."""
-    few_us, many_us, hall_us = (
-        point.scene.clients * 1e6 / point.measured(tables) for point in (FEW, MANY, HALL)
-    )
-    warm_us = (many_us - few_us) / (MANY.scene.clients - FEW.scene.clients)
-    once_us = max(0.0, few_us - FEW.scene.clients * warm_us)
+    alone_us = ALONE.measured(tables) * 1e6 / ALONE_PER_S
+    few_us, hall_us = (point.scene.clients * 1e6 / point.measured(tables) for point in (FEW, HALL))
+    few_send_us = (few_us - alone_us) / (FEW.scene.clients - ALONE.scene.clients)
+    once_us = max(0.0, few_us - FEW.scene.clients * few_send_us)
     hall_send_us = (hall_us - once_us) / HALL.scene.clients
-    cold_us = warm_us + (hall_send_us - warm_us) / (1 - WARM_SOCKETS / HALL.scene.clients)
     receipt_us = MANY.load_us(tables)
     publish_us = max(0.0, (SMALL.load_us(tables) - receipt_us) * SMALL.scene.clients)
     sends = Costs(
-        warm_send_us=warm_us,
-        cold_send_us=max(cold_us, warm_us),
+        few_send_us=few_send_us,
+        send_growth_us=max(0.0, hall_send_us - few_send_us) / tenfolds(HALL.scene.clients / FEW_SOCKETS),
         load_receipt_us=receipt_us,
         load_publish_us=publish_us,
     )
     costs = solved(
-        lambda us: replace(sends, publication_us=us, wake_us=max(0.0, once_us - us)), SMALL, once_us, tables
+        lambda us: replace(sends, few_publication_us=us, wake_us=once_us - us), SMALL, once_us, tables
     )
+    few = costs
+    costs = solved(lambda us: replace(few, publication_growth_us=us), SMALL_MANY, once_us, tables)
     alone = costs
     costs = solved(lambda us: replace(alone, other_us=us), THEIR_OWN, 10 * once_us, tables)
     shared = costs

@@ -135,15 +135,21 @@ def hearers(load: Load, processes: int) -> float:
     return float(processes * (1 - (1 - 1 / processes) ** load.in_session))
 
 
+def sessions_at(load: Load, processes: int) -> float:
+    """How many have clients at one process."""
+    return CLIENTS / load.in_session * hearers(load, processes) / processes
+
+
 def work_us(load: Load, processes: int, costs: Measured) -> dict[str, float]:
     """What all processes together do in a second, in microseconds of CPU time."""
     messages = CHANGES_PER_S * load.in_session
     heard = CHANGES_PER_S * hearers(load, processes)
     send_us = costs.model.send_us(CLIENTS / processes)
+    once_us = costs.model.wake_us + costs.model.publication_us(sessions_at(load, processes))
     return {
         "pings": CLIENTS / load.ping_interval_s * costs.ping_us,
         "sends": messages * send_us,
-        "publications": heard * (costs.model.wake_us + costs.model.publication_us),
+        "publications": heard * once_us,
         "commands": CHANGES_PER_S * costs.switch_us,
         "joins": CLIENTS / VISIT_S * costs.join_us,
     }
@@ -218,7 +224,7 @@ def delays_ms(
     at_master = waits_us([(CHANGES_PER_S / masters, change_us)], dice, watched=0)
     heard_by = hearers(load, processes)
     here = load.in_session / heard_by
-    once_us = costs.model.wake_us + costs.model.publication_us
+    once_us = costs.model.wake_us + costs.model.publication_us(sessions_at(load, processes))
     sends_us = here * costs.model.send_us(CLIENTS / processes)
     at_process = waits_us(
         [
@@ -248,9 +254,18 @@ def costs_table(costs: Measured) -> str:
         [
             "a turn of a process's loop",
             f"{model.wake_us:.1f} us",
-            "solved from: fan-out to 100 and 1,000; 50 sessions of two",
+            "solved from: one message to 10 and to 100 clients; 50 sessions of two",
         ],
-        ["a publication for somebody here", f"{model.publication_us:.1f} us", "the same"],
+        [
+            "a publication for somebody here, of one of few sessions",
+            f"{model.few_publication_us:.1f} us",
+            "the same",
+        ],
+        [
+            "for each tenfold of the sessions, more",
+            f"{model.publication_growth_us:.1f} us",
+            "solved from: 9,000 sessions of two",
+        ],
         [
             "a turn behind another process on the core, more",
             f"{model.other_us:.1f} us",
@@ -263,10 +278,14 @@ def costs_table(costs: Measured) -> str:
         ],
         [
             "a send of 1 KB, to one of few sockets",
-            f"{model.warm_send_us:.2f} us",
-            "solved from: fan-out to 100 and 1,000",
+            f"{model.few_send_us:.2f} us",
+            "solved from: one message to 10 and to 100 clients",
         ],
-        ["a send, to one of very many", f"{model.cold_send_us:.2f} us", "solved from: fan-out to 5,000"],
+        [
+            "for each tenfold of the sockets, more",
+            f"{model.send_growth_us:.2f} us",
+            "solved from: fan-out to 5,000",
+        ],
         ["a ping and its answer", f"{costs.ping_us:.1f} us", IDLE],
         ["a client that joins", f"{costs.join_us:,.0f} us", "Handshakes and joins: joins, protocol v2"],
         ["a switch, decided and committed", f"{costs.switch_us:,.0f} us", "Switch by REST"],
