@@ -446,11 +446,16 @@ async def test_ten_thousand_sessions_are_moved_in_bounded_memory(ends: tuple[End
     began_s = time.monotonic()
     command = await migrate_command(source.url, target.url, f"--prefix={source.prefix}")
     peak_bytes = 0
-    while command.returncode is None:
-        with contextlib.suppress(FileNotFoundError):  # it has ended
-            peak_bytes = max(peak_bytes, rss_bytes(command.pid))
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(command.wait(), 0.05)
+    ended = asyncio.create_task(command.wait())
+    try:
+        while not ended.done():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                peak_bytes = max(peak_bytes, rss_bytes(command.pid))
+            await asyncio.wait((ended,), timeout=0.05)
+    finally:
+        if command.returncode is None:
+            command.kill()
+            await ended
     out = (await command.communicate())[0].decode()
     assert command.returncode == 0, out
     assert "verified 10,001 sessions: " in out

@@ -211,7 +211,7 @@ def rss_bytes(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
+    raise ProcessLookupError(f"{pid} has ended, and was not waited for yet")
 
 
 def wait_until(condition, timeout_s: float = 10.0, what: str = "the condition"):  # type: ignore[no-untyped-def]
