@@ -19,7 +19,6 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -32,6 +31,8 @@
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define SEQUENCE_DIGITS 16
 #define SEQUENCE_MARK "@@@@@@@@@@@@@@@@"
@@ -102,33 +103,12 @@ static bool redis_waits;
 static char redis_in[65536];
 static size_t redis_in_bytes;
 
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "generator: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
-
-static int64_t now_ns(void) {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return at.tv_sec * 1000000000LL + at.tv_nsec;
-}
-
 /* All threads of a process, to the nanosecond; its zombie or absence is 0. */
 static double cpu_s(pid_t pid) {
     clockid_t clock;
     struct timespec used;
     if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &used)) return 0;
     return used.tv_sec + used.tv_nsec / 1e9;
-}
-
-static void say(const char *line) {
-    puts(line);
-    fflush(stdout);
 }
 
 /* ---- histogram ---- */

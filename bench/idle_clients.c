@@ -18,7 +18,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,8 +26,9 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define ROOM_LENGTH 36
 #define CONNECTING_AT_ONCE 64 /* below every server's listen backlog */
@@ -63,27 +63,6 @@ static int64_t silent_ns, pings, pongs, texts;
 static int joined, closed, last_close_code, next_room;
 static int returned, resumed, with_state, refused, *returned_us;
 static double first_gone_s, last_gone_s, longest_away_s;
-
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "idle_clients: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
-
-static int64_t now_ns(void) {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return at.tv_sec * 1000000000LL + at.tv_nsec;
-}
-
-static void say(const char *line) {
-    puts(line);
-    fflush(stdout);
-}
 
 static void watch(int fd, uint64_t what, uint32_t events, int operation) {
     struct epoll_event event = {.events = events, .data.u64 = what};

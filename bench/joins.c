@@ -14,7 +14,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -25,6 +24,8 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define ROOM_LENGTH 36
 #define HEAD_BYTES 2048
@@ -52,22 +53,6 @@ static char (*rooms)[ROOM_LENGTH + 1];
 static int room_count, epoll_fd, arrived;
 static int64_t *took_ns;
 
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "joins: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
-
-static int64_t now_ns(void) {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return at.tv_sec * 1000000000LL + at.tv_nsec;
-}
-
 /* All threads of the server, to the nanosecond. */
 static double cpu_s(void) {
     clockid_t clock;
@@ -94,7 +79,7 @@ static void connect_client(int number) {
     watch(number, EPOLLOUT, EPOLL_CTL_ADD);
 }
 
-static void say(Client *client, const char *data, size_t bytes) {
+static void tell(Client *client, const char *data, size_t bytes) {
     if (send(client->fd, data, bytes, MSG_NOSIGNAL) != (ssize_t)bytes) fail("what a client says was not taken");
 }
 
@@ -107,7 +92,7 @@ static void ask_for_upgrade(int number) {
                          "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
                          path, options.port, options.subprotocol ? "Sec-WebSocket-Protocol: " : "",
                          options.subprotocol ? options.subprotocol : "", options.subprotocol ? "\r\n" : "");
-    say(client, request, bytes);
+    tell(client, request, bytes);
     watch(number, EPOLLIN, EPOLL_CTL_MOD);
 }
 
@@ -115,7 +100,7 @@ static void say_hello(Client *client) {
     char frame[6 + 125] = {(char)0x81, (char)(0x80 | strlen(options.hello))}; /* masked with zeros */
     if (strlen(options.hello) > 125) fail("a long hello");
     memcpy(frame + 6, options.hello, strlen(options.hello));
-    say(client, frame, 6 + strlen(options.hello));
+    tell(client, frame, 6 + strlen(options.hello));
 }
 
 static void arrive(int number) {

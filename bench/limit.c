@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,6 +20,8 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define MOST_FILES 65536
 #define TABLE (1 << 16) /* rooms, by hash */
@@ -53,16 +54,6 @@ static Room *table[TABLE];
 static int epoll_fd, listen_fd, redis_fd;
 static char *redis_in;
 static size_t redis_bytes;
-
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "limit: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
 
 static void watch(int fd, uint32_t events, int operation) {
     struct epoll_event event = {.events = events, .data.fd = fd};

@@ -52,9 +52,10 @@ def file_limit() -> int:
 
 
 def compiled(name: str, *libraries: str) -> Path:
-    """The program made of bench/NAME.c, compiled if it is older than its source."""
+    """The program made of bench/NAME.c, compiled if it is older than its sources."""
     source, program = BENCH / f"{name}.c", BUILD / name
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+    changed_s = max(each.stat().st_mtime for each in (source, BENCH / "common.h"))
+    if not program.exists() or program.stat().st_mtime < changed_s:
         BUILD.mkdir(parents=True, exist_ok=True)
         # Moved into place at the end: another run may be executing the old one.
         unfinished = program.with_suffix(f".{os.getpid()}")

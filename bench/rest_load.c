@@ -19,7 +19,6 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <netinet/tcp.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,6 +28,8 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define ANSWER_BYTES (1 << 20)
 #define LATENCIES (1 << 24) /* more requests than one run makes */
@@ -63,26 +64,10 @@ static int64_t *latencies_ns;
 static bool is_measuring, is_over;
 static int in_flight;
 
-static void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fprintf(stderr, "rest_load: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
-
 static void *room_for(size_t count, size_t bytes) {
     void *memory = calloc(count, bytes);
     if (!memory) fail("out of memory");
     return memory;
-}
-
-static int64_t now_ns(void) {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return at.tv_sec * 1000000000LL + at.tv_nsec;
 }
 
 /* All threads of a process, to the nanosecond; its zombie or absence is 0. */
@@ -91,11 +76,6 @@ static double cpu_s(pid_t pid) {
     struct timespec used;
     if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &used)) return 0;
     return used.tv_sec + used.tv_nsec / 1e9;
-}
-
-static void say(const char *line) {
-    puts(line);
-    fflush(stdout);
 }
 
 /* ---- requests ---- */
