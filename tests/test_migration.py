@@ -239,8 +239,16 @@ async def test_a_process_that_has_ended_is_waited_for(ends: tuple[End, End]) -> 
     source, target = ends
     async with source.opened() as broker:
         session_id = await switched(broker, 1)
-    source.client.set(source.keys(session_id).life_sign(new_id()), 1, px=900)
-    said = await move(source, target)
+    life_sign = source.keys(session_id).life_sign(new_id())
+    source.client.set(life_sign, 1, ex=600)
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        source.client.delete(life_sign)
+
+    async with asyncio.timeout(60):
+        await brokers.migrate(source.url, target.url, source.prefix, say)
     assert said[0].startswith("waiting until no process is on FROM")
     assert_same(source, target, [session_id])
 
