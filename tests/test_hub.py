@@ -52,6 +52,7 @@ class FakeBroker:
     def __init__(self) -> None:
         self.states: dict[str, bytes] = {}
         self.is_away = False
+        self.away: set[str] = set()  # sessions of a part that is
         self.unheard: list[str] = []
         self.loaded: list[list[str]] = []
         self.on_load: Callable[[], None] = lambda: None
@@ -71,7 +72,7 @@ class FakeBroker:
         self.unheard.append(session_id)
 
     async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
-        if self.is_away:
+        if self.is_away or not self.away.isdisjoint(session_ids):
             raise BrokerUnavailable
         found = [self.states.get(session_id) for session_id in session_ids]
         self.on_load()
@@ -1055,6 +1056,22 @@ async def test_the_check_goes_on_after_the_store_was_away(monkeypatch: pytest.Mo
         world.broker.is_away = False
         await settled()
         assert peer.heard == [("STATE_UPDATE", 3), ("STATE_SYNC", 4)]
+
+
+async def test_the_check_passes_over_a_part_that_is_away_and_finds_what_it_has_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repair_module, "CHECK_INTERVAL_S", 0.0)
+    async with a_world() as world:
+        peers = {sid: await world.join(sid) for sid in (S, OTHER)}
+        world.broker.states = {sid: state(1, sid=sid) for sid in peers}
+        world.broker.away = {S}
+        world.hub.start()
+        await settled()
+        assert [peer.heard for peer in peers.values()] == [[], [("STATE_SYNC", 1)]]
+        world.broker.away.clear()
+        await settled()
+        assert [peer.heard for peer in peers.values()] == [[("STATE_SYNC", 1)]] * 2
 
 
 async def test_what_is_heard_during_a_check_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,10 +185,23 @@ class Repair:
         return CHECK_INTERVAL_S / slices * random.uniform(0.9, 1.1)
 
     async def _check(self) -> None:
-        """Compare the next rooms with the store, so that each is compared once a minute."""
+        """Compare the next rooms with the store, so that each is compared once a minute.
+
+        Those of a part of the store that is away have to wait for the next minute, the others for nothing.
+        """
         self._unchecked = self._unchecked or list(self._rooms)
         session_ids = self._unchecked[:SESSIONS_PER_READ]
         del self._unchecked[:SESSIONS_PER_READ]
+        try:
+            await self._check_some(session_ids)
+        except BrokerUnavailable:
+            outcomes = await asyncio.gather(
+                *(self._check_some([each]) for each in session_ids), return_exceptions=True
+            )
+            for failure in filter(None, outcomes):
+                raise failure from None
+
+    async def _check_some(self, session_ids: list[str]) -> None:
         for stored in await self._read(session_ids, self._store.beginnings):
             if stored.room is None or stored.has_moved:
                 continue
