@@ -72,6 +72,11 @@ class RedisStore(Store, Agenda):
             return list(await execute(self._link, "MGET", *keys))
         return list(checked(await retried(lambda: self._load(self._link, keys, at_most_bytes))))
 
+    async def sizes(self, session_ids: list[str]) -> list[int]:
+        """How many bytes each stored state has; 0 where there is none."""
+        keys = [self._keys.state(session_id) for session_id in session_ids]
+        return list(checked(await retried(lambda: self._load(self._link, keys, ""))))
+
     async def recent(
         self, session_id: str, max_events: int, max_bytes: int
     ) -> tuple[bytes | None, list[bytes]]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,6 +11,7 @@ from msgspec import structs
 
 from broker.cluster.broker import ClusterBroker
 from broker.keys import PARTITIONS, Keys, partition_of
+from broker.store import RedisStore
 from lockstep.contract import Attendance, Broker, Charge, Outcome
 from lockstep.idempotency import Idempotent, Replay
 from lockstep.lifetimes import Lifetimes
@@ -167,6 +169,32 @@ async def test_states_of_many_partitions_are_loaded_in_the_order_asked_for(
         assert states[-1] == states[5]
         size = sum(len(state) for state in states[:10] if state is not None)
         assert await broker.load(ids, size) == states[:10]
+
+
+async def test_no_more_bytes_than_asked_for_come_from_all_partitions_together(
+    redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    load = RedisStore.load
+
+    async def load_and_note(self: RedisStore, *arguments: Any) -> list[bytes | None]:
+        states = await load(self, *arguments)
+        sizes.extend(len(state or b"") for state in states)
+        return states
+
+    async with started(broker := broker_of(redis_cluster, prefix)):
+        ids = ids_of_all_partitions()
+        for each in ids[1:]:
+            await created(broker, each)
+        with redis_cluster.client as client:
+            client.hset(Keys(prefix, partition_of(ids[0])).state(ids[0]), "is", "no session")
+        monkeypatch.setattr(RedisStore, "load", load_and_note)
+        for at_most_bytes in (1, 5_000):
+            states = await broker.load(ids[1:], at_most_bytes)
+            assert sum(sizes) == sum(len(state or b"") for state in states)
+            assert len(states) == 1 or 1 < sum(sizes) <= at_most_bytes
+            sizes.clear()
+        assert (await broker.load(ids, 5_000))[0] is None
 
 
 # --- counted and present -------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from tests.support.script_calls import (
     Trial,
     asking_again,
     asking_again_after_another,
+    asking_how_large_some_are,
     change_of,
     committing,
     deleting,
@@ -195,7 +196,7 @@ async def test_a_call_that_fails_leaves_the_store_as_it_was_or_cannot_fail(
 # --- what fails for a reason ---------------------------------------------------------------------
 
 READS = {asking_again_after_another, reading_the_history, reading_what_is_recent, loading_some, telling}
-READS |= {looking_for_what_is_due, looking_for_what_is_due_where_several_were_left}
+READS |= {asking_how_large_some_are, looking_for_what_is_due, looking_for_what_is_due_where_several_were_left}
 READS |= {
     noting_that_all_is_said_where_it_was_lost,
     withdrawing_for_one_that_lives,

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 
 from broker import rights
@@ -211,30 +210,7 @@ class ClusterBroker(Broker):
     async def load(self, session_ids: list[str], at_most_bytes: int | None = None) -> list[bytes | None]:
         if len(session_ids) == 1:
             return await self._of(session_ids[0]).store.load(session_ids, at_most_bytes)
-        groups = self._grouped(session_ids)
-        loaded = await asyncio.gather(
-            *(self._partitions[number].store.load(ids, at_most_bytes) for number, ids in groups.items())
-        )
-        # Each has given as many of its first ones as there may be of all: what is missing is too much.
-        found = dict[str, bytes | None]()
-        for ids, states in zip(groups.values(), loaded, strict=True):
-            found.update(zip(ids, states, strict=False))
-        states, size = [], 0
-        for session_id in session_ids:
-            if session_id not in found:
-                break
-            state = found[session_id]
-            size += len(state) if state else 0
-            if at_most_bytes is not None and states and size > at_most_bytes:
-                break
-            states.append(state)
-        return states
-
-    def _grouped(self, session_ids: Iterable[str]) -> dict[int, list[str]]:
-        groups = defaultdict[int, list[str]](list)
-        for session_id in dict.fromkeys(session_ids):
-            groups[partition_of(session_id)].append(session_id)
-        return groups
+        return await merged.load(self._of, session_ids, at_most_bytes)
 
     async def recent(
         self, session_id: str, max_events: int, max_bytes: int

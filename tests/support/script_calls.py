@@ -289,6 +289,11 @@ async def loading_some(trial: Trial) -> Call:
     return lambda: trial.broker.load([session.session_id], 1_000)
 
 
+async def asking_how_large_some_are(trial: Trial) -> Call:
+    session = await created(trial.broker, new_id())
+    return lambda: trial.broker.sizes([session.session_id])
+
+
 async def reading_what_is_recent(trial: Trial) -> Call:
     session = await applied(trial.broker, await created(trial.broker, new_id()), engine.start)
     return lambda: trial.broker.recent(session.session_id, 10, 10_000)
@@ -468,7 +473,7 @@ CALLS: dict[str, dict[Callable[[Trial], Awaitable[Call]], str]] = {
         forgetting_a_process_that_has_sessions: "",
     },
     "history": {reading_the_history: ""},
-    "load": {loading_some: ""},
+    "load": {loading_some: "", asking_how_large_some_are: ""},
     "recent": {reading_what_is_recent: ""},
     "due": {looking_for_what_is_due: "", looking_for_what_is_due_where_several_were_left: ""},
 }
