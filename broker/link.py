@@ -100,6 +100,7 @@ class Link:
         # Where the connection leads, where Sentinel was asked.
         self.master: Address | None = None
         self._up = asyncio.Event()
+        self._is_start = False
         self._has_been_up = False
         self._up_since_s = float("-inf")
         self._down_since_s = float("-inf")
@@ -132,8 +133,12 @@ class Link:
         finally:
             up.cancel()
 
-    def open(self) -> None:
-        """Begin to connect; calls wait for that as for a connection that was lost just now."""
+    def open(self, is_start: bool = False) -> None:
+        """Begin to connect; calls wait for that as for a connection that was lost just now.
+
+        `is_start`: the process does not start without this link, and ends with the line that `refusal` is.
+        """
+        self._is_start = is_start
         self._down_since_s = asyncio.get_running_loop().time()
         self._keeper = asyncio.create_task(self._keep_up())
 
@@ -220,7 +225,7 @@ class Link:
             except (Refused, SentinelRefuses) as error:
                 if self._refused is not None and not self._refused.done() and not self._has_been_up:
                     self._refused.set_exception(Refused(str(error)))  # start() raises it
-                else:
+                elif self._has_been_up or not self._is_start:
                     self._complain(str(error))
                 self.refusal = str(error)
             except (OSError, LinkDown) as error:

@@ -84,6 +84,8 @@ class Agreement:
 
     async def _recorded(self, call: Call) -> bytes | None:
         reply: bytes | hiredis.ReplyError | None = await call("GET", self._key)
+        if str(reply).startswith("WRONGTYPE"):
+            raise Refused(f"the key {self._key} of Redis is not a string: choose another --prefix")
         if isinstance(reply, hiredis.ReplyError):
             raise LinkDown(sent=False, why=str(reply))
         return reply

@@ -79,9 +79,9 @@ class Subscriber:
         """Return when the first connection is there. Raises Refused where that will never be."""
         await self._link.start()
 
-    def open(self) -> None:
-        """Begin to connect."""
-        self._link.open()
+    def open(self, is_start: bool = False) -> None:
+        """Begin to connect, as ``Link.open`` does."""
+        self._link.open(is_start)
 
     async def close(self) -> None:
         await self._tasks.close()

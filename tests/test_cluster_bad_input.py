@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 
@@ -13,9 +14,10 @@ from broker.keys import Keys
 from lockstep.config import Settings
 from lockstep.metrics import Metrics
 from tests.support.brokers import started
-from tests.support.processes import ServerProcess
+from tests.support.processes import Answer, ServerProcess, running
 from tests.support.redis_cluster import ClusterNode, RedisCluster
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import Proxy, RedisServer, free_port
+from tests.support.sockets import create, watching
 
 OPTIONS = (
     *("--appendonly", "yes", "--cluster-require-full-coverage", "no"),
@@ -51,6 +53,14 @@ async def waiting(url: str) -> AsyncIterator[str]:
         yield (await asyncio.to_thread(server.process.stderr.readline)).decode()
     finally:
         server.kill()
+
+
+async def asked(server: ServerProcess, path: str) -> Answer | None:
+    """The answer to a GET; None as long as the process does not listen."""
+    try:
+        return await server.call("GET", path)
+    except ConnectionRefusedError:
+        return None
 
 
 async def complaints(url: str, **settings: str) -> list[str]:
@@ -122,6 +132,30 @@ async def test_a_process_waits_for_nodes_that_are_all_away_and_names_them() -> N
     assert found.startswith("Redis Cluster: none of its nodes can be used: 127.0.0.1:1 ([Errno 111]")
 
 
+async def test_changes_are_refused_and_clients_kept_until_a_first_node_answers(cluster: RedisCluster) -> None:
+    with running(ServerProcess(f"--broker={cluster.url}")) as before:
+        session_id = (await create(before))["session_id"]
+    async with Proxy(cluster.nodes[0].announced_port) as seed:
+        seed.refuses = True
+        port = free_port()
+        broker = f"--broker=redis+cluster://127.0.0.1:{seed.port}"
+        with running(ServerProcess(broker, f"--port={port}", wait=False)) as server:
+            server.url = f"http://127.0.0.1:{port}"
+            async with asyncio.timeout(20):
+                while (ready := await asked(server, "/ready")) is None:
+                    await asyncio.sleep(0.05)
+            assert ready.status == 503
+            assert ready.body["reasons"] == ["the masters of the Redis Cluster are not known yet"]
+            for method, path in (("GET", ""), ("POST", "/start"), ("DELETE", "")):
+                answer = await server.call(method, f"/v1/sessions/{session_id}{path}")
+                assert (answer.status, answer.body["error"]["code"]) == (503, "BROKER_UNAVAILABLE")
+                assert answer.body["error"]["details"] == {"outcome": "not_applied"}
+            async with watching(server, session_id) as (client,):
+                seed.refuses = False
+                sync = await client.recv(timeout_s=20)
+                assert (sync["type"], sync["state"]["session_id"]) == ("STATE_SYNC", session_id)
+
+
 # --- a cluster that is not as it has to be -------------------------------------------------------
 
 
@@ -147,7 +181,19 @@ async def test_another_number_of_partitions_is_refused(cluster: RedisCluster) ->
     said = await refused(cluster.url, prefix="odd-")
     assert "sessions there are in 32 partitions, not in 64: choose another --prefix" in said
     (found,) = await complaints(cluster.url, prefix="odd-")
-    assert found.startswith("partitions: ")
+    assert found.startswith("partitions: 32 are recorded, and not 64")
+
+
+@pytest.mark.parametrize("name", ["partitions", "routing"])
+async def test_another_kind_of_key_where_something_is_agreed_on_is_refused(
+    cluster: RedisCluster, name: str
+) -> None:
+    prefix = f"hash-of-{name}-"
+    key = getattr(Keys(prefix, 0), name)
+    with cluster.client as client:
+        client.hset(key, "field", "value")
+    said = await refused(cluster.url, prefix=prefix)
+    assert f"the key {key} of Redis is not a string: choose another --prefix" in said
 
 
 async def test_another_routing_than_that_of_the_others_is_refused(cluster: RedisCluster) -> None:
@@ -178,6 +224,22 @@ async def test_nodes_without_sharded_channels_are_refused() -> None:
         assert any("SSUBSCRIBE" in each for each in await complaints(cluster.url))
     finally:
         cluster.close()
+
+
+async def test_what_ends_a_start_is_said_in_no_other_line(
+    cluster: RedisCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    for node in cluster.nodes:
+        node.ask("ACL", "SETUSER", "deaf", "on", ">hush", "~*", "&*", "+@all", "-ssubscribe")
+    try:
+        said = await refused(cluster.url.replace("//", "//deaf:hush@"))
+        assert "Redis user deaf may not SSUBSCRIBE session-updates:{*}: give it +ssubscribe" in said
+    finally:
+        for node in cluster.nodes:
+            node.ask("ACL", "DELUSER", "deaf")
+    with configured(cluster.masters()[1], "maxmemory-policy", "allkeys-lru"):
+        await refused(cluster.url)
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 # --- what the doctor alone says ------------------------------------------------------------------

@@ -39,7 +39,7 @@ class Node:
     async def connected(self) -> Any:
         return self
 
-    def open(self) -> None:
+    def open(self, is_start: bool = False) -> None:
         pass
 
     async def close(self) -> None:

@@ -53,9 +53,10 @@ class ClusterBroker(Broker):
         self._metrics = metrics
         self._process = process = str(uuid.uuid4())
         self._listener: Listener | None = None
-        self._masters = Masters(self._endpoint, self._make_master, self._on_moved)
         if "{" in prefix:
             raise ValueError("broker: Redis Cluster gives { a meaning in names: --prefix must have none")
+        self._hearing = Hearing(routing, prefix, process)
+        self._masters = Masters(self._endpoint, self._make_master, self._on_moved)
         self._prefix = prefix
         self._routing = routing
         self._has_rights: set[Address] = set()
@@ -71,7 +72,6 @@ class ClusterBroker(Broker):
             )
             for number in range(PARTITIONS)
         ]
-        self._hearing = Hearing(routing, prefix, process)
         self._clock = ClusterClock(self._masters.clock_of, self._masters.clocks, metrics)
         self._tasks = Tasks()
         metrics.watch(metrics.probe_age, self._probe_age_s)
@@ -93,7 +93,7 @@ class ClusterBroker(Broker):
             address,
             partial(self._check, address),
             self._hearing.on_gap,
-            self._masters.look_soon,
+            lambda: self._masters.look_soon(),
             self._metrics,
         )
 
@@ -184,7 +184,9 @@ class ClusterBroker(Broker):
             await each.presence.keep()
 
     def not_ready(self) -> list[str]:
-        return [why for each in self._masters.with_partitions() for why in each.probe.not_ready()]
+        if not (masters := self._masters.with_partitions()):
+            return ["the masters of the Redis Cluster are not known yet"]
+        return [why for each in masters for why in each.probe.not_ready()]
 
     async def hear(self, session_id: str) -> bool:
         return await self._hearing.hear(session_id)

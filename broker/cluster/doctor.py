@@ -115,7 +115,8 @@ async def _partitions(link: Link, settings: Settings) -> Finding:
     recorded = await link.call("GET", Keys(settings.prefix, 0).partitions)
     if recorded in (None, b"%d" % PARTITIONS):
         return True, f"partitions: {PARTITIONS}"
-    return False, f"partitions: {recorded!r} are recorded, and not {PARTITIONS}: choose another --prefix"
+    shown = recorded.decode("utf-8", "replace") if isinstance(recorded, bytes) else recorded
+    return False, f"partitions: {shown} are recorded, and not {PARTITIONS}: choose another --prefix"
 
 
 async def _look_at_master(

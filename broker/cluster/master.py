@@ -45,13 +45,15 @@ class Master:
         self.probe = Probe(self.link, self.subscriber, self.clock, f" at {endpoint.shown}")
         self.partitions: dict[int, Partition] = {}
         self._check = check
+        self._is_start = self._is_heard = False
         self._looks = 0
         # Since when it has no partition.
         self.left_at_s: float | None = None
 
-    def open(self) -> None:
-        self.link.open()
-        self.subscriber.open()
+    def open(self, is_start: bool = False) -> None:
+        """Begin to connect, as ``Link.open`` does; to be heard it is asked once it is known to be of use."""
+        self._is_start = is_start
+        self.link.open(is_start)
 
     async def close(self) -> None:
         await self.subscriber.close()
@@ -59,6 +61,9 @@ class Master:
 
     async def _prepare(self, connection: RespConnection) -> None:
         await self._check(connection)
+        if not self._is_heard:
+            self._is_heard = True
+            self.subscriber.open(self._is_start)
         for _ in range(5):
             sent_at_s = time.monotonic()
             self.clock.measure(sent_at_s, await connection.checked_call("TIME"))

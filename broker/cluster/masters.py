@@ -11,6 +11,7 @@ from broker.cluster.master import Master
 from broker.cluster.partition import Finder, Partition
 from broker.cluster.topology import View, ask, ask_anew
 from broker.endpoint import Endpoint
+from broker.keys import PARTITIONS
 from broker.link import COMPLAIN_EVERY_S, Refused
 from broker.resp import LinkDown
 from broker.sentinel import Address
@@ -46,12 +47,16 @@ class Masters(Finder):
         self._make_master = make_master
         self._on_moved = on_moved
         self._partitions: list[Partition] = []
-        self._of_partition: list[Master] = []
+        # Who has each partition until the first map is read. It is never connected to, so that what is asked
+        # of it fails as where Redis is away.
+        self._nobody = make_master(endpoint.nodes[0])
+        self._of_partition = [self._nobody] * PARTITIONS
         self._all: dict[Address, Master] = {}
         # Nodes of the last view, to be asked where no master answers.
         self._nodes: frozenset[Address] = frozenset(endpoint.nodes)
         self._epoch = 0
         self._epoch_seen_at_s = 0.0
+        self._has_started = False
         self._has_reason = asyncio.Event()
         self._complained_at_s = float("-inf")
         self._tasks = Tasks()
@@ -68,6 +73,7 @@ class Masters(Finder):
                 if each.link.refusal is not None:
                     raise Refused(each.link.refusal)
             await asyncio.sleep(LOOK_PAUSE_S)
+        self._has_started = True
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -80,7 +86,8 @@ class Masters(Finder):
 
     def clock_of(self, partition: int) -> RedisClock | None:
         """That of its master; None as long as none is known."""
-        return self._of_partition[partition].clock if self._of_partition else None
+        master = self._of_partition[partition]
+        return None if master is self._nobody else master.clock
 
     def clocks(self) -> dict[Address, RedisClock]:
         """Those of all masters that have partitions."""
@@ -106,15 +113,15 @@ class Masters(Finder):
         master = self._all.get(address)
         if master is None:
             master = self._all[address] = self._make_master(address)
-            master.open()
+            master.open(is_start=not self._has_started)
         return master
 
     def _move(self, number: int, address: Address) -> None:
         master, partition = self._at(address), self._partitions[number]
-        before = self._of_partition[number] if self._of_partition else None
+        before = self._of_partition[number]
         if before is master:
             return
-        if before is not None:
+        if before is not self._nobody:
             del before.partitions[number]
             log.info("partition %d is at %s:%d now", number, *address)
         master.partitions[number] = partition
@@ -192,13 +199,6 @@ class Masters(Finder):
 
     def _adopt(self, view: View) -> None:
         self._nodes = view.nodes
-        if not self._of_partition:
-            masters = [self._at(address) for address in view.masters if address is not None]
-            self._of_partition = masters
-            for partition, master in zip(self._partitions, masters, strict=True):
-                master.partitions[partition.number] = partition
-                self._on_moved(partition, master)
-            return
         for number, address in enumerate(view.masters):
             if address is not None:  # else it stays with whom it was: nobody else would answer either
                 self._move(number, address)
