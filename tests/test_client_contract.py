@@ -16,8 +16,10 @@ from tests.support.redis_server import Proxy, RedisServer
 pytestmark = pytest.mark.parametrize("language", PROGRAMS)
 
 SESSIONS = 3
-HEALED_WITHIN_S = 5.0
+HEALED_WITHIN_S = 20.0
 """After it hears that the network is back, as a browser does by itself: 2 s, and more where it is busy."""
+SOON_S = 20.0
+"""What needs no more than a round trip, where the machine is busy."""
 
 
 class World:
@@ -49,7 +51,7 @@ class World:
         for each in self.sessions:
             await self.create(each)
         await self.client.do("open", url=f"http://127.0.0.1:{self.proxy.port}", sessions=self.sessions)
-        await self.is_right(within_s=20)
+        await self.is_right(within_s=SOON_S)
 
     async def stored(self, session_id: str) -> tuple[str | None, Any]:
         answer = await self.server.call("GET", f"/v1/sessions/{session_id}")
@@ -93,7 +95,7 @@ async def world(language: str, *settings: str) -> AsyncIterator[World]:
             await made.open()
             yield made
             await made.client.do("close")
-            async with asyncio.timeout(10):  # the socket says good-bye
+            async with asyncio.timeout(SOON_S):  # the socket says good-bye
                 while await made.client.do("left") != {"timers": 0, "sockets": 0}:
                     await asyncio.sleep(0.02)
     finally:
@@ -165,7 +167,7 @@ async def test_a_client_is_right_again_whatever_happened_to_its_line(language: s
             # It hears what happens from then on.
             made.sessions = [each for each in made.sessions if (await made.stored(each))[0] is not None]
             await made.change_all(1)
-            await made.is_right(within_s=5)
+            await made.is_right(within_s=SOON_S)
 
 
 async def test_a_line_that_is_dead_is_noticed_though_nothing_closes_it(language: str) -> None:
@@ -173,7 +175,7 @@ async def test_a_line_that_is_dead_is_noticed_though_nothing_closes_it(language:
         made.proxy.swallows_replies = True
         await made.change_all(2)
         await made.client.do("probe")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             # What it knows to be so it says, and what it does not it does not.
             while any(each["isCurrent"] for each in (await made.client.do("look")).values()):
                 await asyncio.sleep(0.05)
@@ -192,14 +194,14 @@ async def test_a_command_is_applied_once_whatever_becomes_of_its_answer(language
             asked = asyncio.create_task(
                 made.client.do("command", session=session, name="switch", body={}, key=key)
             )
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SOON_S):
                 while (await made.stored(session))[1]["version"] == before + number:
                     await asyncio.sleep(0.01)
             made.proxy.cut()
             made.proxy.swallows_replies = False
             await made.client.do("probe")
             assert (await asked)["replayed"]
-        await made.is_right(within_s=5)
+        await made.is_right(within_s=SOON_S)
         assert (await made.stored(session))[1]["version"] == before + 3
 
 
@@ -220,22 +222,24 @@ async def reconnect(language: str, times: int) -> None:
     async with world(language) as made:
 
         async def rested() -> dict[str, Any]:
-            """What is open when nothing happens any more."""
-            async with asyncio.timeout(10):
-                while True:
-                    left = await made.client.do("left")
-                    if left["sockets"] == 1:
-                        return left
-                    await asyncio.sleep(0.05)
+            """What is open when nothing happens any more: it looks alike for a while."""
+            looks: list[dict[str, Any]] = []
+            async with asyncio.timeout(SOON_S):
+                while not looks or looks[-1]["sockets"] != 1 or looks[-10:] != [looks[-1]] * 10:
+                    await asyncio.sleep(0.02)
+                    looks.append(await made.client.do("left"))
+            return looks[-1]
 
         made.proxy.cut()
-        await made.heal(10)
+        await made.heal()
         first = await rested()
         for number in range(times):
             made.proxy.cut()
             await made.change(made.sessions[number % SESSIONS])
-            await made.heal(10)
-        assert await rested() == first
+            await made.heal()
+        async with asyncio.timeout(SOON_S):
+            while await rested() != first:
+                pass
 
 
 async def test_reconnects_leave_no_timer_behind(language: str) -> None:

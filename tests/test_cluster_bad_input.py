@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from broker import examine, open_broker
+from broker import examine, findings, open_broker
+from broker.cluster import doctor as cluster_doctor
+from broker.cluster import topology
 from broker.endpoint import parse
 from broker.keys import Keys
 from lockstep.config import Settings
@@ -32,6 +34,15 @@ def cluster() -> Iterator[RedisCluster]:
     cluster = RedisCluster(*OPTIONS, node_timeout_ms=15_000, can_cut=True)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor takes no busy machine for a Redis that is far, or away."""
+    monkeypatch.setattr(findings, "SLOW_MS", 5_000.0)
+    monkeypatch.setattr(findings, "PROBE_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(cluster_doctor, "START_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(topology, "ASK_TIMEOUT_S", 20.0)
 
 
 async def refused(url: str, **settings: str) -> str:
@@ -285,7 +296,10 @@ async def test_the_doctor_says_how_far_the_clocks_of_masters_are_apart() -> None
                 found := [each for each in await complaints(cluster.url) if each.startswith("clocks ")]
             ):
                 await asyncio.sleep(0.1)
-        assert re.match(r"clocks of the masters: 7[3-6]\d ms between the first and the last; ", found[0])
+        said = re.match(r"clocks of the masters: (\d+) ms between the first and the last; ", found[0])
+        assert said is not None
+        # What is measured on a busy machine is a little off; it is more than between any two of them.
+        assert 600 < int(said[1]) < 900
     finally:
         cluster.close()
 

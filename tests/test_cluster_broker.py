@@ -229,7 +229,7 @@ async def test_what_a_dead_process_let_in_makes_room(redis_cluster: RedisCluster
     async with started(broker := broker_of(redis_cluster, prefix)):
         with redis_cluster.client as client:
             client.hset(keys.occupancy(room), mapping={"dead": 3, "alive": 1})
-            client.set(keys.life_sign("alive"), 1, ex=15)
+            client.set(keys.life_sign("alive"), 1, ex=600)
             assert [await broker.enter(room, 3) for _ in range(3)] == [True, True, False]
             assert set(client.hgetall(keys.occupancy(room))) == {b"alive", broker._process.encode()}
 

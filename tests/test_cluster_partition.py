@@ -8,11 +8,12 @@ import pytest
 
 import broker.cluster.masters as masters_module
 from broker.clock import RedisClock
-from broker.cluster.masters import Masters
+from broker.cluster.masters import LEFT_AFTER_S, Masters
 from broker.cluster.partition import PartitionClock, PartitionLink
 from broker.endpoint import parse
 from broker.sentinel import Address
 from lockstep.metrics import Metrics
+from tests.support.fake_time import FakeTime
 
 HERE, THERE = ("127.0.0.1", 1), ("127.0.0.1", 2)
 
@@ -78,20 +79,29 @@ async def test_a_reply_from_the_new_place_of_a_slot_measures_the_clock_there() -
 
 
 @pytest.fixture
-def masters(monkeypatch: pytest.MonkeyPatch) -> Masters:
-    monkeypatch.setattr(masters_module, "LEFT_AFTER_S", 0.05)
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+    monkeypatch.setattr(masters_module, "time", fake)
+    return fake
+
+
+@pytest.fixture
+def masters() -> Masters:
     endpoint = parse("redis+cluster://127.0.0.1:1")
     return Masters(endpoint, Node, lambda partition, master: None)  # type: ignore[arg-type]
 
 
-async def test_a_node_that_slots_are_on_their_way_to_is_kept_as_long_as_it_is_asked(masters: Masters) -> None:
+async def test_a_node_that_slots_are_on_their_way_to_is_kept_as_long_as_it_is_asked(
+    masters: Masters, fake: FakeTime
+) -> None:
     first: Any = masters.at(THERE)
     for _ in range(15):
         assert masters.at(THERE) is first
-        masters._leave_others()
-        await asyncio.sleep(0.01)
+        for _ in range(2):
+            masters._leave_others()
+            fake.passed_s += 0.9 * LEFT_AFTER_S
+        await asyncio.sleep(0)
     assert not first.is_closed
-    await asyncio.sleep(0.06)
     masters._leave_others()
     await asyncio.sleep(0)
     assert first.is_closed

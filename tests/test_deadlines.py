@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -24,16 +26,17 @@ from lockstep.wire import payloads
 from tests.support import settled_rules as engine
 from tests.support.brokers import PATIENCE_S, Ears
 from tests.support.commits import commit_of, creation, new_id, next_epoch
+from tests.support.fake_time import FakeTime
 from tests.support.sessions import spec, told
 
 
 class FakeBroker:
-    """Real time, by clocks that differ as it is told, and as many due sessions as it is given."""
+    """Real time unless it is told another, clocks that differ as it is told, and as many due sessions."""
 
     agenda_turns = 1
 
-    def __init__(self) -> None:
-        self.clock = MemoryBroker()
+    def __init__(self, source: Any = time) -> None:
+        self.clock = MemoryBroker(source)
         # How far the clock of a session is ahead of the first store's.
         self.ahead_ms: dict[str | None, int] = {}
         self.sessions_due: list[tuple[int, str]] = []
@@ -80,8 +83,10 @@ class FakeSessions:
 
 
 @asynccontextmanager
-async def timers(sweeping: bool = False) -> AsyncIterator[tuple[Deadlines, FakeSessions, FakeBroker]]:
-    broker = FakeBroker()
+async def timers(
+    sweeping: bool = False, source: Any = time
+) -> AsyncIterator[tuple[Deadlines, FakeSessions, FakeBroker]]:
+    broker = FakeBroker(source)
     sessions = FakeSessions(broker)
     deadlines = Deadlines(broker, sessions)  # type: ignore[arg-type]
     if sweeping:
@@ -244,23 +249,32 @@ async def test_the_sweep_finds_what_is_due_before_it_was_armed_for() -> None:
 
 
 async def test_each_session_is_prompted_by_its_own_clock() -> None:
-    async with timers() as (deadlines, sessions, broker):
+    fake = FakeTime()
+    async with timers(source=fake) as (deadlines, sessions, broker):
         broker.ahead_ms = {"ahead": 3_600_000, "behind": -3_600_000}
         now_ms = broker.now_ms()
         deadlines.arm("ahead", now_ms + 3_600_040)
         deadlines.arm("behind", now_ms - 3_600_000 + 20)
         deadlines.arm("first", now_ms + 60)
-        await sessions.until(lambda: len(sessions.prompted) == 3)
-        assert sessions.ids == ["behind", "ahead", "first"]
+        for place, session_id in enumerate(("behind", "ahead", "first")):
+            assert len(sessions.prompted) == place
+            fake.passed_s += 0.0205
+            await sessions.until(lambda place=place: len(sessions.prompted) > place)
+            assert sessions.ids[place:] == [session_id]
 
 
 async def test_a_session_whose_clock_was_set_back_is_prompted_when_it_is_due_by_it() -> None:
-    async with timers() as (deadlines, sessions, broker):
-        deadlines.arm("s", broker.now_ms() + 20)
-        deadlines.arm("last", broker.now_ms() + 40)
+    fake = FakeTime()
+    async with timers(source=fake) as (deadlines, sessions, broker):
+        due_ms = broker.now_ms() + 20
+        deadlines.arm("s", due_ms)
+        deadlines.arm("last", due_ms + 20)
         broker.ahead_ms["s"] = -200
-        await sessions.until(lambda: len(sessions.prompted) == 2)
+        while len(sessions.prompted) < 2:
+            fake.passed_s += 0.01
+            await asyncio.sleep(0.01)
         assert sessions.ids == ["last", "s"]
+        assert sessions.prompted[1][1] >= due_ms + 200
 
 
 async def test_the_sweep_prompts_for_a_session_whose_clock_was_set_forward() -> None:

@@ -173,7 +173,7 @@ async def test_a_key_of_another_type_keeps_no_other_session_from_being_repaired(
             await hub.join(session.session_id, beside)
             session = await applied(broker, session, engine.start)
             hub.on_gap()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while ("STATE_SYNC", session.version) not in beside.heard:
                     await asyncio.sleep(0.01)
             assert await broker.beginnings([foreign]) == [None]

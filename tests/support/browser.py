@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from tests.support.processes import wait_until
 
@@ -22,6 +22,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+# What is expected of a page comes at once; on a machine that has much else to do it takes its time.
+EXPECTED_WITHIN_MS = 30_000
+expect.set_options(timeout=EXPECTED_WITHIN_MS)
 
 
 def chromium_path() -> str:

@@ -167,7 +167,9 @@ class ServerProcess:
     @property
     def log_lines(self) -> list[str]:
         """The lines of whatever was answered before this is asked for."""
-        time.sleep(3 * GATHER_S)  # they are written behind the answer
+        # They are written behind the answer. Many short waits: if all stands still it is in one of them.
+        for _ in range(20):
+            time.sleep(GATHER_S / 5)
         return self._log_lines
 
     def log(self) -> list[dict[str, object]]:
