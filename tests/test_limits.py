@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -49,17 +49,30 @@ def test_windows_of_many_callers_take_bounded_memory() -> None:
     assert len(windows._windows) <= MAX_REMEMBERED
 
 
+class Instant(float):
+    """Counts how often a window is held against it."""
+
+    looks = 0
+
+    def __lt__(self, other: float) -> bool:
+        self.looks += 1
+        return super().__lt__(other)
+
+    def __ge__(self, other: float) -> bool:
+        self.looks += 1
+        return super().__ge__(other)
+
+
 def test_a_new_caller_among_very_many_costs_hardly_more_than_among_few() -> None:
-    windows = FixedWindows()
-
-    def took_s(first: int) -> float:
-        began_s = time.process_time()
-        for number in range(first, first + MAX_REMEMBERED):
-            windows.spend(Charge(str(number), 1, 60_000), 0.0)
-        return time.process_time() - began_s
-
-    few_s = took_s(0)
-    assert took_s(MAX_REMEMBERED) < 20 * few_s
+    windows, now_s = FixedWindows(), Instant(0.0)
+    looks = []
+    for number in range(2 * MAX_REMEMBERED):
+        before = now_s.looks
+        windows.spend(Charge(str(number), 1, 60_000), now_s)
+        looks.append(now_s.looks - before)
+    few, very_many = sum(looks[:MAX_REMEMBERED]), sum(looks[MAX_REMEMBERED:])
+    assert max(looks) >= MAX_REMEMBERED, "not all are gone through, or the looks are not counted"
+    assert very_many < 20 * few
 
 
 def test_windows_that_are_over_make_room_first_and_then_the_oldest() -> None:
@@ -381,23 +394,38 @@ async def test_the_one_too_many_is_told_which_limit(setting: str, code: int) -> 
 
 async def test_more_new_clients_a_second_than_allowed_are_sent_away() -> None:
     with running(ServerProcess("--connection-rate=5")) as server:
-        knocks = await asyncio.gather(*(knock(server, str(uuid4())) for _ in range(30)))
-        refused = [first for _, first in knocks if first == Closed(4005, "Too many new clients")]
-        assert 30 - 5 * 4 <= len(refused) <= 25
-        for client, _ in knocks:
-            client.abort()
+        began_s, let_in, refused = time.monotonic(), 0, 0
+        while not refused:  # a slow machine may need longer for them than they are too many for
+            knocks = await asyncio.gather(*(knock(server, str(uuid4())) for _ in range(30)))
+            refused = sum(first == Closed(4005, "Too many new clients") for _, first in knocks)
+            let_in += len(knocks) - refused
+            for client, _ in knocks:
+                client.abort()
+        # Five in each second that has begun.
+        assert 5 <= let_in <= 5 * (time.monotonic() - began_s + 2)
 
 
 async def test_who_talks_more_than_allowed_is_sent_away_and_others_are_not() -> None:
     with running(ServerProcess("--message-rate=50")) as server:
         (talker, _), (quiet, _) = await knock(server, str(uuid4())), await knock(server, str(uuid4()))
-        for _ in range(300):
-            await talker.send({"type": "PING"})
+        pings = talker.frame_of({"type": "PING"}) * 300
+
+        async def talk() -> None:
+            with suppress(ConnectionError):
+                while True:
+                    await talker.send_raw(pings)
+                    await asyncio.sleep(0.05)
+
+        began_s = time.monotonic()
+        talking = asyncio.create_task(talk())
         heard = [await talker.recv()]
         while not isinstance(heard[-1], Closed):
             heard.append(await talker.recv())
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
         assert heard[-1] == Closed(4006, "Too many messages")
-        assert 50 <= len(heard) - 1 <= 200
+        # Fifty in each second that has begun.
+        assert 50 <= len(heard) - 1 <= 50 * (time.monotonic() - began_s + 2)
         await quiet.fence()
         talker.abort()
         quiet.abort()

@@ -126,10 +126,12 @@ async def test_expiries_gaps_and_syncs_are_counted() -> None:
         session_id = (await post(server.url, "", body))["data"]["session_id"]
         async with await joined(server, session_id) as client:
             await post(server.url, f"/{session_id}/start")
-            assert [(await client.recv())["state"]["version"] for _ in range(2)] == [2, 3]
+            started, expired = [await client.recv() for _ in range(2)]
+            assert [each["state"]["version"] for each in (started, expired)] == [2, 3]
             before = await figures(server.url)
             assert before["lockstep_expiry_lateness_seconds_count"] == 1
-            assert before["lockstep_expiry_lateness_seconds_sum"] < 1
+            late_ms = expired["timestamp"] - started["state"]["deadline_ms"]
+            assert before["lockstep_expiry_lateness_seconds_sum"] == pytest.approx(late_ms / 1000)
             assert before["lockstep_redis_seconds_count"] > 0
             assert before["lockstep_probe_age_seconds"] < 10
             assert before["lockstep_ready"] == 1

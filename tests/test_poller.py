@@ -14,6 +14,7 @@ import pytest
 from handlers import native_twin
 from handlers.heartbeat import Heartbeat
 from handlers.native import Poller
+from tests.support.loop_time import LoopTime
 from tests.support.ws_client import CLOSE, PING, PONG, TEXT, encode
 
 POLLERS = {"as installed": Poller, "twin": native_twin.Poller}
@@ -311,29 +312,33 @@ class Client(Owner):
 
 
 async def test_who_answers_stays_and_who_falls_silent_goes() -> None:
-    heartbeat = Heartbeat(0.2, 0.1)
+    heartbeat, loop_time = Heartbeat(0.2, 0.1), LoopTime()
     heartbeat.start()
     answering, silent = Client(heartbeat), Client(heartbeat)
     answers = asyncio.create_task(answering.answer())
-    async with asyncio.timeout(10):
-        await silent.is_gone.wait()
-        answers.cancel()
-        await asyncio.gather(answers, return_exceptions=True)
-        assert not answering.is_gone.is_set()
-        await answering.is_gone.wait()
+    while not silent.is_gone.is_set():
+        await loop_time.pass_s(0.1)
+    for _ in range(10):
+        await loop_time.pass_s(0.1)
+    answers.cancel()
+    await asyncio.gather(answers, return_exceptions=True)
+    assert not answering.is_gone.is_set()
+    while not answering.is_gone.is_set():
+        await loop_time.pass_s(0.1)
+    assert loop_time.passed_s < 2
     assert (answering.said, silent.said) == ([], [])
     for each in (answering, silent):
         each.close()
 
 
 async def test_behind_what_waits_a_ping_waits_too() -> None:
-    heartbeat = Heartbeat(0.2, 0.1)
+    heartbeat, loop_time = Heartbeat(0.2, 0.1), LoopTime()
     heartbeat.start()
     clear, behind = Client(heartbeat), Client(heartbeat)
     behind.outgoing.clear_descriptor = -1
     async with asyncio.timeout(10):
         while not behind.waiting_pings:
-            await asyncio.sleep(0.01)
+            await loop_time.pass_s(0.1)
         assert await asyncio.get_running_loop().sock_recv(clear.theirs, 2) == encode(PING, b"", masked=False)
     with pytest.raises(BlockingIOError):
         behind.theirs.recv(1)

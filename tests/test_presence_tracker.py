@@ -24,6 +24,7 @@ from lockstep.wire import heads, protocol_v1
 from lockstep.wire.encodings import Encoding, JsonText
 from tests.support.chains import EPOCH, NEW, T0, S, compact
 from tests.support.followers import View
+from tests.support.loop_time import LoopTime, settled
 from tests.support.peers import FakePeer
 from tests.support.presence_view import PresenceView
 
@@ -137,10 +138,7 @@ class World:
         self.hub = Hub(broker, sessions, cast(Deadlines, FakeDeadlines()), metrics)
         self.followers = Followers(self.hub, broker, sessions, metrics)
         self.metrics = metrics
-        self._passed_s = 0.0
-        loop = asyncio.get_running_loop()
-        real_s = loop.time
-        loop.time = lambda: real_s() + self._passed_s  # type: ignore[method-assign]
+        self.pass_s = LoopTime().pass_s
 
     async def read(self, session_id: str) -> bytes:
         """As `Sessions`."""
@@ -148,10 +146,6 @@ class World:
         if found is None:
             raise SessionNotFound(session_id)
         return found
-
-    async def pass_s(self, seconds: float) -> None:
-        self._passed_s += seconds
-        await settled()
 
     async def follow(self, subject: str | None = None, encoding: Encoding | None = None) -> Client:
         client = Client(subject, encoding)
@@ -205,11 +199,6 @@ class World:
     @property
     def tracked(self) -> list[RoomPresence]:
         return list(self.hub.presence._presences.values())
-
-
-async def settled() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 @asynccontextmanager

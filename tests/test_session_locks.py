@@ -27,7 +27,7 @@ async def test_locks_are_taken_one_at_a_time_in_the_order_of_asking() -> None:
 async def test_another_session_does_not_wait() -> None:
     locks = SessionLocks()
     await locks.acquire(S, 10)
-    await asyncio.wait_for(locks.acquire(OTHER, 10), 1)
+    await asyncio.wait_for(locks.acquire(OTHER, 10), 10)
 
 
 async def test_who_waits_too_long_is_told_and_those_behind_him_are_not_held_up() -> None:
@@ -38,7 +38,7 @@ async def test_who_waits_too_long_is_told_and_those_behind_him_are_not_held_up()
     with pytest.raises(TimeoutError):
         await impatient
     locks.release(S)
-    await asyncio.wait_for(patient, 1)
+    await asyncio.wait_for(patient, 10)
 
 
 @pytest.mark.parametrize("has_been_given", [False, True])
@@ -53,8 +53,8 @@ async def test_who_leaves_while_waiting_passes_the_turn_on(has_been_given: bool)
     if not has_been_given:
         await asyncio.sleep(0)
         locks.release(S)
-    await asyncio.wait_for(staying, 1)
+    await asyncio.wait_for(staying, 10)
     with pytest.raises(asyncio.CancelledError):
         await leaving
     locks.release(S)
-    await asyncio.wait_for(locks.acquire(S, 10), 1)
+    await asyncio.wait_for(locks.acquire(S, 10), 10)

@@ -40,10 +40,24 @@ from lockstep.wire import heads
 from tests.support import settled_rules as engine
 from tests.support.brokers import Ears, YieldingBroker
 from tests.support.commits import commit_of, new_id, next_epoch
+from tests.support.loop_time import LoopTime
 from tests.support.redis_server import RedisServer
 from tests.support.sessions import spec, told
 
 HOUR_MS = 3_600_000
+T0_MS = 1_704_067_200_000
+GIVE_UP_S = sessions.GIVE_UP_S
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gives up because the machine is slow."""
+    monkeypatch.setattr(sessions, "GIVE_UP_S", 60.0)
+
+
+@pytest.fixture
+def as_impatient_as_it_is(_patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "GIVE_UP_S", GIVE_UP_S)
 
 
 class OfferedBroker(MemoryBroker):
@@ -322,17 +336,25 @@ async def test_a_command_is_applied_after_more_than_500_expiries() -> None:
         assert set(types[:-1]) <= {"advanced", "created", "started"}
 
 
-async def test_settling_for_longer_than_two_seconds_is_not_losing() -> None:
+async def test_settling_for_longer_than_two_seconds_is_not_losing(as_impatient_as_it_is: None) -> None:
     """SESSION_BUSY says that others were faster, and that nothing was applied."""
 
+    loop_time = LoopTime()
+
     class Slow(MemoryBroker):
+        """A commit takes 0.3 s, and nothing else any time at all."""
+
+        def now_ms(self, session_id: str | None = None) -> int:
+            return T0_MS
+
         async def commit(self, commit: Commit) -> Outcome:
-            await asyncio.sleep(0.3)
+            await loop_time.pass_s(0.3)
             return await super().commit(commit)
 
     async with service(broker := Slow()) as sessions_:
         session = await began(broker, 4_000_500, "per_cycle", time_per_cycle_ms=1_000)
-        assert (await read(sessions_, session.session_id))["version"] >= 4_002
+        assert (await read(sessions_, session.session_id))["version"] == 4_002
+        assert loop_time.passed_s > 2
 
 
 # --- losing --------------------------------------------------------------------------------------
@@ -367,22 +389,22 @@ async def test_a_conflict_is_decided_again_on_the_new_state_at_a_fresh_instant()
         assert second_ms > first_ms
 
 
-async def test_after_two_seconds_of_losing_the_session_is_busy() -> None:
+async def test_after_two_seconds_of_losing_the_session_is_busy(as_impatient_as_it_is: None) -> None:
     class Busy(MemoryBroker):
         losing = False
 
         async def commit(self, commit: Commit) -> Outcome:
-            await asyncio.sleep(0.01)
+            if self.losing:
+                await loop_time.pass_s(0.01)
             return Outcome.CONFLICT if self.losing else await super().commit(commit)
 
     async with service(broker := Busy()) as sessions_:
         before = await running(sessions_)
         broker.losing = True
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        loop_time = LoopTime()
         with pytest.raises(SessionBusy) as busy:
             await sessions_.apply(before.session_id, engine.switch)
-        assert 1.9 <= loop.time() - began_s < 8
+        assert 2 <= loop_time.passed_s < 2.02
         assert (busy.value.status, busy.value.code) == (503, "SESSION_BUSY")
         assert busy.value.retry_after_s
         broker.losing = False
@@ -404,14 +426,14 @@ async def test_the_wrong_time_is_tried_again() -> None:
         assert (await sessions_.apply(session.session_id, engine.start)).session.version == 2
 
 
-async def test_a_creation_that_is_always_at_the_wrong_time_is_given_up() -> None:
+async def test_a_creation_that_is_always_at_the_wrong_time_is_given_up(as_impatient_as_it_is: None) -> None:
     class Elsewhen(MemoryBroker):
         async def commit(self, commit: Commit) -> Outcome:
             return Outcome.WRONG_TIME
 
     async with service(Elsewhen()) as sessions_:
         with pytest.raises((SessionBusy, BrokerUnavailable)):
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(60):
                 await sessions_.create(spec())
 
 

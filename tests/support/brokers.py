@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from broker.memory import MemoryBroker
 from lockstep.contract import Affected, Attendance, Broker, Commit, Outcome
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class YieldingBroker(MemoryBroker):

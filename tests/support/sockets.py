@@ -47,6 +47,9 @@ async def create(
 
 
 async def command(server: ServerProcess, session_id: str, name: str, **body: Any) -> dict[str, Any]:
+    """SESSION_BUSY says that nothing was applied: it is sent again, as often as a slow machine needs it."""
     answer = await server.call("POST", f"/v1/sessions/{session_id}/{name}", body)
+    while answer.status == 503 and answer.body["error"]["code"] == "SESSION_BUSY":
+        answer = await server.call("POST", f"/v1/sessions/{session_id}/{name}", body)
     state: dict[str, Any] = answer.data
     return state
