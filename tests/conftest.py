@@ -1,12 +1,21 @@
 """Fixtures shared by all tests."""
 
 import asyncio
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
+
+# Hundreds of processes are started, each of which would compile all of its modules anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Without it a bare assert in there says nothing of the values it compared.
 pytest.register_assert_rewrite("tests.support")
@@ -21,6 +30,18 @@ from tests.support.tokens import SECRET  # noqa: E402
 from tests.support.ws_client import abort_all  # noqa: E402
 
 TEST_TIMEOUT_S = 150
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Each worker reads a share of the files before all of them: each file is compiled by one worker."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None:
+        return
+    files = sorted(file for folder in session.config.args for file in Path(folder).glob("test_*.py"))
+    for file in files[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        with suppress(Exception):  # it is told when all are collected
+            importlib.import_module(f"tests.{file.stem}")
 
 
 @pytest.hookimpl(tryfirst=True)
