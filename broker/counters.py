@@ -30,7 +30,8 @@ class RedisCounters(Counters):
 
     Redis decides whether one more is let in, and counts it in the same step; what has left is sent once per
     turn of the loop, however many they are. So the count in Redis is exact as long as the connection lives.
-    Nobody knows what a lost connection has carried: the next one is first sent all counts as they are.
+    Nobody knows what a lost connection has carried: the next one is first sent all counts as they are. Where
+    it is not known of one key what Redis has, it is sent the count as it is, too, never a change of it.
     """
 
     def __init__(self, link: CommandLink, keys: Keys, process: str) -> None:
@@ -46,6 +47,8 @@ class RedisCounters(Counters):
         self._others: set[bytes] = set()
         # By how much the count that Redis has is to be changed.
         self._changes: Counter[str] = Counter()
+        # The keys of which nobody knows what count Redis has, or will have when what is on its way is done.
+        self._unsure: set[str] = set()
 
     def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
         keys = [self._keys.window(charge) for charge in charges]
@@ -72,6 +75,8 @@ class RedisCounters(Counters):
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
+                if key in self._unsure:
+                    self._change(key, 0)
         if not has_room:
             self._occupancy.leave(key, limit)
             self._change(key, 0)
@@ -99,52 +104,60 @@ class RedisCounters(Counters):
 
     def _change(self, key: str, by: int) -> None:
         if not self._changes:
-            asyncio.get_running_loop().call_soon(self.send_changes)
+            asyncio.get_running_loop().call_soon(self._send_changes)
         self._changes[key] += by
 
     def send_changes(self) -> None:
-        """Send Redis what has changed, if it can be sent now; otherwise `send_all` will."""
+        """Send Redis what it may lack, if it can be sent now; otherwise `send_all` will. To be repeated."""
+        self._changes.update(dict.fromkeys(self._unsure, 0))
+        self._send_changes()
+
+    def _send_changes(self) -> None:
         connection = self._link.connection
         if connection is None:
             return
         changes, self._changes = self._changes, Counter()
         for key, by in changes.items():
+            # Who waits for an answer may be counted by then, or not: that key's turn comes afterwards.
+            if key in self._unsure and not self._waiting[key]:
+                self._send_count(connection, key)
+                continue
             if key not in self._occupancy.counts:
                 sent = connection.call("HDEL", self._keys.occupancy(key), self._process)
             elif by:
                 sent = connection.call("HINCRBY", self._keys.occupancy(key), self._process, by)
             else:
                 continue
-            sent.add_done_callback(partial(self._on_answered, key, by))
+            sent.add_done_callback(partial(self._on_answered, key))
 
-    def _on_answered(self, key: str, by: int, sent: asyncio.Future[Any]) -> None:
-        if not sent.cancelled() and (sent.exception() or isinstance(sent.result(), hiredis.ReplyError)):
-            self._changes[key] += by  # sent again with the next changes
+    def _send_count(self, connection: RespConnection, key: str) -> "asyncio.Future[Any]":
+        """Send the count as it is, without those that wait for an answer. Its reply may be an error."""
+        del self._changes[key]
+        count = self._occupancy.counts.get(key, 0) - self._waiting[key]
+        if not self._waiting[key]:
+            self._unsure.discard(key)
+        if count:
+            sent = connection.call("HSET", self._keys.occupancy(key), self._process, count)
+            connection.call("EXPIRE", self._keys.occupancy(key), OCCUPANCY_KEPT_S)
+        else:
+            sent = connection.call("HDEL", self._keys.occupancy(key), self._process)
+        sent.add_done_callback(partial(self._on_answered, key))
+        return sent
+
+    def _on_answered(self, key: str, sent: asyncio.Future[Any]) -> None:
+        if sent.cancelled() or sent.exception() or isinstance(sent.result(), hiredis.ReplyError):
+            self._unsure.add(key)  # its count is sent again
 
     async def send_all(self, connection: RespConnection) -> None:
-        """Send a new connection all counts as they are, before anything else may use it."""
-        counts = dict.fromkeys(self._changes, 0)  # also of what has come down to 0
-        counts |= {key: count - self._waiting[key] for key, count in self._occupancy.counts.items()}
-        self._changes.clear()
-        try:
-            await self._send_counts(connection, list(counts.items()))
-        except BaseException:
-            self._changes.update(dict.fromkeys(counts, 0))  # the connection after this one begins anew
-            raise
-
-    async def _send_counts(self, connection: RespConnection, counts: list[tuple[str, int]]) -> None:
-        for start in range(0, len(counts), SLICE):
-            calls, replies = counts[start : start + SLICE], []
-            for key, count in calls:
-                if count:
-                    replies.append(connection.call("HSET", self._keys.occupancy(key), self._process, count))
-                    connection.call("EXPIRE", self._keys.occupancy(key), OCCUPANCY_KEPT_S)
-                else:
-                    replies.append(connection.call("HDEL", self._keys.occupancy(key), self._process))
-            for (key, count), reply in zip(calls, await asyncio.gather(*replies), strict=True):
+        """Send a connection all counts as they are. Others may use it already, or another one."""
+        self._unsure.update(self._occupancy.counts, self._changes)
+        keys = list(self._unsure)
+        for start in range(0, len(keys), SLICE):
+            some = keys[start : start + SLICE]
+            replies = await asyncio.gather(*(self._send_count(connection, key) for key in some))
+            for key, reply in zip(some, replies, strict=True):
                 if isinstance(reply, hiredis.ReplyError):  # no memory for a count, but for its removal
                     connection.call("HDEL", self._keys.occupancy(key), self._process)
-                    self._changes[key] += count
 
     async def keep(self) -> None:
         """Let Redis keep what is still counted; to be repeated."""

@@ -175,6 +175,32 @@ async def test_counts_and_who_is_present_go_along_with_their_partition(
         assert [await broker.enter(room, 1) for _ in range(2)] == [True, False]
 
 
+async def test_who_left_is_counted_out_once_where_the_old_master_never_answered(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    room = str(uuid4())
+    key = Keys(broker._prefix, partition_of(room)).occupancy(room)
+    async with started(broker):
+        for _ in range(3):
+            assert await broker.enter(room, 9)
+        partition = broker._partitions[partition_of(room)]
+        before, node = partition.link.master, cluster.master_of(slot_of(partition.number))
+        (replica,) = cluster.replicas_of(node)
+        node.freeze()
+        try:
+            broker.leave(room, 9)
+            await asyncio.to_thread(replica.ask, "CLUSTER", "FAILOVER", "TAKEOVER")
+            async with asyncio.timeout(PATIENCE_S):
+                while partition.link.master is before or not partition.is_prepared or before.link.is_up:
+                    broker._masters.look_soon()
+                    await asyncio.sleep(0.02)
+            await broker._look()
+            assert await partition.link.call("HVALS", key) == [b"2"]
+        finally:
+            node.thaw()
+            await asyncio.to_thread(cluster.wait_until_whole)
+
+
 async def test_a_partition_that_comes_while_its_master_is_connected_to_is_made_ready_there(
     cluster: RedisCluster, broker: ClusterBroker
 ) -> None:

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+import broker.counters as counters_module
 from broker.redis import RedisBroker
 from lockstep.contract import Affected, Attendance
 from lockstep.metrics import Metrics
 from tests.support.load import eventually
+from tests.support.redis_faults import lose_its_disk
 from tests.support.redis_server import Proxy, RedisServer
 
 LIMIT = 10
@@ -185,6 +187,46 @@ async def test_who_comes_and_goes_while_redis_has_no_memory_left_is_counted_afte
         with redis.client as client:
             client.config_set("maxmemory", 0)
         await counts(redis, [3, 3])
+
+
+async def test_counts_that_redis_refused_are_not_added_to_those_it_still_has(redis: RedisServer) -> None:
+    async with processes(redis.url, 1) as (broker,):
+        for _ in range(3):
+            assert await broker.enter("room", LIMIT)
+        lose_its_disk(redis)
+        with redis.client as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        await broker.load(["any"])
+        broker.leave("room", LIMIT)
+        with redis.client as client:
+            client.config_set("stop-writes-on-bgsave-error", "no")
+        await counts(redis, [2])
+
+
+async def test_who_enters_while_all_counts_are_said_again_is_counted(redis: RedisServer) -> None:
+    async with processes(redis.url, 1) as (broker,):
+        assert await broker.enter("room", LIMIT)
+        entering = [asyncio.create_task(broker.enter("room", LIMIT)) for _ in range(3)]
+        await asyncio.sleep(0)  # they are on their way
+        await broker._counters.send_all(await broker._link.connected())
+        assert all(await asyncio.gather(*entering))
+        await counts(redis, [4])
+
+
+async def test_who_leaves_while_all_counts_are_said_again_is_counted_out(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters_module, "SLICE", 1)
+    rooms = ["room", "other room"]
+    async with processes(redis.url, 1) as (broker,):
+        for room in 2 * rooms:
+            assert await broker.enter(room, LIMIT)
+        saying = asyncio.create_task(broker._counters.send_all(await broker._link.connected()))
+        await asyncio.sleep(0)  # the first has been said
+        for room in rooms:
+            broker.leave(room, LIMIT)
+        await saying
+        assert [await asyncio.to_thread(counted, redis, room) for room in rooms] == [[1], [1]]
 
 
 async def test_processes_that_have_ended_in_good_order_are_forgotten_in_time(redis: RedisServer) -> None:
