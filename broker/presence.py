@@ -18,7 +18,7 @@ from broker.script import Script
 from broker.sweep import Sweep
 from lockstep.contract import Attendance, Presence
 from lockstep.errors import BrokerUnavailable
-from lockstep.tasks import Tasks
+from lockstep.tasks import Tasks, all_ended
 from lockstep.wire import attendances
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,8 @@ class RedisPresence(Presence):
         """False where a session's were refused. Raises an error where all have to wait."""
         is_all_said = True
         for session_ids in batches(tuple(self._unsaid), SESSIONS_AT_ONCE):
-            is_all_said &= all(await asyncio.gather(*map(self._say_changes_of, session_ids)))
+            # Nothing stays on its way behind a failure: it would undo what is said next.
+            is_all_said &= all(await all_ended(map(self._say_changes_of, session_ids)))
         return is_all_said
 
     async def _say_changes_of(self, session_id: str) -> bool:
@@ -191,11 +192,8 @@ class RedisPresence(Presence):
                 gone = [subject for subject in subjects if subject not in there]
                 has_others = bool(there) or len(subjects) < len(unsaid)
                 # Who has left goes by itself: a Redis without memory takes that.
-                if not all(
-                    await asyncio.gather(
-                        self._say_here(session_id, here), self._say_gone(session_id, gone, has_others)
-                    )
-                ):
+                told = self._say_here(session_id, here), self._say_gone(session_id, gone, has_others)
+                if not all(await all_ended(told)):
                     return False
                 unsaid.difference_update(subjects)
             return True

@@ -1,6 +1,5 @@
 """The Redis broker: any number of processes, one truth."""
 
-import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Sequence
@@ -23,7 +22,7 @@ from broker.subscriber import Subscriber
 from broker.topic import Topic
 from lockstep.contract import Attendance, Broker, Charge, Listener
 from lockstep.metrics import Metrics
-from lockstep.tasks import Tasks
+from lockstep.tasks import Tasks, all_ended
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +103,7 @@ class RedisBroker(RedisStore, Broker):
     async def _look(self) -> None:
         self._counters.send_changes()
         # In one round trip; what hinders one of them does not hinder the other.
-        outcomes = await asyncio.gather(self._health.look(), self._presence.look(), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        await all_ended((self._health.look(), self._presence.look()))
 
     async def _follow(self) -> None:
         """Go where Sentinel points: a master that was cut off from it may be master for itself alone."""

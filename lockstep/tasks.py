@@ -2,12 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TypeVar
 
 from lockstep.beats import beat
 from lockstep.errors import BrokerUnavailable
 
 log = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
+
+
+async def all_ended(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Do all of it at once; what each came to. Raises the first failure, but not before all have ended."""
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    results: list[T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
 
 
 class Tasks:

@@ -175,6 +175,34 @@ async def test_counts_and_who_is_present_go_along_with_their_partition(
         assert [await broker.enter(room, 1) for _ in range(2)] == [True, False]
 
 
+async def test_who_comes_and_goes_while_a_slot_stays_half_moved_is_told_when_it_is_over(
+    cluster: RedisCluster, broker: ClusterBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partition_module, "RETRIED_FOR_S", 0.2)
+    session_id = new_id()
+    keys = Keys(broker._prefix, partition_of(session_id))
+    other = ClusterBroker(cluster.url, broker._prefix, "all", allow_eviction=False, metrics=Metrics())
+    async with started(broker), started(other, session_id) as ears:
+        broker.attend(session_id, "ann", ONE)
+        await ears.until_present(session_id, {"ann": ONE})
+        move = begin_to_move(cluster, session_id)
+        try:
+            # Of the keys of one step this one is over, and the others are not.
+            await asyncio.to_thread(move.move_these, [keys.presence_processes.encode()])
+            broker.attend(session_id, "ben", ONE)
+            broker.attend(session_id, "ann", None)
+            async with asyncio.timeout(PATIENCE_S):
+                while not broker._of(session_id).presence._is_put_off:
+                    assert list((await other.present(session_id)).values()) == [{"ann": ONE}]
+                    await asyncio.sleep(0.02)
+        finally:
+            await asyncio.to_thread(move.finish)
+        # What was published on the way may have been missed, which is told; then it is read.
+        async with asyncio.timeout(PATIENCE_S):
+            while list((await other.present(session_id)).values()) != [{"ben": ONE}]:
+                await asyncio.sleep(0.02)
+
+
 async def test_who_left_is_counted_out_once_where_the_old_master_never_answered(
     cluster: RedisCluster, broker: ClusterBroker
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 from broker import presence as broker_presence
 from broker.presence import KEPT_S
 from broker.redis import RedisBroker
+from broker.resp import LinkDown
 from lockstep.contract import Attendance, Broker
 from lockstep.metrics import Metrics
 from tests.support.attending_process import AttendingProcess
@@ -70,6 +71,26 @@ def settled(redis: RedisServer) -> int:
     """How many processes have said all."""
     with redis.client as client:
         return sum(not mark.startswith(b"-") for mark in client.hvals("presence-processes"))
+
+
+class Held:
+    """A script: what it is asked of one session fails at once, and of another waits until it may go on."""
+
+    def __init__(self, script: Any, failing: str, held: str) -> None:
+        self.script, self.failing, self.held = script, failing, held
+        self.failed, self.may_go_on, self.is_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, link: Any, keys: list[str], session_id: str, *rest: Any) -> Any:
+        if session_id == self.failing and not self.failed.is_set():
+            self.failed.set()
+            raise LinkDown(sent=False, why="TRYAGAIN")
+        if session_id == self.held and not self.may_go_on.is_set():
+            self.held = ""  # the others are not
+            await self.may_go_on.wait()
+            reply = await self.script(link, keys, session_id, *rest)
+            self.is_over.set()
+            return reply
+        return await self.script(link, keys, session_id, *rest)
 
 
 # --- what is said is heard -----------------------------------------------------------------------
@@ -419,6 +440,28 @@ async def test_what_redis_refuses_is_told_later(
         await ears.until_present(session_id, {"ann": TWO, "dan": ONE})
         await comes_true(lambda: not one._presence._is_put_off)
         assert list((await other.present(session_id)).values()) == [{"ann": TWO, "dan": ONE}]
+
+
+async def test_what_is_said_late_beside_a_failure_does_not_undo_what_was_said_since(
+    redis: RedisServer,
+) -> None:
+    other_id, session_id = new_id(), new_id()
+    async with processes(redis, session_id, number=1) as [(broker, _)]:
+        presence = broker._presence
+        presence._attend = script = Held(presence._attend, other_id, session_id)  # type: ignore[assignment]
+        broker.attend(session_id, "ann", ONE)
+        broker.attend(other_id, "ben", ONE)
+        await script.failed.wait()
+        broker.attend(session_id, "ann", None)
+        # As long as it takes where what is on its way is not waited for.
+        until_s = asyncio.get_running_loop().time() + 0.3
+        while session_id in presence._unsaid and asyncio.get_running_loop().time() < until_s:
+            await asyncio.sleep(0.01)
+        script.may_go_on.set()
+        await script.is_over.wait()
+        await comes_true(lambda: not presence._unsaid and not presence._is_saying)
+        await comes_true(lambda: f"presence:{other_id}" in kept(redis))
+        assert f"presence:{session_id}" not in kept(redis)
 
 
 async def test_a_key_that_somebody_else_uses_holds_up_its_own_session_alone(

@@ -34,7 +34,7 @@ from lockstep.contract import (
     Outcome,
 )
 from lockstep.metrics import Metrics
-from lockstep.tasks import Tasks
+from lockstep.tasks import Tasks, all_ended
 
 log = logging.getLogger(__name__)
 
@@ -168,12 +168,7 @@ class ClusterBroker(Broker):
     async def _look(self) -> None:
         self._hearing.look(self._subscribers())
         self._clock.look()
-        outcomes = await asyncio.gather(
-            *(each.look() for each in self._masters.with_partitions()), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        await all_ended(each.look() for each in self._masters.with_partitions())
 
     async def _keep_counts(self) -> None:
         for each in self._partitions:

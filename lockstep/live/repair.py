@@ -11,7 +11,7 @@ from lockstep.contract import Store
 from lockstep.errors import BrokerUnavailable
 from lockstep.live.room import Room
 from lockstep.live.worklist import SESSIONS_PER_READ, Worklist
-from lockstep.tasks import Tasks
+from lockstep.tasks import Tasks, all_ended
 from lockstep.wire import heads
 from lockstep.wire.heads import Head
 
@@ -195,11 +195,7 @@ class Repair:
         try:
             await self._check_some(session_ids)
         except BrokerUnavailable:
-            outcomes = await asyncio.gather(
-                *(self._check_some([each]) for each in session_ids), return_exceptions=True
-            )
-            for failure in filter(None, outcomes):
-                raise failure from None
+            await all_ended(self._check_some([each]) for each in session_ids)
 
     async def _check_some(self, session_ids: list[str]) -> None:
         for stored in await self._read(session_ids, self._store.beginnings):
