@@ -23,6 +23,7 @@ from handlers.token_keys import TokenKeys
 from handlers.tokens import Tokens
 from lockstep.access import Access
 from lockstep.errors import Unauthorized
+from tests.support import command_line
 from tests.support.api import COMMANDS
 from tests.support.followers import V2
 from tests.support.processes import Answer, ServerProcess, lockstep, parse_answer, request
@@ -533,7 +534,7 @@ def test_a_token_made_by_the_command_is_believed(tmp_path: Path) -> None:
         (f"--jwt-secret-file={secret}", TokenKeys.read(str(secret), "")),
         (f"--jwt-private-key-file={private}", TokenKeys.read("", str(public))),
     ):
-        made = lockstep(
+        made = command_line.lockstep(
             "token", f"--sid={ANNA},{BERT}", "--scope=control", "--ttl=60", f"--sub={ANNA}", signing
         )
         assert made.returncode == 0, made.stderr
@@ -547,17 +548,17 @@ def test_a_token_made_by_the_command_is_believed(tmp_path: Path) -> None:
     "args", [[], ["--sid=*"], ["--sid=*", "--scope=root"], ["--sid=*", "--scope=view"], ["--what=x"]]
 )
 def test_a_token_that_cannot_be_made_is_one_line(args: list[str]) -> None:
-    done = lockstep("token", *args)
+    done = command_line.lockstep("token", *args)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
 def test_check_config_shows_what_is_in_force_and_no_password() -> None:
-    done = lockstep("check-config", "--broker=redis://user:geheim@host:1/0", "--drain-s=3")
+    done = command_line.lockstep("check-config", "--broker=redis://user:geheim@host:1/0", "--drain-s=3")
     assert done.returncode == 0
     assert "drain_s = 3.0" in done.stdout
     assert "geheim" not in done.stdout
     assert "redis://user:***@host:1/0" in done.stdout
-    bad = lockstep("check-config", "--drain-s=soon")
+    bad = command_line.lockstep("check-config", "--drain-s=soon")
     assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
 
 

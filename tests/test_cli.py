@@ -1,4 +1,7 @@
-"""The console script: its commands, its help, and one line for a mistake."""
+"""The console script: its commands, its help, and one line for a mistake.
+
+What both doors do, and how a start ends, is asked of processes; what a command says, of its function.
+"""
 
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from cli import COMMANDS, OPTIONS
 from lockstep import __version__
 from lockstep.access import Scope
 from lockstep.config import Settings
+from tests.support.command_line import lockstep
 from tests.support.processes import ROOT
 
 SESSION = "7f3c1f6e-2f6b-4b0e-9a51-0d6f3c1d2e3f"
@@ -20,7 +24,7 @@ PLAYER = "11111111-1111-4111-8111-111111111111"
 DOORS = ([sys.executable, "server.py"], [str(Path(sys.executable).parent / "lockstep")])
 
 
-def lockstep(*args: str, door: list[str] = DOORS[0]) -> "subprocess.CompletedProcess[str]":
+def through(door: list[str], *args: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*door, *args], cwd=ROOT, env={}, capture_output=True, text=True, timeout=30, check=False
     )
@@ -28,7 +32,10 @@ def lockstep(*args: str, door: list[str] = DOORS[0]) -> "subprocess.CompletedPro
 
 def complaint(*args: str) -> str:
     """The one line with which it ends."""
-    done = lockstep(*args)
+    return line_of(lockstep(*args))
+
+
+def line_of(done: "subprocess.CompletedProcess[str]") -> str:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr.strip()
@@ -62,15 +69,17 @@ def test_an_unknown_command_is_answered_with_the_nearest_one(args: list[str], sa
 @pytest.mark.parametrize(
     "url", ["redis:/x", "http://127.0.0.1/0", "", "redis://127.0.0.1:99999", "localhost:6379"]
 )
-@pytest.mark.parametrize("command", [[], ["check-config"], ["doctor"]])
-def test_an_impossible_broker_url_ends_the_start_with_examples(command: list[str], url: str) -> None:
-    said = complaint(*command, "--port=0", f"--broker={url}")
+@pytest.mark.parametrize("command", ["", "check-config", "doctor"])
+def test_an_impossible_broker_url_ends_the_start_with_examples(command: str, url: str) -> None:
+    settings = ("--port=0", f"--broker={url}")
+    said = complaint(command, *settings) if command else line_of(through(DOORS[0], *settings))
     assert said.startswith("lockstep: broker: ")
     assert "a broker looks like memory://, redis://127.0.0.1:6379/0" in said
 
 
-def test_version_is_that_of_the_package() -> None:
-    assert lockstep("--version").stdout == f"lockstep {__version__}\n"
+@pytest.mark.parametrize("door", DOORS, ids=["server.py", "lockstep"])
+def test_version_is_that_of_the_package(door: list[str]) -> None:
+    assert through(door, "--version").stdout == f"lockstep {__version__}\n"
 
 
 def test_a_flag_may_be_given_in_two_words() -> None:
@@ -122,10 +131,10 @@ def test_a_token_that_no_server_would_accept_is_not_made(args: list[str], said: 
 
 @pytest.mark.parametrize("door", DOORS, ids=["server.py", "lockstep"])
 def test_both_doors_make_a_token_with_what_was_asked(door: list[str], secret: Path) -> None:
-    done = lockstep(
+    done = through(
+        door,
         *("token", f"--sid={SESSION.upper()}", "--scope=view", f"--sub={PLAYER}", "--ttl=60"),
         f"--jwt-secret-file={secret}",
-        door=door,
     )
     assert done.returncode == 0, done.stderr
     claims = jwt.decode(done.stdout.strip(), secret.read_bytes().strip(), algorithms=["HS256"])
