@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 Argument = str | bytes | int
 
+# The reader moves all that it has not read yet to the front, again and again: what has piled up is fed to it
+# in pieces, which it takes a fraction of the time to read.
+FEED_BYTES = 8192
+
 
 class LinkDown(Exception):
     """No answer. `sent` says whether the request may have reached Redis."""
@@ -76,20 +80,25 @@ class RespConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.moved_at_s = asyncio.get_running_loop().time()
-        self._reader.feed(data)
         try:
-            while (reply := self._reader.gets()) is not False:
-                if self.on_push is not None:
-                    self.on_push(reply)
-                elif self._batches:
-                    self._on_reply(self._batches[0], reply)
-                elif isinstance(reply, hiredis.ReplyError):
-                    self._close_reason = str(reply)
+            for start in range(0, len(data), FEED_BYTES):
+                self._reader.feed(data, start, min(FEED_BYTES, len(data) - start))
+                self._take_replies()
         except hiredis.ProtocolError:
             log.exception(
                 "what answers is no Redis, or something between changes its answers; connecting anew"
             )
             self.abort()
+
+    def _take_replies(self) -> None:
+        gets = self._reader.gets
+        while (reply := gets()) is not False:
+            if self.on_push is not None:
+                self.on_push(reply)
+            elif self._batches:
+                self._on_reply(self._batches[0], reply)
+            elif isinstance(reply, hiredis.ReplyError):
+                self._close_reason = str(reply)
 
     def _on_reply(self, batch: _Batch, reply: Any) -> None:
         if len(batch.replies) < len(batch.futures):

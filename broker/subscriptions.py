@@ -15,7 +15,6 @@ log = logging.getLogger(__name__)
 
 # Channels in one SUBSCRIBE; more at once would keep Redis from other clients.
 SUBSCRIBE_SLICE = 500
-MESSAGES = frozenset({b"message", b"smessage"})
 CONFIRMATIONS = frozenset({b"subscribe", b"psubscribe", b"ssubscribe"})
 
 Receiver = Callable[[bytes], None]
@@ -107,12 +106,12 @@ class Subscriptions:
         kind = reply[0]
         try:
             # What comes behind an UNSUBSCRIBE of ours has no receiver any more.
-            if kind == b"pmessage":
-                if (receive_of := self._pattern_receivers.get(reply[1])) is not None:
-                    receive_of(reply[2], reply[3])
-            elif kind in MESSAGES:
+            if kind == b"message" or kind == b"smessage":
                 if (receive := self._receivers.get(reply[1])) is not None:
                     receive(reply[2])
+            elif kind == b"pmessage":
+                if (receive_of := self._pattern_receivers.get(reply[1])) is not None:
+                    receive_of(reply[2], reply[3])
             elif kind in CONFIRMATIONS:
                 confirmation = self._confirmations.pop(reply[1], None)
                 if confirmation is not None and not confirmation.done():

@@ -25,7 +25,8 @@ class Topic:
     ) -> None:
         self.partition = partition
         self.listener: Listener | None = None
-        self.has_received = False  # anything but its own probe
+        # Anything but its own probe; what is relayed on the channel of one session does not count.
+        self.has_received = False
         # A channel on which this process publishes to itself; None: there is none.
         self.probe = channels.probe(process) if has_probe else None
         self.probe_sent_at_s: float | None = None  # the first one that has not come back
@@ -106,11 +107,12 @@ class Topic:
 
     def _receivers_of(self, session_id: str) -> dict[str, Receiver]:
         """Those of a session in targeted routing."""
+        assert self.listener is not None
         if self._channels.is_sharded:
             return {self._channels.update(session_id): self._on_update_or_message}
         return {
             self._channels.update(session_id): self._on_update,
-            self._channels.message(session_id): partial(self._relay, session_id),
+            self._channels.message(session_id): partial(self.listener.on_relayed, session_id),
         }
 
     # --- sessions, in targeted routing ---------------------------------------------------------------
@@ -177,17 +179,14 @@ class Topic:
         if addressed is None:
             self._on_update(payload)  # which counts it as junk
         else:
-            self._relay(*addressed)
+            assert self.listener is not None
+            self.has_received = True
+            self.listener.on_relayed(*addressed)
 
     def _on_message(self, channel: bytes, payload: bytes) -> None:
         assert self.listener is not None
         self.has_received = True
         self.listener.on_relayed(self._channels.session_of(channel), payload)
-
-    def _relay(self, session_id: str, payload: bytes) -> None:
-        assert self.listener is not None
-        self.has_received = True
-        self.listener.on_relayed(session_id, payload)
 
     def _on_probe(self, payload: bytes) -> None:
         self.probe_received_at_s, self.probe_sent_at_s = time.monotonic(), None

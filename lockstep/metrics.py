@@ -1,5 +1,6 @@
 """What operators see at /metrics: every figure of a process is named here, with bounded labels."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from prometheus_client import (
@@ -38,14 +39,14 @@ class _Tally(Collector):
 
     def __init__(self, name: str, help_: str, labels: tuple[str, ...] = ()) -> None:
         self._name, self._help, self._labels = name, help_, labels
-        self._counts: dict[tuple[str, ...], int] = {} if labels else {(): 0}
+        self.counts: defaultdict[tuple[str, ...], int] = defaultdict(int, {} if labels else {(): 0})
 
-    def inc(self, *values: str, by: int = 1) -> None:
-        self._counts[values] = self._counts.get(values, 0) + by
+    def inc(self, *values: str) -> None:
+        self.counts[values] += 1
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
-        for values, count in self._counts.items():
+        for values, count in self.counts.items():
             family.add_metric(values, count)
         yield family
 
@@ -139,7 +140,7 @@ class Metrics:
         self._messages.inc("in", known)
 
     def count_sent(self, type_: str, clients: int = 1) -> None:
-        self._messages.inc("out", type_, by=clients)
+        self._messages.counts["out", type_] += clients
 
     def observe_request(self, method: str, route: str, code: int, duration_s: float) -> None:
         """Count a request; `route` is a pattern, never a path, so that labels stay few."""

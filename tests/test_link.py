@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import hiredis
 import pytest
 
 from broker import link as link_module
@@ -248,3 +249,17 @@ async def test_a_greeting_that_nobody_answers_is_begun_anew(monkeypatch: pytest.
     finally:
         await link.close()
         redis.close()
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 70_000])
+async def test_what_has_piled_up_is_handed_out_whole_and_in_order(size: int) -> None:
+    connection = RespConnection()
+    pushed: list[list[bytes]] = []
+    connection.on_push = pushed.append
+    messages = [[b"message", b"a channel", b"%d" % number * size] for number in range(10, 60)]
+    data = b"".join(hiredis.pack_command(tuple(each)) for each in messages)
+    # The last one is not all here.
+    connection.data_received(data[:-1])
+    assert pushed == messages[:-1]
+    connection.data_received(data[-1:])
+    assert pushed == messages

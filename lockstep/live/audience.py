@@ -70,13 +70,17 @@ class Audience:
     def serve(self, time_is_up: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""
         recipients = self.recipients
-        while self._pending or recipients.unserved:
+        while True:
             if not recipients.unserved:
-                self._begin_round()
+                if not self._pending:
+                    return True
+                frames, self._pending = self._pending, NOTHING
+                recipients.begin(frames)
+                if self._ahead is not None:
+                    self._leave_out_ahead(frames)
             while recipients.serve(PEERS_PER_LOOK):
                 if time_is_up():
                     return False
-        return True
 
     def close(self, how: Close, time_is_up: Callable[[], bool]) -> bool:
         """Close all peers; True when that is done, False when the time was over first."""
@@ -88,13 +92,10 @@ class Audience:
                 return False
         return True
 
-    def _begin_round(self) -> None:
-        frames, self._pending = self._pending, NOTHING
+    def _leave_out_ahead(self, frames: Frames) -> None:
+        """Those that have had some of the frames of the round that begins are sent the others only."""
         ahead, self._ahead = self._ahead, None
-        self.recipients.begin(frames)
-        if ahead is None:
-            return
-        for peer, count in ahead.items():
+        for peer, count in (ahead or {}).items():
             # It may be gone since, with one of these sends.
             if self.recipients.skip(peer) is not None and count < len(frames):
                 peer.send_batch(frames[count:])

@@ -216,8 +216,7 @@ class Hub:
         if message is None:
             self._discard(f"ws:{session_id}", payload)
             return
-        if not room.is_scheduled:
-            self._serving.schedule(room)
+        self._serving.schedule(room)
         self._metrics.count_sent("RELAYED", room.put_relayed(message, self._broker))
 
     def on_presence(

@@ -33,7 +33,7 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
         head = _HEAD_16(0x80 | opcode, 126, length)
     else:
         head = _HEAD_64(0x80 | opcode, 127, length)
-    return b"".join((head, payload))
+    return head + payload
 
 
 def deflate_frame(frame: bytes) -> bytes:

@@ -170,7 +170,7 @@ def _read_foreign(payload: bytes, now_ms: int) -> Update | Deletion | None:
     return Update(session_id, state_update(session_id, now_ms, text), text, head, is_foreign=True)
 
 
-class _Typed(Struct):
+class _Typed(Struct, gc=False):
     type: str
 
 
