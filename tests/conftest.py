@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import asyncio
+import gc
 import importlib
 import inspect
 import os
@@ -32,16 +33,25 @@ from tests.support.ws_client import abort_all  # noqa: E402
 TEST_TIMEOUT_S = 150
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Each worker reads a share of the files before all of them: each file is compiled by one worker."""
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Read the files. What that leaves stays, and no collection of garbage looks at it, then or later.
+
+    Each worker reads a share of the files before all of them: each file is compiled by one worker.
+    """
+    gc.disable()
     worker = getattr(session.config, "workerinput", None)
-    if worker is None:
-        return
-    files = sorted(file for folder in session.config.args for file in Path(folder).glob("test_*.py"))
-    for file in files[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
-        with suppress(Exception):  # it is told when all are collected
-            importlib.import_module(f"tests.{file.stem}")
+    if worker is not None:
+        files = sorted(file for folder in session.config.args for file in Path(folder).glob("test_*.py"))
+        for file in files[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+            with suppress(Exception):  # it is told when all are collected
+                importlib.import_module(f"tests.{file.stem}")
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
