@@ -39,7 +39,9 @@ async def _opened(name: str, endpoint: Endpoint, prefix: str) -> AsyncIterator[S
             else:
                 partitions = {None: await _linked(name, endpoint, stack, False)}
         except (OSError, LinkDown, Refused) as error:
-            raise MigrationFailed(f"{name} ({endpoint.shown}): {error or 'it does not answer'}") from None
+            raise MigrationFailed(
+                f"{name} ({endpoint.shown}): {str(error) or 'it does not answer'}"
+            ) from None
         yield Side(name, endpoint.shown, prefix, partitions, list(dict.fromkeys(partitions.values())))
 
 

@@ -13,6 +13,7 @@ import pytest
 from tornado.netutil import bind_sockets
 
 from broker.link import BACK_SOON_S
+from lockstep import sessions
 from lockstep.addresses import Addresses
 from lockstep.config import Settings
 from lockstep.contract import Charge
@@ -23,6 +24,13 @@ from tests.support.metrics import figures
 from tests.support.processes import Answer, ServerProcess, read_answer, request, running
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.ws_client import Closed, WsClient
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of switches that come at once none is given up because the machine is slow."""
+    monkeypatch.setattr(sessions, "GIVE_UP_S", 60.0)
+
 
 # --- arithmetic ----------------------------------------------------------------------------------
 

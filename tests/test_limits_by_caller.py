@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from tornado.netutil import bind_sockets
 
+from lockstep import sessions
 from lockstep.config import Settings
 from server import Server
 from tests.support.load import eventually
@@ -18,6 +19,12 @@ from tests.support.processes import Answer, request
 from tests.support.redis_server import RedisServer
 from tests.support.tokens import ANNA, BERT, SECRET, token
 from tests.support.ws_client import Closed, WsClient, abort_all
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of switches that come at once none is given up because the machine is slow."""
+    monkeypatch.setattr(sessions, "GIVE_UP_S", 60.0)
 
 
 @asynccontextmanager

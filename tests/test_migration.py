@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import signal
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from msgspec import structs
 
 import broker as brokers
+from broker import migration_ends
 from cli import run_command
 from lockstep.changes import NOBODY
 from lockstep.contract import Broker, EpochTooLow, IdempotencyRecord
@@ -137,7 +139,7 @@ async def test_a_creation_without_an_id_is_not_made_again_after_the_move(ends: t
     unnamed = structs.replace(spec(new_id(), Mode.GLOBAL, total_time_ms=1_000), session_id="")
     names = [("POST", "/v1/sessions", "", f"key {number}") for number in range(5)]
     contexts = [
-        structs.replace(NOBODY, idempotent=Idempotent.of(name, name, b"{}", {}, 60)) for name in names
+        structs.replace(NOBODY, idempotent=Idempotent.of(name, name, b"{}", {}, 600)) for name in names
     ]
     async with source.opened() as broker:
         service = Sessions(broker, Lifetimes(), Metrics())
@@ -266,7 +268,7 @@ async def test_a_process_that_comes_during_the_move_undoes_it(ends: tuple[End, E
 
     def say(line: str) -> None:
         if line.startswith("copied"):
-            source.client.set(source.keys(session_id).life_sign(new_id()), 1, ex=15)
+            source.client.set(source.keys(session_id).life_sign(new_id()), 1, ex=600)
             coming.append(asyncio.create_task(one_comes()))
 
     with pytest.raises(ValueError, match="FROM is used by 1 process: one came while"):
@@ -323,6 +325,16 @@ def test_what_cannot_be_moved_is_said_in_one_line(args: list[str], said: str) ->
         run_command(["migrate", *args])
     assert said in str(refusal.value)
     assert "hush" not in str(refusal.value)
+
+
+async def test_an_end_that_does_not_answer_is_named(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration_ends, "START_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        url = f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"
+        with pytest.raises(ValueError, match=rf"\AFROM \({url}\): it does not answer\Z"):
+            await brokers.migrate(url, redis_server.url, "", print)
 
 
 async def test_a_prefix_that_a_cluster_gives_a_meaning_is_not_moved(

@@ -51,7 +51,8 @@ def wait_for_version(page: Page, version: int) -> None:
 
 def shown_ms(page: Page, selector: str) -> tuple[float, float]:
     """What a face shows in this very frame, and the machine's time at which it did."""
-    script = """(selector) => {
+    script = """async (selector) => {
+        await new Promise(requestAnimationFrame);
         const [whole, fraction = "0"] = document.querySelector(selector).textContent.split(".");
         const seconds = whole.split(":").reduce((sum, part) => 60 * sum + Number(part), 0);
         return [1000 * (seconds + Number("0." + fraction)), performance.timeOrigin + performance.now()];
@@ -147,20 +148,32 @@ def test_two_tabs_show_the_same_running_clock(tabs: Tabs) -> None:
     other = tabs.also_open(one)
     for page in (one, other):
         wait_for(page, "parseFloat(document.querySelector('.face').textContent.split(':')[1]) > 0.5")
-    shown, at = shown_ms(one, ".face")
-    shown_other, at_other = shown_ms(other, ".face")
-    assert abs((shown_other - shown) - (at_other - at)) < 500
+
+    def apart_ms() -> float:
+        shown, at = shown_ms(one, ".face")
+        shown_other, at_other = shown_ms(other, ".face")
+        return abs((shown_other - shown) - (at_other - at))
+
+    # A page that was not drawn for a while, or that has just measured the time badly, is right soon after.
+    for _ in range(100):
+        if apart_ms() < 500:
+            break
+        one.wait_for_timeout(100)
+    else:
+        raise AssertionError(f"they are {apart_ms()} ms apart")
 
 
 def test_a_switch_in_one_tab_appears_in_the_other(tabs: Tabs) -> None:
-    one = tabs.start("chess", 2)
-    other = tabs.also_open(one)
-    expect(other.locator("#status")).to_have_text(turn("White"))
+    body = short("per_participant", 900_000, people=2) | {"increment_ms": 60_000}
+    one = tabs.open_session(body)
     one.click("#primary")
-    expect(other.locator("#status")).to_have_text(turn("Black"))
-    assert name_of_turn(other) == "Black"
-    # White used less than the ten seconds that a move adds.
-    expect(other.locator(".face").first).to_have_text(re.compile(r"15:(0[1-9]|10)"))
+    other = tabs.also_open(one)
+    expect(other.locator("#status")).to_have_text(turn("Ann"))
+    one.click("#primary")
+    expect(other.locator("#status")).to_have_text(turn("Ben"))
+    assert name_of_turn(other) == "Ben"
+    # Ann used less than the minute that a move adds.
+    expect(other.locator(".face").first).to_have_text(re.compile(r"15:\d\d|16:00"))
     assert version(other) == version(one) == 3
 
 
@@ -492,7 +505,8 @@ def test_a_clock_made_elsewhere_is_shown_without_any_metadata(tabs: Tabs) -> Non
 def test_a_clock_that_has_run_out_says_so(tabs: Tabs) -> None:
     page = tabs.open()
     script = """async () => {
-        const people = [1, 2].map((n) => ({ participant_id: crypto.randomUUID(), total_time_ms: 1000 * n }));
+        const people = [1_000, 600_000].map((ms) => ({
+            participant_id: crypto.randomUUID(), total_time_ms: ms }));
         const answer = await fetch("v1/sessions", {
             method: "POST", headers: { "Content-Type": "application/json" },
             body: JSON.stringify({ sync_mode: "per_participant", participants: people }) });
@@ -537,7 +551,7 @@ def test_an_exam_that_is_finished_early_keeps_what_it_had_left(tabs: Tabs) -> No
     page = tabs.open_session(short("global", 600_000, people=0))
     page.click("#primary")
     expect(page.locator(RUNS)).to_be_visible()
-    page.evaluate(COMMAND, ["adjust", {"delta_ms": -99_000}])
+    page.evaluate(COMMAND, ["adjust", {"delta_ms": -61_000}])
     page.click("#primary")  # it pauses
     expect(page.locator("#status")).to_have_text("Paused")
     left = page.locator(".face").text_content() or ""

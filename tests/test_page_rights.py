@@ -49,7 +49,7 @@ def created(tabs: Tabs) -> str:
     """The id of a game of Ann and Ben."""
     body: dict[str, Any] = {
         "sync_mode": "per_participant",
-        "participants": [{"participant_id": each, "total_time_ms": 60_000} for each in (ANN, BEN)],
+        "participants": [{"participant_id": each, "total_time_ms": 3_600_000} for each in (ANN, BEN)],
         "metadata": {"title": "A game", "names": {ANN: "Ann", BEN: "Ben"}},
     }
     headers = {"Authorization": f"Bearer {token()}"}

@@ -28,7 +28,7 @@ ADMIN = {"Authorization": f"Bearer {token('admin')}"}
 # The times of the contract: a join is told within 0.5 s, a departure 3 s late, the end of a dead process
 # within 15 s. The rest is what a busy machine may take for 300 clients.
 JOINED_S, LEFT_S, DEAD_S = 0.5, 3.5, 15.0
-BUSY_S = 5.0
+BUSY_S = 20.0
 PATIENCE_S = 40.0
 
 

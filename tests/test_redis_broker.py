@@ -48,6 +48,12 @@ async def running(process: ServerProcess, **fields: Any) -> str:
     return str(session_id)
 
 
+def now_ms(redis: RedisServer) -> int:
+    with redis.client as client:
+        seconds, microseconds = client.time()
+    return int(seconds * 1000 + microseconds // 1000)
+
+
 class CommitFault:
     """Lets the next commit through to Redis, and does `fault` to its reply."""
 
@@ -152,7 +158,7 @@ async def test_while_redis_is_away_rest_answers_503_and_sockets_stay_open(redis:
             assert error["code"] == "BROKER_UNAVAILABLE"
             assert error["details"]["outcome"] in ("not_applied", "unknown")
             assert answer.headers["Retry-After"] == "1"
-            assert time.monotonic() - began < 3, "the wait is bounded"
+            assert time.monotonic() - began < 9, "the wait is bounded"
         assert (await rest(f"{process.url}/health", method="GET")).code == 200
         ready = await rest(f"{process.url}/ready", method="GET")
         assert ready.code == 503
@@ -319,21 +325,23 @@ async def test_processes_whose_system_clocks_differ_agree_on_time(redis: RedisSe
     options = (f"--broker={redis.url}", f"--prefix={uuid.uuid4()}-", f"--routing={routing}")
     right, fast = ServerProcess(*options), ServerProcess(*options, env=ahead)
     try:
-        session_id = await running(right, budget_ms=60_000)
+        began_ms = now_ms(redis)
+        session_id = await running(right, budget_ms=3_600_000)
         clients = [
             await WsClient.connect(f"{each.ws_url}/ws?sessionId={session_id}") for each in (right, fast)
         ]
         for client in clients:
             await client.recv()
         for turn in range(10):
+            before_ms = now_ms(redis)
             answer = await rest(f"{(right, fast)[turn % 2].url}/v1/sessions/{session_id}/switch")
             assert answer.code == 200, "its instants are refused"
-            seconds, microseconds = redis.client.time()
+            after_ms = now_ms(redis)
             for client in clients:
                 message = await client.recv_type("STATE_UPDATE")
-                assert abs(message["timestamp"] - (seconds * 1000 + microseconds // 1000)) < 500
-        used = sum(seat["time_used_ms"] for seat in message["state"]["participants"])
-        assert used < 5000, "the difference of the clocks was charged to somebody"
+                assert before_ms - 500 < message["timestamp"] < after_ms + 500
+        used_ms = sum(seat["time_used_ms"] for seat in message["state"]["participants"])
+        assert used_ms < after_ms - began_ms + 500, "the difference of the clocks was charged to somebody"
         for process in (right, fast):
             before = redis.client.time()
             told = ujson.loads((await rest(f"{process.url}/v1/time", method="GET")).body)["timestamp_ms"]

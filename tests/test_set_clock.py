@@ -28,6 +28,8 @@ SHIFTS_S = (60.0, 2.5, 3600.0)
 DAY_MS = 86_400_000
 # How long a machine with other things to do may take over a handful of requests.
 SLOW_MS = 20_000
+# An error of the time: half of what the best of some round trips takes, also on a machine that is slow.
+SMALL_MS = 30
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ async def until_all_follow(redis: ShiftedRedis, processes: list[ServerProcess]) 
     async def follow() -> bool:
         return all([abs(await shown_ms(each) - redis.now_ms()) < 1000 for each in processes])
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not await follow():
             await asyncio.sleep(0.05)
 
@@ -166,8 +168,8 @@ async def test_a_clock_that_nobody_touched_has_lost_nothing_when_time_is_back(
     redis: ShiftedRedis, shift_s: float
 ) -> None:
     async with servers(redis) as processes:
-        session = await running(processes[0], budget_ms=7_200_000)
         began_ms = redis.now_ms()
+        session = await running(processes[0], budget_ms=7_200_000)
         redis.shift(shift_s)
         await until_all_follow(redis, processes)
         assert (await read(processes[0], session["session_id"]))["version"] == 2
@@ -277,7 +279,7 @@ class Witness:
 
 async def test_the_error_bound_is_small_where_all_is_well(redis: ShiftedRedis) -> None:
     async with brokers(redis) as (broker,):
-        await Witness(redis, broker).until(0, 3, timeout_s=20)
+        await Witness(redis, broker).until(0, SMALL_MS, timeout_s=60)
 
 
 @pytest.mark.parametrize("shift_s", [-1.5, 1.5, -60.0, 60.0])
@@ -302,7 +304,7 @@ async def test_the_error_bound_is_small_again_when_all_is_slewed(redis: ShiftedR
         await broker.commit(commit)
         witness = Witness(redis, broker)
         assert witness.assert_bound() > 500
-        await witness.until(0, 3, timeout_s=30)
+        await witness.until(0, SMALL_MS, timeout_s=60)
 
 
 async def test_the_error_bound_grows_while_the_link_is_stalled(redis: ShiftedRedis) -> None:
@@ -350,13 +352,13 @@ async def test_a_limits_window_begins_anew_when_the_clock_was_set_back(
     redis: ShiftedRedis, shift_s: float
 ) -> None:
     async with brokers(redis) as (broker,):
-        charge = Charge("general:somebody", 2, 2000)
+        charge = Charge("general:somebody", 2, 60_000)
         for count in (1, 2, 3):
             ((counted, _),) = await broker.spend([charge])
             assert counted == count
         redis.shift(-shift_s)
         ((count, left_ms),) = await broker.spend([charge])
-        assert (count, left_ms) == (1, 2000)
+        assert (count, left_ms) == (1, 60_000)
 
 
 async def test_the_dead_hold_their_places_no_longer_for_a_clock_set_back(redis: ShiftedRedis) -> None:

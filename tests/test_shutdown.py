@@ -6,23 +6,23 @@ import json
 import os
 import signal
 import socket
-import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 
 import pytest
 
 from server import BACK_WITHIN_S, CLOSES_PER_S, LINGER_S, come_back_after_ms
-from tests.support.processes import Answer, ServerProcess, parse_answer
+from tests.support.processes import Answer, ServerProcess, parse_answer, wait_until
 from tests.support.ws_client import CLOSE, TEXT, Closed, WsClient, encode
 
 TOLD = Closed(1001, "Server shutting down")
-LONG_DRAIN_S, SHORT_DRAIN_S = 20, 1
-# What a busy machine may add. A client that does not answer is aborted after 5 s anyhow: with a short
-# drain time the end must come before that.
-GRACE_S = 3
+LONG_DRAIN_S, SHORT_DRAIN_S = 60, 1
+# It is said where who is left was cut off by the drain time. A client that does not answer is aborted after
+# 5 s anyhow: then nothing is said.
+CUT_OFF = f"stopping took longer than drain_s={SHORT_DRAIN_S}: who is left is cut off"
 
 
 in_a_hurry = pytest.mark.parametrize("server", [SHORT_DRAIN_S], indirect=True, ids=[""])
@@ -44,8 +44,16 @@ def watch_url(server: ServerProcess) -> str:
     return f"{server.ws_url}/ws?sessionId={uuid.uuid4()}"
 
 
-async def exit_code(server: ServerProcess, within_s: float) -> int:
-    return await asyncio.to_thread(server.wait, within_s)
+async def exit_code(server: ServerProcess) -> int:
+    """How it ends: long before the drain time is over, where that is a long one."""
+    return await asyncio.to_thread(server.wait, LONG_DRAIN_S / 2)
+
+
+async def has_cut_off(server: ServerProcess) -> None:
+    def said() -> bool:
+        return any(line["message"] == CUT_OFF for line in server.log())
+
+    await asyncio.to_thread(wait_until, said, what="a line that says who was cut off")
 
 
 async def is_refused(server: ServerProcess) -> bool:
@@ -143,13 +151,11 @@ async def test_every_client_is_told_and_the_exit_is_clean(
         clients = [await stack.enter_async_context(await WsClient.connect(url)) for url in urls]
         for client in clients:
             assert (await client.recv())["type"] == "CONNECTED"
-        began_s = time.monotonic()
         os.kill(server.pid, number)
         for client in clients:
             assert await client.recv() == TOLD
-        assert await exit_code(server, 10) == 0
-        # All have answered: nothing was waited for.
-        assert time.monotonic() - began_s < LONG_DRAIN_S / 2
+        # All have answered: nothing is waited for.
+        assert await exit_code(server) == 0
 
 
 async def test_a_terminal_that_closes_hurries_nobody(server: ServerProcess) -> None:
@@ -159,7 +165,7 @@ async def test_a_terminal_that_closes_hurries_nobody(server: ServerProcess) -> N
         for _ in range(3):
             os.kill(server.pid, signal.SIGHUP)
         assert await client.recv() == TOLD
-    assert await exit_code(server, 10) == 0
+    assert await exit_code(server) == 0
 
 
 def test_a_process_that_was_told_to_ignore_its_terminal_stays() -> None:
@@ -179,20 +185,22 @@ def test_a_process_that_was_told_to_ignore_its_terminal_stays() -> None:
 async def test_many_clients_are_not_sent_away_all_at_once(server: ServerProcess) -> None:
     """They come back to the other processes, which have work to do."""
 
-    async def told_at(client: WsClient) -> float:
+    async def is_told(client: WsClient) -> None:
         assert await client.recv_type("CONNECTED")
         assert await client.recv() == TOLD
-        return time.monotonic()
 
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(await WsClient.connect(watch_url(server))) for _ in range(600)
         ]
-        tasks = [asyncio.create_task(told_at(client)) for client in clients]
+        tasks = [asyncio.create_task(is_told(client)) for client in clients]
         server.terminate()
-        times = await asyncio.gather(*tasks)
-        assert max(times) - min(times) > 600 / 500 / 3
-        assert await exit_code(server, 10) == 0
+        await asyncio.gather(*tasks)
+        assert await exit_code(server) == 0
+    # By the server's own account: a client that was not awake hears of several at once.
+    ended = [datetime.fromisoformat(str(line["at"])) for line in server.log() if "close_code" in line]
+    assert len(ended) == 600
+    assert (max(ended) - min(ended)).total_seconds() > 600 / 500 / 3
 
 
 @pytest.mark.parametrize("drain_s", [0.1, 2.0, 10.0, 60.0])
@@ -234,19 +242,17 @@ async def test_clients_of_v2_are_told_to_come_back_one_after_the_other(server: S
         # Closed within half of that, they are to come back within 300 / 500 s.
         assert sorted(delays_ms) == [come_back_after_ms(place, 300, 0.5) for place in range(300)]
         assert (min(delays_ms), max(delays_ms)) == (1, 100)
-        assert await exit_code(server, 10) == 0
+        assert await exit_code(server) == 0
 
 
 async def test_without_clients_the_exit_is_clean_and_at_once(server: ServerProcess) -> None:
-    began_s = time.monotonic()
     server.terminate()
-    assert await exit_code(server, 10) == 0
-    assert time.monotonic() - began_s < LONG_DRAIN_S / 2
+    assert await exit_code(server) == 0
 
 
 async def fall_behind(server: ServerProcess, session_id: str) -> int:
     """More states than the kernel takes for a client that does not read; the version of the last."""
-    seats = [{"participant_id": str(uuid.uuid4()), "total_time_ms": 60_000} for _ in range(1000)]
+    seats = [{"participant_id": str(uuid.uuid4()), "total_time_ms": 3_600_000} for _ in range(1000)]
     body = {"session_id": session_id, "sync_mode": "per_participant", "participants": seats}
     version = (await server.call("POST", "/v1/sessions", body)).data["version"]
     for command in ["start", *["pause", "resume"] * 15]:
@@ -263,7 +269,7 @@ async def test_a_client_that_is_behind_gets_what_it_is_owed_before_it_is_told(se
         while not isinstance(message := await client.recv(), Closed):
             latest = message["state"]["version"] if "state" in message else latest
         assert (latest, message) == (version, TOLD)
-        assert await exit_code(server, 10) == 0
+        assert await exit_code(server) == 0
 
 
 # --- what is in flight ---------------------------------------------------------------------------
@@ -277,7 +283,7 @@ async def test_a_request_in_flight_is_answered_and_nobody_else_gets_in(server: S
         answer = await upload.finish()
         assert (answer.status, answer.data["session_id"]) == (201, upload.session_id)
         assert await client.recv() == TOLD
-        assert await exit_code(server, 10) == 0
+        assert await exit_code(server) == 0
 
 
 async def test_readiness_is_denied_while_the_rest_is_finished(server: ServerProcess) -> None:
@@ -298,7 +304,7 @@ async def test_readiness_is_denied_while_the_rest_is_finished(server: ServerProc
         other.ask("/health")
         assert (await other.answer()).body == {"status": "ok"}
         assert (await upload.finish()).status == 201
-        assert await exit_code(server, 10) == 0
+        assert await exit_code(server) == 0
 
 
 async def test_who_stood_in_the_queue_of_the_listener_is_answered(server: ServerProcess) -> None:
@@ -312,7 +318,7 @@ async def test_who_stood_in_the_queue_of_the_listener_is_answered(server: Server
         os.kill(server.pid, signal.SIGCONT)
         for wire in wires:
             assert (await wire.answer()).status == 200
-    assert await exit_code(server, 10) == 0
+    assert await exit_code(server) == 0
 
 
 async def until_nothing_is_answered_any_more(server: ServerProcess) -> None:
@@ -360,7 +366,7 @@ async def test_an_answer_on_its_way_arrives_whole(server: ServerProcess) -> None
         assert 1 < len(heads) < 40
     finally:
         writer.transport.abort()
-    assert await exit_code(server, 10) == 0
+    assert await exit_code(server) == 0
 
 
 async def test_who_wants_to_stay_is_sent_on(server: ServerProcess) -> None:
@@ -379,7 +385,7 @@ async def test_who_wants_to_stay_is_sent_on(server: ServerProcess) -> None:
         answer = await wire.answer()
         assert (answer.status, answer.body["error"]["code"]) == (503, "SHUTTING_DOWN")
         assert answer.headers["retry-after"] == "1"
-    assert await exit_code(server, 10) == 0
+    assert await exit_code(server) == 0
 
 
 # --- how long it takes ---------------------------------------------------------------------------
@@ -390,12 +396,11 @@ async def test_a_client_that_never_answers_is_waited_for_no_longer_than_the_drai
     server: ServerProcess,
 ) -> None:
     async with await WsClient.connect(watch_url(server)) as client:
-        began_s = time.monotonic()
         server.terminate()
         assert (await client.recv())["type"] == "CONNECTED"
         await ignore_the_close(client)
-        assert await exit_code(server, 10) == 0
-        assert time.monotonic() - began_s < SHORT_DRAIN_S + GRACE_S
+        assert await exit_code(server) == 0
+        await has_cut_off(server)
 
 
 @in_a_hurry
@@ -405,10 +410,9 @@ async def test_a_client_that_does_not_read_is_waited_for_no_longer_than_the_drai
     url = watch_url(server)
     async with await WsClient.connect(url, rcvbuf=4096, limit=4096):
         await fall_behind(server, url[-36:])
-        began_s = time.monotonic()
         server.terminate()
-        assert await exit_code(server, 10) == 0
-        assert time.monotonic() - began_s < SHORT_DRAIN_S + GRACE_S
+        assert await exit_code(server) == 0
+        await has_cut_off(server)
 
 
 @in_a_hurry
@@ -416,10 +420,9 @@ async def test_a_request_that_never_ends_is_waited_for_no_longer_than_the_drain_
     server: ServerProcess,
 ) -> None:
     async with uploading(server):
-        began_s = time.monotonic()
         server.terminate()
-        assert await exit_code(server, 10) == 0
-        assert time.monotonic() - began_s < SHORT_DRAIN_S + GRACE_S
+        assert await exit_code(server) == 0
+        await has_cut_off(server)
 
 
 @in_a_hurry
@@ -429,7 +432,7 @@ async def test_clients_are_told_though_a_request_never_ends(server: ServerProces
         assert (await client.recv())["type"] == "CONNECTED"
         server.terminate()
         assert await client.recv() == TOLD
-        assert await exit_code(server, 10) == 0
+        assert await exit_code(server) == 0
 
 
 @pytest.mark.parametrize(
@@ -444,7 +447,7 @@ async def test_a_second_signal_ends_it_at_once(
         await listener_closed(server)
         assert server.process.poll() is None, "it waits for the upload"
         os.kill(server.pid, second)
-        assert await exit_code(server, 10) != 0
+        assert await exit_code(server) != 0
 
 
 @pytest.mark.long
@@ -473,7 +476,7 @@ async def test_clients_that_go_on_talking_do_not_hold_up_the_end(server: ServerP
         talking = [asyncio.create_task(talk(client)) for client in clients]
         listening = [asyncio.create_task(listen(client)) for client in clients]
         server.terminate()
-        assert await exit_code(server, 10) == 0
+        assert await exit_code(server) == 0
         for opcodes in await asyncio.wait_for(asyncio.gather(*listening), 10):
             assert opcodes.count(CLOSE) == 1
             assert opcodes[-1] == CLOSE

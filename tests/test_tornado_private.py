@@ -59,7 +59,9 @@ async def test_a_stream_knows_what_was_received_and_not_read() -> None:
         assert tornado_private.unread_bytes(stream) == 0
         assert tornado_private.is_reading_head(stream)
         client.send(b"GET")
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while not tornado_private.unread_bytes(stream):
+                await asyncio.sleep(0)
         assert tornado_private.unread_bytes(stream) == 3
         client.send(b" / HTTP/1.1\r\n\r\n")
         await reading

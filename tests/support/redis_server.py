@@ -209,7 +209,7 @@ class Sentinels:
             config.write_text(
                 f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
                 f"sentinel monitor lockstep 127.0.0.1 {self.master.port} 2\n"
-                "sentinel down-after-milliseconds lockstep 1000\n"
+                "sentinel down-after-milliseconds lockstep 60000\n"  # nothing moves by itself
                 "sentinel failover-timeout lockstep 5000\n"
             )
             process = subprocess.Popen(

@@ -102,6 +102,7 @@ class Returning:
     synced: asyncio.Event = field(default_factory=asyncio.Event)
     away_s: list[float] = field(default_factory=list)
     closes: list[int | None] = field(default_factory=list)
+    refused: int = 0
     went_back: bool = False
 
     async def run(self) -> None:
@@ -114,6 +115,7 @@ class Returning:
                 client = await WsClient.connect(url, limit=2**20, headers=headers)
             except (OSError, asyncio.IncompleteReadError):
                 client = None
+                self.refused += 1
             began_s = time.monotonic()
             if client is not None:
                 await self._follow(client, lost_at_s)
