@@ -136,6 +136,7 @@ class Server:
             else None,
             metrics=metrics,
             not_ready=self.not_ready,
+            not_served=self.broker.not_served,
             is_draining=lambda: self._is_draining,
         )
         v1 = ProtocolV1(self.hub, self.broker, limits, metrics)

@@ -19,11 +19,12 @@ async def health(request: Request, services: Services) -> Reply:
 
 
 async def ready(request: Request, services: Services) -> Reply:
-    """Whether a proxy may send traffic here."""
+    """Whether a proxy may send traffic here, and for which sessions that is of no use."""
     reasons = services.not_ready()
     if reasons:
         return Reply(503, dumps({"status": "not_ready", "reasons": reasons}))
-    return Reply(200, dumps({"status": "ready"}))
+    parts = services.not_served()
+    return Reply(200, dumps({"status": "ready"} | ({"not_served": parts} if parts else {})))
 
 
 async def figures(request: Request, services: Services) -> Reply:

@@ -38,5 +38,6 @@ class Services:
     """None where time passes by itself."""
     metrics: Metrics
     not_ready: Callable[[], list[str]]
+    not_served: Callable[[], list[str]]
     """The reasons why no traffic should come here."""
     is_draining: Callable[[], bool]

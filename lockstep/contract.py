@@ -251,6 +251,10 @@ class Bus(Protocol):
     def not_ready(self) -> list[str]:
         """Why this process should get no traffic now; empty when it should."""
 
+    def not_served(self) -> list[str]:
+        """Which parts of the store are away, and why, where it is in parts and those of others are served."""
+        return []
+
     @abc.abstractmethod
     async def hear(self, session_id: str) -> bool:
         """Hear the session's channel from now on. True once that is sure; False while the store is away."""

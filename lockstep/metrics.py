@@ -91,6 +91,9 @@ class Metrics:
         self.probe_age = gauge(
             "lockstep_probe_age_seconds", "Since a publication of its own came back to this process."
         )
+        self.unserved_partitions = gauge(
+            "lockstep_unserved_partitions", "Partitions of a Redis Cluster whose master does not answer."
+        )
         self.opened = tally("lockstep_connections_opened_total", "Connections that began.")
         self._closed = tally("lockstep_connections_closed_total", "Connections that ended.", ("code",))
         self._messages = tally(

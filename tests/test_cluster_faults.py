@@ -9,7 +9,7 @@ import pytest
 import ujson
 
 from broker.cluster.broker import ClusterBroker
-from broker.keys import partition_of, slot_of
+from broker.keys import PARTITIONS, partition_of, slot_of
 from lockstep.metrics import Metrics
 from tests.support.brokers import started
 from tests.support.faults import LoopLag, Scene, scene
@@ -93,7 +93,8 @@ async def replaced(cluster: RedisCluster, master: ClusterNode) -> ClusterNode:
 
 async def readiness(play: Scene) -> list[str]:
     answer = await rest(f"{play.servers[0].url}/ready", method="GET")
-    return [] if answer.code == 200 else list(ujson.loads(answer.body)["reasons"])
+    said = ujson.loads(answer.body)
+    return list(said.get("not_served", []) if answer.code == 200 else said["reasons"])
 
 
 async def ready_again(play: Scene) -> None:
@@ -101,6 +102,46 @@ async def ready_again(play: Scene) -> None:
         return "; ".join(await readiness(play))
 
     await eventually(complaint, 20, "it is not ready again")
+
+
+async def test_a_process_that_has_no_connection_to_a_master_is_ready_for_the_others(
+    calm_cluster: RedisCluster,
+) -> None:
+    broker = ClusterBroker(calm_cluster.url, "ready:", "all", False, metrics := Metrics())
+    first, *others = calm_cluster.masters()
+    lost = [number for number in range(PARTITIONS) if calm_cluster.master_of(slot_of(number)) is first]
+
+    async def complaint() -> str:
+        """Empty where it is ready, but not for those."""
+        if reasons := broker.not_ready():
+            return "; ".join(reasons)
+        found = b"lockstep_unserved_partitions %.1f\n" % len(lost) in metrics.text()
+        said = [each.partition(":")[0] for each in broker.not_served()]
+        wanted = [f"partitions {', '.join(map(str, lost))}"] if lost else []
+        return "" if found and said == wanted else f"not served: {said}"
+
+    async def is_not_ready() -> str:
+        named = [str(node.port) for node in (first, *others)]
+        reasons = broker.not_ready()
+        return "" if all(any(port in each for each in reasons) for port in named) else f"only {reasons}"
+
+    def freeze(node: ClusterNode) -> None:
+        node.freeze()
+        (master,) = [each for each in broker._masters.with_partitions() if each.address[1] == node.port]
+        master.link.reset("a test")  # as it is soon, since nothing moves on it
+
+    async with started(broker):
+        try:
+            freeze(first)
+            await eventually(complaint, 10, "it is not ready for the others")
+            for node in others:
+                freeze(node)
+            await eventually(is_not_ready, 10, "it is ready for nobody")
+        finally:
+            for node in (first, *others):
+                node.thaw()
+        lost.clear()
+        await eventually(complaint, 20, "it is not ready again")
 
 
 @pytest.mark.long
@@ -127,7 +168,7 @@ async def test_when_a_master_is_lost_every_client_shows_what_its_replica_has(
             is_named = any(str(master.announced_port) in each for each in reasons)
             return "" if is_named else f"it gives other reasons: {reasons}"
 
-        await eventually(says_which, 10, "the process says that it is ready")
+        await eventually(says_which, 10, "the process says that all is served")
         await replaced(cluster, master)
         await play.served()
         await ready_again(play)

@@ -16,6 +16,7 @@ class Failing(MemoryBroker):
 
     failure: Exception | Outcome | None = None
     reasons: list[str] = []
+    parts: list[str] = []
 
     async def commit(self, commit: Commit) -> Outcome:
         await asyncio.sleep(0.001)
@@ -25,6 +26,9 @@ class Failing(MemoryBroker):
 
     def not_ready(self) -> list[str]:
         return self.reasons
+
+    def not_served(self) -> list[str]:
+        return self.parts
 
 
 @pytest.fixture
@@ -94,3 +98,11 @@ async def test_a_process_that_is_not_ready_says_why(failing: Failing) -> None:
         assert answer.status == 503
         assert answer.body == {"status": "not_ready", "reasons": ["the store is away"]}
         assert (await api("GET", "/health")).body == {"status": "ok"}
+
+
+async def test_a_process_without_a_part_of_its_store_is_ready_and_names_the_part(failing: Failing) -> None:
+    async with serving() as api:
+        failing.parts = ["partitions 0, 3: Redis is away"]
+        answer = await api("GET", "/ready")
+        assert answer.status == 200
+        assert answer.body == {"status": "ready", "not_served": ["partitions 0, 3: Redis is away"]}

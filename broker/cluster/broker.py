@@ -74,7 +74,9 @@ class ClusterBroker(Broker):
         ]
         self._clock = ClusterClock(self._masters.clock_of, self._masters.clocks, metrics)
         self._tasks = Tasks()
+        self._is_started = False
         metrics.watch(metrics.probe_age, self._probe_age_s)
+        metrics.watch(metrics.unserved_partitions, lambda: sum(len(each.partitions) for each in self._away()))
 
     def _agreements(self, keys: Keys, changes: Changes) -> list[Agreement]:
         routing = "other processes route %s: --routing must be the same"
@@ -149,6 +151,7 @@ class ClusterBroker(Broker):
             await self._hearing.until_heard(self._subscribers)
         except Refused as error:
             raise ValueError(f"broker: {error}") from None
+        self._is_started = True
         self._tasks.on_beats(self._look, "the look at the cluster")
         self._tasks.repeat(self._keep_counts, lambda: OCCUPANCY_KEPT_S / 4, "counting WebSockets in Redis")
         self._tasks.repeat(self._keep_presence, lambda: PRESENCE_KEPT_S / 4, "keeping who is present")
@@ -181,7 +184,17 @@ class ClusterBroker(Broker):
     def not_ready(self) -> list[str]:
         if not (masters := self._masters.with_partitions()):
             return ["the masters of the Redis Cluster are not known yet"]
-        return [why for each in masters for why in each.probe.not_ready()]
+        up = [each for each in masters if each.link.is_up] if self._is_started else []
+        return [why for each in up or masters for why in each.probe.not_ready()]
+
+    def not_served(self) -> list[str]:
+        return [
+            f"partitions {', '.join(map(str, sorted(each.partitions)))}: {'; '.join(each.probe.not_ready())}"
+            for each in self._away()
+        ]
+
+    def _away(self) -> list[Master]:
+        return [each for each in self._masters.with_partitions() if not each.link.is_up]
 
     async def hear(self, session_id: str) -> bool:
         return await self._hearing.hear(session_id)

@@ -43,7 +43,9 @@ async def examine_cluster(settings: Settings) -> list[Finding]:
             if isinstance(link, Link):
                 links[address] = link
             else:
-                found.append((False, f"{endpoint.at(address).shown}: {link}"))
+                count = view.masters.count(address)
+                shown = f"{count} of {PARTITIONS} partitions are not served, the others are"
+                found.append((False, f"{endpoint.at(address).shown}: {link} Until then {shown}"))
         if links:
             try:
                 found += await _look_at_all(links, view, settings)

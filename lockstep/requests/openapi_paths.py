@@ -299,8 +299,10 @@ def _never_limited() -> dict[str, Schema]:
     def status(value: str) -> dict[str, Schema]:
         return {"status": {"type": "string", "enum": [value]}}
 
-    not_ready = object_of(status("not_ready") | {"reasons": {"type": "array", "items": STRING}})
-    ready = {"200": answer("Yes", object_of(status("ready"))), "503": answer("Not now", not_ready)}
+    texts = {"type": "array", "items": STRING}
+    not_ready = object_of(status("not_ready") | {"reasons": texts})
+    is_ready = object_of(status("ready") | {"not_served": texts}, optional=("not_served",))
+    ready = {"200": answer("Yes", is_ready), "503": answer("Not now", not_ready)}
     text = answer("Text") | {"content": {"text/plain": {"schema": STRING}}}
     upgrade_errors = (
         errors.UpgradeRequired,
