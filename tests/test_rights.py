@@ -61,7 +61,7 @@ async def trial(redis: RedisServer, broker: RedisBroker) -> AsyncIterator[Trial]
     async with started(broker):
         with redis.client as client, client.pubsub() as ears:
             ears.subscribe("session-updates")
-            yield Trial(broker, redis, ears)
+            yield Trial(broker, redis, client, ears)
 
 
 @pytest.mark.parametrize("routing", ["all", "targeted"])

@@ -141,7 +141,7 @@ async def trial(redis: RedisServer, url: str = "") -> AsyncIterator[Trial]:
         with redis.client as client, client.pubsub() as ears:
             ears.subscribe("session-updates")
             ears.psubscribe("ws:*")
-            yield Trial(broker, redis, ears)
+            yield Trial(broker, redis, client, ears)
 
 
 # --- each write is made to fail ------------------------------------------------------------------

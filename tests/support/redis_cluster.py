@@ -11,7 +11,7 @@ from redis.crc import key_slot
 from redis.retry import Retry
 
 from tests.support.processes import wait_until
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import NAMELESS, RedisServer
 from tests.support.shifted_redis import ShiftedClock
 from tests.support.switchboard import Switchboard
 
@@ -68,7 +68,7 @@ class ClusterNode(RedisServer):
     @property
     def client(self) -> "redis.Redis":
         # Not tried again: what tells that a node is away is to tell it at once.
-        return redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        return redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0), **NAMELESS)
 
     @property
     def has_ended(self) -> bool:
@@ -78,7 +78,8 @@ class ClusterNode(RedisServer):
         if self.has_ended:
             return False
         try:
-            with redis.Redis(port=self.port, socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client:
+            never = Retry(NoBackoff(), 0)
+            with redis.Redis(port=self.port, socket_timeout=0.5, retry=never, **NAMELESS) as client:
                 return bool(client.ping())
         except (redis.ConnectionError, redis.TimeoutError):
             return False

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import os
 import shutil
 import signal
@@ -11,12 +12,18 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from tests.support.listening import listening
 from tests.support.processes import wait_until
+
+# Newer redis-py reads for each client what version it is itself: longer than what a test asks of the client.
+NAMELESS: dict[str, Any] = (
+    {"driver_info": None} if "driver_info" in inspect.signature(redis.Redis).parameters else {}
+)
 
 
 def free_port() -> int:
@@ -59,7 +66,7 @@ class RedisServer:
 
     @property
     def client(self) -> "redis.Redis":
-        return redis.Redis(port=self.port, socket_timeout=5)
+        return redis.Redis(port=self.port, socket_timeout=5, **NAMELESS)
 
     def start(self, wait: bool = True) -> None:
         self.process = subprocess.Popen(
@@ -234,7 +241,9 @@ class Sentinels:
         end = time.monotonic() + 20
         while time.monotonic() < end:
             try:
-                known = [redis.Redis(port=port).sentinel_master("lockstep") for port in self.ports]
+                known = [
+                    redis.Redis(port=port, **NAMELESS).sentinel_master("lockstep") for port in self.ports
+                ]
                 linked = self.replica.client.info("replication")["master_link_status"] == "up"
                 counts = {(int(each["num-other-sentinels"]), int(each["num-slaves"])) for each in known}
                 if linked and counts == {(2, 1)}:

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from msgspec import structs
+from redis import Redis
 from redis.client import PubSub
 
 from broker.calls import at_most_once
@@ -22,16 +23,20 @@ from tests.support.redis_server import RedisServer
 def empty(redis: RedisServer) -> None:
     """Leave what the process that runs would miss."""
     with redis.client as client:
-        for key in client.scan_iter():
-            if not key.startswith((b"process:", b"routing")):
-                client.delete(key)
+        keys = [key for key in client.scan_iter() if not key.startswith((b"process:", b"routing"))]
+        if keys:
+            client.delete(*keys)
 
 
-def store(redis: RedisServer) -> dict[bytes, tuple[Any, Any]]:
+def store(client: Redis) -> dict[bytes, tuple[Any, Any]]:
     """All that is kept, and until when; a process's sign of life is renewed all the time."""
-    with redis.client as client:
-        keys = [key for key in client.scan_iter() if not key.startswith(b"process:")]
-        return {key: (client.dump(key), client.pexpiretime(key)) for key in keys}
+    keys = [key for key in client.scan_iter() if not key.startswith(b"process:")]
+    with client.pipeline(transaction=False) as asked:
+        for key in keys:
+            asked.dump(key)
+            asked.pexpiretime(key)
+        told = asked.execute()
+    return dict(zip(keys, zip(told[::2], told[1::2], strict=True), strict=True))
 
 
 @dataclass
@@ -40,13 +45,13 @@ class Trial:
 
     broker: RedisBroker
     redis: RedisServer
+    client: Redis
     ears: PubSub
 
     def heard(self) -> int:
         """How many publications there were since this was asked last."""
         marker = uuid4().hex.encode()
-        with self.redis.client as client:
-            client.publish("session-updates", marker)
+        self.client.publish("session-updates", marker)
         count = 0
         while (message := self.ears.get_message(timeout=5)) is None or message["data"] != marker:
             assert message is not None, "nothing is heard any more"
@@ -56,14 +61,14 @@ class Trial:
     async def outcome(self, call: Callable[[], Awaitable[Any]]) -> str:
         """What the caller of `call` is told; where that is "not_applied" or "conflict", it is true."""
         self.heard()
-        before = store(self.redis)
+        before = store(self.client)
         try:
             made = await call()
             told = "conflict" if made is Outcome.CONFLICT else "done"
         except BrokerUnavailable as error:
             told = str(error.details["outcome"])
         if told in ("not_applied", "conflict"):
-            assert store(self.redis) == before, "not applied, but something is stored"
+            assert store(self.client) == before, "not applied, but something is stored"
             assert self.heard() == 0, "not applied, but published"
         return told
 
