@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 import broker.probe as probe_module
 from broker.cluster.broker import ClusterBroker
 from broker.keys import PARTITIONS, partition_of, slot_of
+from broker.topic import Topic
 from lockstep.metrics import Metrics
 from tests.support import settled_rules as engine
 from tests.support.brokers import PATIENCE_S, Ears, started
@@ -40,20 +41,34 @@ def partitions_of(master: ClusterNode) -> set[int]:
     }
 
 
-def assert_gaps_of(partition: int, ears: Ears, since: int, caplog: pytest.LogCaptureFixture) -> None:
-    """It has had gaps of its own since then; and no other partition has, unless a connection was lost."""
-    gaps = [affected(ears, gap) for gap in range(since, ears.gaps)]
-    assert {partition} in gaps
+async def until_gap_of(
+    partitions: set[int],
+    ears: Ears,
+    since: int,
+    caplog: pytest.LogCaptureFixture,
+    lost: ClusterNode | None = None,
+) -> None:
+    """A gap of all these has come since then; and none of any others, unless one more connection was lost.
+
+    A machine that is busy for seconds may cost any connection; that to `lost` is lost anyway.
+    """
+
+    def gaps() -> list[set[int]]:
+        return [affected(ears, gap) for gap in range(since, ears.gaps)]
+
+    await ears.until(lambda ears: partitions in gaps())
     assert not any(record.name == "broker.subscriptions" for record in caplog.records), "it gave up itself"
-    if not any(record.name == "broker.link" for record in caplog.records):
-        assert all(each == {partition} for each in gaps)
+    expected = "" if lost is None else f":{lost.announced_port} "
+    if all(
+        expected and expected in each.getMessage() for each in caplog.records if each.name == "broker.link"
+    ):
+        assert all(each == partitions for each in gaps())
 
 
-def affected(ears: Ears, gap: int = -1) -> set[int]:
+def affected(ears: Ears, gap: int) -> set[int]:
     """The partitions that a gap affects."""
     is_affected = ears.gaps_of[gap]
-    assert is_affected is not None, "it affects everything"
-    return {each for each in range(PARTITIONS) if is_affected(SESSION_IN[each])}
+    return {each for each in range(PARTITIONS) if is_affected is None or is_affected(SESSION_IN[each])}
 
 
 class Process:
@@ -155,15 +170,14 @@ async def test_junk_on_a_channel_of_messages_is_handed_on_as_junk(redis_cluster:
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 async def test_a_lost_connection_is_a_gap_of_that_masters_partitions_alone(
-    redis_cluster: RedisCluster, routing: str
+    redis_cluster: RedisCluster, routing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     session_id = session_in(7)
     async with process(redis_cluster, routing, session_id) as here:
         master = redis_cluster.master_of(slot_of(7))
         gaps = here.ears.gaps
         await asyncio.to_thread(master.ask, "CLIENT", "KILL", "TYPE", "pubsub")
-        await here.ears.until(lambda ears: ears.gaps > gaps)
-        assert affected(here.ears) == partitions_of(master)
+        await until_gap_of(partitions_of(master), here.ears, gaps, caplog, lost=master)
         await here.until_heard(session_id)
         await created(here.broker, session_id)
         await here.until_told_of(session_id)
@@ -181,8 +195,7 @@ async def test_a_partition_that_moves_is_heard_where_it_is_and_a_gap_of_it_alone
             gaps = here.ears.gaps
             await asyncio.to_thread(redis_cluster.reshard, slot, target)
             # Heard there, and told then: what was published in between is looked for.
-            await here.ears.until(lambda ears, gaps=gaps: ears.gaps > gaps)
-            assert_gaps_of(9, here.ears, gaps, caplog)
+            await until_gap_of({9}, here.ears, gaps, caplog)
         for session_id in (moving, other):
             await here.until_heard(session_id)
             await created(here.broker, session_id)
@@ -196,9 +209,11 @@ async def test_the_gap_of_a_moved_partition_comes_when_it_is_heard_again(redis_c
         topic = here.broker._hearing._topics[11]
         tell = here.broker._hearing.on_gap
 
-        def note(topics: object) -> None:
-            is_heard_at_gap.append(topic.is_heard)
-            tell(topics)  # type: ignore[arg-type]
+        def note(topics: Collection[Topic]) -> None:
+            # One of others, too, comes of a connection that was lost.
+            if list(topics) == [topic]:
+                is_heard_at_gap.append(topic.is_heard)
+            tell(topics)
 
         for master in here.broker._masters.with_partitions():
             master.subscriber._on_gap = note
@@ -214,7 +229,7 @@ async def test_the_gap_of_a_moved_partition_comes_when_it_is_heard_again(redis_c
 
 
 async def test_what_is_done_at_the_new_place_of_a_slot_on_its_way_is_looked_for(
-    redis_cluster: RedisCluster,
+    redis_cluster: RedisCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody can hear it there before the slot has arrived, which may take as long as it likes."""
     session_id, slot = session_in(12), slot_of(12)
@@ -225,11 +240,11 @@ async def test_what_is_done_at_the_new_place_of_a_slot_on_its_way_is_looked_for(
         move = redis_cluster.move(slot, redis_cluster.other_master(source))
         await asyncio.to_thread(move.move)
         await applied(here.broker, session, engine.switch)
-        gaps = here.ears.gaps
-        await here.ears.until(lambda ears: ears.gaps > gaps)
-        assert affected(here.ears) == {12}
-        await asyncio.to_thread(move.finish)
-        await asyncio.to_thread(redis_cluster.reshard, slot, source)
+        try:
+            await until_gap_of({12}, here.ears, here.ears.gaps, caplog)
+        finally:
+            await asyncio.to_thread(move.finish)
+            await asyncio.to_thread(redis_cluster.reshard, slot, source)
 
 
 async def test_sessions_that_are_joined_while_their_partition_moves_are_heard(
@@ -250,7 +265,7 @@ async def test_sessions_that_are_joined_while_their_partition_moves_are_heard(
             await here.until_heard(session_id)
             await created(here.broker, session_id)
             await here.until_told_of(session_id)
-        assert_gaps_of(13, here.ears, gaps, caplog)
+        await until_gap_of({13}, here.ears, gaps, caplog)
 
 
 # --- probes --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import ujson
 
 from broker.keys import Keys, partition_of, slot_of
 from lockstep.rules.state_json import iso
-from tests.support.faults import scene
+from tests.support.faults import REFUSED_WITHIN_S, scene
 from tests.support.load import chess, data, eventually, rest
 from tests.support.processes import ServerProcess, running
 from tests.support.redis_cluster import ClusterNode, RedisCluster
@@ -110,7 +110,7 @@ async def test_sessions_of_the_other_masters_go_on_while_one_is_away(cluster: Re
         for each in others:
             assert set(each.statuses) == {200}
         assert set(lost.statuses) == {200, 503}
-        assert lost.slowest_s < 2 + 1
+        assert lost.slowest_s < REFUSED_WITHIN_S
         if how == "cut off":
             await asyncio.to_thread(cluster.reconnect)
 

@@ -16,7 +16,7 @@ from tests.support.redis_server import RedisServer, Sentinels
 from tests.support.variants import first_of
 
 # Far less than the minute after which every room is compared with the store anyway.
-CONVERGES_WITHIN_S = 15.0
+CONVERGES_WITHIN_S = 20.0
 
 
 @pytest.fixture

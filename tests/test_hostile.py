@@ -30,6 +30,7 @@ from server import Server
 from tests.support import hostiles, load
 from tests.support.api import SOME_ID, serving
 from tests.support.echo_server import Echo
+from tests.support.fake_time import FakeLoopTime, FakeTime
 from tests.support.load import eventually
 from tests.support.processes import ROOT, ServerProcess, parse_answer, running
 from tests.support.redis_server import RedisServer
@@ -257,15 +258,31 @@ async def test_who_does_not_finish_his_request_is_cut_off(
         assert not api.server.transport.in_flight
 
 
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """What the timeouts of requests go by."""
+    fake = FakeTime()
+    monkeypatch.setattr(request_timeouts, "asyncio", FakeLoopTime(fake))
+    return fake
+
+
 @pytest.mark.parametrize(
     "said", ["", "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["nothing", "enough"]
 )
-async def test_a_connection_without_requests_is_closed_some_time(said: str) -> None:
-    async with serving(keep_alive_s=0.5) as api:
+async def test_a_connection_without_requests_is_closed_some_time(fake: FakeTime, said: str) -> None:
+    async with serving(keep_alive_s=30.0) as api:
         reader, writer = await asyncio.open_connection(*api.address)
         writer.write(said.encode())
         async with asyncio.timeout(10):
-            assert (b"200 OK" in await reader.read()) is bool(said)
+            if said:
+                assert b"200 OK" in await reader.readuntil(b"}")
+            closed = asyncio.create_task(reader.read())
+            began_s = fake.passed_s
+            while not closed.done():
+                fake.passed_s += 1
+                await asyncio.sleep(0.01)
+            assert await closed == b""
+        assert fake.passed_s - began_s >= 30
         writer.transport.abort()
 
 
@@ -475,8 +492,7 @@ async def test_an_answer_that_nobody_takes_is_given_up(monkeypatch: pytest.Monke
             asking.cancel()
 
 
-async def test_who_takes_an_answer_slowly_has_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_timeouts, "STALLED_TIMEOUT_S", 0.5)
+async def test_who_takes_an_answer_slowly_has_all_of_it(fake: FakeTime) -> None:
     async with serving() as api:
         loop = asyncio.get_running_loop()
         whole = (await api("GET", "/openapi.json")).raw
@@ -487,11 +503,13 @@ async def test_who_takes_an_answer_slowly_has_all_of_it(monkeypatch: pytest.Monk
                 head = f"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n{last}\r\n"
                 await loop.sock_sendall(sock, head.encode())
             received = bytearray()
-            began_s = loop.time()
+            began_s = fake.passed_s
             while chunk := await loop.sock_recv(sock, 65_536):
                 received += chunk
-                if loop.time() - began_s < 2:  # several times what is waited for in vain
-                    await asyncio.sleep(0.1)
+                if fake.passed_s - began_s < 20 * request_timeouts.STALLED_TIMEOUT_S:
+                    fake.passed_s += 0.8 * request_timeouts.STALLED_TIMEOUT_S
+                    await asyncio.sleep(0.02)  # some of its checks
+            assert fake.passed_s - began_s > 10 * request_timeouts.STALLED_TIMEOUT_S
         assert received.count(whole) == count
 
 

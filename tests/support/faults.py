@@ -22,8 +22,11 @@ from tests.support.processes import ServerProcess
 
 CLIENTS = 200
 SESSIONS = 20
-# The promise is 2 s on an idle machine; the margin is for a busy one.
-CONVERGES_WITHIN_S = 2.0 + 2.0
+# Of both the promise is 2 s on an idle machine, where bench/faults.py measures it; a busy one takes longer.
+# What does not come by itself comes a minute after the start, when every room is compared with the store.
+CONVERGES_WITHIN_S = 20.0
+# Less than Redis is away for in those faults in which it does not answer.
+REFUSED_WITHIN_S = 5.0
 
 
 class Scene:
@@ -82,8 +85,7 @@ class Scene:
 
     def assert_refused_in_time(self) -> None:
         assert set(self.switcher.statuses) <= {200, 503}
-        # The promise is 2 s; the margin is for a busy machine.
-        assert self.switcher.slowest_s < 2 + 1, "a request waited for Redis for too long"
+        assert self.switcher.slowest_s < REFUSED_WITHIN_S, "a request waited for Redis for too long"
 
     def assert_updates_rise(self) -> None:
         for watcher in self.watchers:
@@ -148,7 +150,8 @@ class LoopLag:
             self.bare_s = max(self.bare_s, time.monotonic() - began - 0.01)
 
     def assert_turned(self) -> None:
-        # A starving loop never turns again. How long exactly it stood still is for bench/faults.py to
-        # say, on a machine that has nothing else to do.
+        # A starving loop never turns again, and gives no answer. How long exactly it stood still is for
+        # bench/faults.py to say, on a machine that has nothing else to do.
+        assert not any(task.done() for task in self._tasks), "it gave no answer"
         print(f"loop stood still for {self.server_s:.3f} s, a bare one for {self.bare_s:.3f} s")
-        assert self.server_s <= self.bare_s + 2.0, (self.server_s, self.bare_s)
+        assert self.server_s <= self.bare_s + 5.0, (self.server_s, self.bare_s)
