@@ -19,7 +19,7 @@ from tests.support.plans import Command, Plan, at_or_after, moves, obey, plans, 
 from tests.support.sessions_under_test import DAY, T0, Counter, Moment, Refused
 
 # The same examples in every run; the many more of the long run are new ones each time.
-FEW = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+FEW = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 MANY = settings(
     max_examples=3_000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -55,7 +55,7 @@ def law(test: Callable[[Plan], None]) -> Callable[[], None]:
 # --- when ----------------------------------------------------------------------------------------
 
 
-@settings(FEW, max_examples=400)
+@settings(FEW, max_examples=150)
 @given(plans())
 def test_the_engine_agrees_with_a_session_that_counts_every_millisecond(plan: Plan) -> None:
     session, counter = plan.created().session, Counter.of(plan.spec)
@@ -444,7 +444,7 @@ TRUE_WITH_VISITS = (
 
 @pytest.mark.parametrize("test", TRUE_WITH_VISITS, ids=lambda test: test.__name__)
 def test_the_law_holds_where_participants_come_and_leave(test: Any) -> None:
-    settings(FEW, max_examples=50)(given(plans_with_visits())(test.hypothesis.inner_test))()
+    settings(FEW, max_examples=25)(given(plans_with_visits())(test.hypothesis.inner_test))()
 
 
 @FEW

@@ -122,7 +122,7 @@ def is_message_in_msgpack(message: bytes) -> bool:
     return rest == b"" and [is_message(each) for each in messages] == [True]
 
 
-@examples(500)
+@examples(200)
 @given(payload=payloads)
 def test_what_is_published_as_an_update_is_read_as_one_or_is_junk(payload: bytes) -> None:
     update_id(payload)
@@ -141,7 +141,7 @@ def test_what_is_published_as_an_update_is_read_as_one_or_is_junk(payload: bytes
         assert read.message is None or is_text_frame(read.message)
 
 
-@examples(500)
+@examples(200)
 @given(payload=payloads | mutated(PRESENCE))
 def test_what_is_read_of_who_is_present_is_what_was_said(payload: bytes) -> None:
     read = attendances.read_message(payload)
@@ -153,7 +153,7 @@ def test_what_is_read_of_who_is_present_is_what_was_said(payload: bytes) -> None
         assert each is None or each.connections >= 0
 
 
-@examples(500)
+@examples(200)
 @given(payload=payloads)
 def test_what_is_published_as_a_message_is_relayed_whole_or_is_junk(payload: bytes) -> None:
     read = read_relayed(payload)

@@ -55,7 +55,7 @@ def session_id(server: ServerProcess) -> str:
     return str(state["session_id"])
 
 
-@examples(300)
+@examples(150)
 @given(
     frames=st.lists(frames_of(texts), max_size=12),
     cuts=st.lists(st.integers(0, 2000), max_size=6),
