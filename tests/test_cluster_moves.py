@@ -203,6 +203,31 @@ async def test_who_comes_and_goes_while_a_slot_stays_half_moved_is_told_when_it_
                 await asyncio.sleep(0.02)
 
 
+async def test_a_process_that_connects_anew_while_a_slot_is_on_its_way_still_shows_that_it_lives(
+    cluster: RedisCluster, broker: ClusterBroker
+) -> None:
+    session_id = new_id()
+    partition = broker._of(session_id)
+    life_sign = partition.keys.life_sign(broker._process)
+    async with started(broker):
+        await created(broker, session_id)
+        move = begin_to_move(cluster, session_id)
+        try:
+            await asyncio.to_thread(move.move_these, [life_sign.encode()])
+            partition.link.master.link.reset("a test")
+            async with asyncio.timeout(PATIENCE_S):
+                await partition.link.master.link.connected()
+            assert not partition.is_prepared
+            assert await partition.link.call("PEXPIRE", life_sign, 5_000)
+            await partition.look()
+            assert await partition.link.call("PTTL", life_sign) > 5_000
+        finally:
+            await asyncio.to_thread(move.finish)
+        async with asyncio.timeout(PATIENCE_S):
+            while not partition.is_prepared:
+                await asyncio.sleep(0.02)
+
+
 async def test_who_left_is_counted_out_once_where_the_old_master_never_answered(
     cluster: RedisCluster, broker: ClusterBroker
 ) -> None:

@@ -7,10 +7,12 @@ import hiredis
 import pytest
 
 import broker.cluster.masters as masters_module
+import broker.cluster.partition as partition_module
 from broker.clock import RedisClock
 from broker.cluster.masters import LEFT_AFTER_S, Masters
 from broker.cluster.partition import PartitionClock, PartitionLink
 from broker.endpoint import parse
+from broker.resp import LinkDown
 from broker.sentinel import Address
 from lockstep.metrics import Metrics
 from tests.support.fake_time import FakeTime
@@ -83,6 +85,43 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
     monkeypatch.setattr(masters_module, "time", fake)
     return fake
+
+
+class EachOther:
+    """Two nodes of which each says that the other has the slot."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.nodes = [
+            Node(here, hiredis.ReplyError(f"MOVED 3 {there[0]}:{there[1]}"))
+            for here, there in ((HERE, THERE), (THERE, HERE))
+        ]
+
+    def master_of(self, partition: int) -> Any:
+        return self.nodes[0]
+
+    def moved(self, partition: int, address: Address) -> None:
+        assert address == self.nodes[1].address
+        self.count += 1
+        self.nodes.reverse()
+
+    def at(self, address: Address) -> Any:
+        raise AssertionError
+
+    def look_soon(self) -> None:
+        pass
+
+
+async def test_nodes_that_send_a_call_to_each_other_are_asked_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(partition_module, "RETRIED_FOR_S", 0.2)
+    nodes = EachOther()
+    with pytest.raises(LinkDown) as down:
+        await PartitionLink(3, nodes).call("GET", "a")
+    assert not down.value.sent
+    # At once only the first time, then after 20, 40, 80, 100 ms and so on.
+    assert 2 <= nodes.count <= 6
 
 
 @pytest.fixture

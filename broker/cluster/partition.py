@@ -116,11 +116,12 @@ class PartitionLink(CommandLink):
                 why = str(down)
                 if down.sent or (not why.startswith(UNSETTLED) and self.master is master):
                     raise
-            now_s = time.monotonic()
+            now_s, is_first = time.monotonic(), not until_s
             until_s = until_s or now_s + RETRIED_FOR_S
             if now_s > until_s:
                 raise LinkDown(sent=False, why=why)
-            if self.master is master:
+            # Also where it was sent on before: for a moment two nodes may lead to each other.
+            if self.master is master or not is_first:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
             master = self.master
@@ -241,7 +242,9 @@ class Partition:
             return
         if not self.is_prepared:
             await self.prepare_later(connection)
-            return
+            if self.is_prepared:
+                return
+            # The slot may stay on its way for long, and who gives no sign of life is taken for dead.
         try:
             await self.agree()
             # By the link: where the slot is on its way, it is asked for there.
