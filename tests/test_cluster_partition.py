@@ -124,6 +124,15 @@ async def test_nodes_that_send_a_call_to_each_other_are_asked_less_and_less_ofte
     assert 2 <= nodes.count <= 6
 
 
+async def test_where_a_former_master_says_that_a_slot_has_gone_moves_nothing() -> None:
+    nodes = EachOther()
+    nodes.nodes[1].reply = b"found"
+    called = PartitionLink(3, nodes).call("GET", "a")
+    nodes.moved(3, THERE)  # before the reply is read
+    assert await called == b"found"
+    assert nodes.count == 1
+
+
 @pytest.fixture
 def masters() -> Masters:
     endpoint = parse("redis+cluster://127.0.0.1:1")

@@ -108,7 +108,7 @@ class PartitionLink(CommandLink):
                     if redirection_of(reply, redirection.address) is None:
                         self._answered_by = there
                         return reply
-                else:
+                elif self.master is master:  # else it is known to be elsewhere since, perhaps not there
                     self._finder.moved(self._partition, redirection.address)
                 why = str(reply)
             except LinkDown as down:
