@@ -70,17 +70,17 @@ class Audience:
     def serve(self, time_is_up: Callable[[], bool]) -> bool:
         """Send what is pending; True when all is done, False when the time was over first."""
         recipients = self.recipients
-        while True:
-            if not recipients.unserved:
-                if not self._pending:
-                    return True
+        unserved = recipients.unserved
+        while unserved or self._pending:
+            if not unserved:
                 frames, self._pending = self._pending, NOTHING
                 recipients.begin(frames)
                 if self._ahead is not None:
                     self._leave_out_ahead(frames)
-            while recipients.serve(PEERS_PER_LOOK):
-                if time_is_up():
-                    return False
+            unserved = recipients.serve(PEERS_PER_LOOK)
+            if unserved and time_is_up():
+                return False
+        return True
 
     def close(self, how: Close, time_is_up: Callable[[], bool]) -> bool:
         """Close all peers; True when that is done, False when the time was over first."""
