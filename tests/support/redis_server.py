@@ -258,13 +258,18 @@ class Sentinels:
         command = ["redis-cli", "-p", str(port), "sentinel", *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
 
-    def depose(self) -> None:
-        """As a partition leaves it: the old master lives, and nobody has told it."""
+    def depose(self, *lost: str) -> None:
+        """As a partition leaves it: the old master lives, and nobody has told it.
+
+        The new one does not have these keys when it is named.
+        """
         for port in self.ports:
             self.ask(port, "remove", "lockstep")
         with self.replica.client as client:
             client.replicaof("no", "one")
             wait_until(lambda: client.role()[0] == b"master", what="the promotion")
+            if lost:
+                client.delete(*lost)
         for port in self.ports:
             self.ask(port, "monitor", "lockstep", "127.0.0.1", str(self.replica.port), "2")
 
