@@ -24,6 +24,7 @@ pytest.register_assert_rewrite("tests.support")
 from tests.support.api import Api  # noqa: E402
 from tests.support.browser import chromium  # noqa: E402
 from tests.support.processes import ServerProcess  # noqa: E402
+from tests.support.profiles import Profiles  # noqa: E402
 from tests.support.redis_cluster import RedisCluster  # noqa: E402
 from tests.support.redis_server import RedisServer  # noqa: E402
 from tests.support.tabs import NodeTab, in_node  # noqa: E402
@@ -80,6 +81,11 @@ def browser() -> Iterator[Browser]:
     """Of a module alone: playwright's loop and those of `async def` tests do not run at once."""
     with chromium() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def profiles(browser: Browser, server_process: ServerProcess) -> Profiles:
+    return Profiles(browser, f"{server_process.url}/health")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from tests.support.processes import ServerProcess, running
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.tabs import Tab, opened
 
+# A document that connects to nobody itself, and may to whomever it wants.
+QUIET = "/health"
 # `watch` opens the stream of a session and keeps what comes, by the type of its events.
 WATCH = """
 window.heard = [];
@@ -39,7 +41,7 @@ def chess(session_id: str, **fields: Any) -> dict[str, Any]:
 
 def test_a_page_hears_all_that_happens_to_a_session(browser: Browser, server_process: ServerProcess) -> None:
     session_id = str(uuid.uuid4())
-    with opened(browser, server_process.url) as tab:
+    with opened(browser, server_process.url, QUIET) as tab:
         watch(tab, f"/v1/sessions/{session_id}/stream")
         tab.run("await until(() => heard.length === 2)")
         tab.run("await rest('POST', '', args[0]); await until(() => heard.length === 3)", chess(session_id))
@@ -80,7 +82,7 @@ def test_a_page_goes_on_by_itself_when_the_server_was_restarted(
     with running(ServerProcess(f"--broker={redis_server.url}", "--prefix=es:")) as other:
         first = process()
         try:
-            with opened(browser, first.url) as tab:
+            with opened(browser, first.url, QUIET) as tab:
                 tab.run("await rest('POST', '', args[0])", chess(session_id))
                 watch(tab, f"/v1/sessions/{session_id}/stream")
                 tab.run("await until(() => types().includes('snapshot'))")
@@ -111,7 +113,7 @@ def test_a_page_of_another_site_hears_a_stream_only_where_its_origin_is_let_in(
     session_id = str(uuid.uuid4())
     path = f"/v1/sessions/{session_id}/stream"
     with (
-        opened(browser, f"{server_process.url}/health") as tab,  # the page itself may connect to nobody else
+        opened(browser, server_process.url, QUIET) as tab,
         running(ServerProcess(f"--origins={server_process.url}")) as friend,
         running(ServerProcess()) as stranger,
     ):
@@ -129,7 +131,7 @@ def test_a_page_whose_token_is_refused_gives_up(browser: Browser, tmp_path: Any)
     secret.write_text("a secret of more than thirty-two bytes, for tests only")
     with (
         running(ServerProcess(f"--jwt-secret-file={secret}")) as process,
-        opened(browser, process.url) as tab,
+        opened(browser, process.url, QUIET) as tab,
     ):
         watch(tab, f"/v1/sessions/{uuid.uuid4()}/stream?token=x")
         tab.run("await until(() => types().includes('error'))")

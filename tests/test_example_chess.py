@@ -9,13 +9,14 @@ import httpx
 import jwt
 import pytest
 from lockstep_client import Lockstep
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.support.cable import Cable
 from tests.support.examples import example
 from tests.support.front_ends import built
 from tests.support.pages import Tabs, barriers
 from tests.support.processes import ROOT
+from tests.support.profiles import Profiles
 from tests.support.tokens import SECRET, token
 
 # The client waits longer from attempt to attempt.
@@ -42,28 +43,26 @@ def chess(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class Seats(Tabs):
     """The players' tabs and the spectators', kept from test to test: opening them takes most of the time."""
 
-    def __init__(self, browser: Browser, url: str) -> None:
-        super().__init__(browser, url)
+    def __init__(self, profiles: Profiles, url: str) -> None:
+        super().__init__(profiles, url)
         self._kept: dict[str, Page] = {}
 
     def take(self, who: str, link: str) -> Page:
-        page = self._kept.get(who) or self.open("about:blank")
+        page = self._kept.get(who) or self.open("about:blank", apart=True)
         self._kept[who] = page
         page.goto(link)
         return page
 
     def leave(self) -> None:
         """Close the others."""
-        for context in self.browser.contexts:
-            if context not in [page.context for page in self._kept.values()]:
-                context.close()
+        self.profiles.take_back(*(page.context for page in self._kept.values()))
         for page in self._kept.values():
             page.goto("about:blank")
 
 
 @pytest.fixture(scope="module")
-def seats(browser: Browser, chess: str) -> Iterator[Seats]:
-    seats = Seats(browser, chess)
+def seats(profiles: Profiles, chess: str) -> Iterator[Seats]:
+    seats = Seats(profiles, chess)
     yield seats
     seats.close()
 
@@ -258,7 +257,7 @@ def test_a_lost_connection_is_told_and_mended(tabs: Seats) -> None:
     game.play(["e2e4"])
     lockstep_url = game.read()["lockstep_url"]
     with closing(Cable(int(lockstep_url.rpartition(":")[2]))) as cable:
-        white = tabs.open("about:blank")
+        white = tabs.open("about:blank", apart=True)
         by_cable = f"""window.WebSocket = class extends WebSocket {{
             constructor(url, protocols) {{
                 super(url.replace("{lockstep_url[5:]}", "{cable.url[5:]}"), protocols);

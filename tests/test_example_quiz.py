@@ -8,10 +8,11 @@ from typing import NamedTuple
 import httpx
 import pytest
 from lockstep_client import Lockstep, mint_token
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.support.examples import example
 from tests.support.pages import Tabs, barriers, clean_tabs
+from tests.support.profiles import Profiles
 
 
 class Example(NamedTuple):
@@ -39,8 +40,8 @@ def quiz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
 
 
 @pytest.fixture
-def tabs(browser: Browser, quiz: Example) -> Iterator[Tabs]:
-    yield from clean_tabs(browser, quiz.url)
+def tabs(profiles: Profiles, quiz: Example) -> Iterator[Tabs]:
+    yield from clean_tabs(profiles, quiz.url)
 
 
 class Hall:
@@ -58,7 +59,7 @@ class Hall:
         self.quiz.let_time_pass(re.findall("quiz=([0-9a-f-]+)", self.host.url)[0], ms)
 
     def join(self, name: str) -> Page:
-        phone = self.tabs.open(self.host.locator("#join").get_attribute("href") or "")
+        phone = self.tabs.open(self.host.locator("#join").get_attribute("href") or "", apart=True)
         phone.fill("[name=name]", name)
         phone.click("text=Join")
         expect(phone.locator("#play")).to_be_visible()

@@ -8,6 +8,7 @@ from playwright.sync_api import Browser
 from tests.support.browser import FLAGS, chromium_path
 from tests.support.cable import Cable
 from tests.support.processes import ServerProcess
+from tests.support.profiles import Profiles
 from tests.support.tabs import Tab, opened
 
 BLANK = "/client/index.js"
@@ -15,9 +16,12 @@ BLANK = "/client/index.js"
 
 
 @pytest.fixture
-def tab(browser: Browser, server_process: ServerProcess) -> Iterator[Tab]:
-    with opened(browser, server_process.url, BLANK) as tab:
-        yield tab
+def tab(profiles: Profiles, server_process: ServerProcess) -> Iterator[Tab]:
+    """In a profile that others have had: a test that changes more than its tab opens one of its own."""
+    tab = Tab(profiles.lend(), server_process.url, BLANK)
+    yield tab
+    profiles.take_back()
+    assert set(tab.uncaught) <= tab.tolerated
 
 
 FOLLOW = """await server({}, args[1] ?? ORIGIN);
@@ -112,14 +116,17 @@ def test_a_tab_that_is_looked_at_again_asks_at_once_and_its_late_timers_are_no_s
     assert outcome == [0, 1, ["online"]]
 
 
-def test_a_sleep_in_which_the_monotonic_clock_ran_on_is_noticed(tab: Tab) -> None:
-    tab.page.clock.install()
-    tab.run("await follow(); await until(online);")
-    tab.page.clock.fast_forward("01:00:00")
-    outcome = tab.run("""
-        await until(() => statuses().includes("unsure"));
-        await until(online);
-        return statuses().slice(0, 2);""")
+def test_a_sleep_in_which_the_monotonic_clock_ran_on_is_noticed(
+    browser: Browser, server_process: ServerProcess
+) -> None:
+    with opened(browser, server_process.url, BLANK) as tab:
+        tab.page.clock.install()
+        tab.run("await follow(); await until(online);")
+        tab.page.clock.fast_forward("01:00:00")
+        outcome = tab.run("""
+            await until(() => statuses().includes("unsure"));
+            await until(online);
+            return statuses().slice(0, 2);""")
     assert outcome == ["online", "unsure"]
 
 
@@ -203,3 +210,22 @@ def test_an_address_is_relative_to_the_document(tab: Tab, url: str) -> None:
         url.replace("HOST", host),
     )
     assert address == f"ws://{host}/ws"
+
+
+# ---- What these tests share ----
+
+
+def test_a_profile_that_is_lent_again_has_forgotten_what_it_stored(
+    profiles: Profiles, server_process: ServerProcess
+) -> None:
+    lent, found = [], []
+    for _ in range(2):
+        lent.append(profiles.lend())
+        assert profiles.lend() is lent[-1]
+        assert profiles.lend(apart=True) is not lent[-1]
+        tab = Tab(lent[-1], server_process.url, BLANK)
+        found.append(tab.run("return [localStorage.length, document.cookie];"))
+        tab.run("localStorage.a = 'b'; document.cookie = 'c=d';")
+        profiles.take_back()
+    assert lent[0] is lent[1]
+    assert found == [[0, ""], [0, ""]]

@@ -10,11 +10,12 @@ from typing import Any
 
 import jwt
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.support.cable import Cable
 from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers, clean_tabs
 from tests.support.processes import ServerProcess
+from tests.support.profiles import Profiles
 from tests.support.tabs import older
 from tests.support.variants import first_of
 
@@ -29,8 +30,8 @@ CSP = (
 
 
 @pytest.fixture
-def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
-    yield from clean_tabs(browser, server_process.url)
+def tabs(profiles: Profiles, server_process: ServerProcess) -> Iterator[Tabs]:
+    yield from clean_tabs(profiles, server_process.url)
 
 
 @pytest.fixture
@@ -357,7 +358,7 @@ def test_laps_are_not_asked_for_any_more_when_the_session_is_gone(tabs: Tabs) ->
     page.clock.run_for(300_000)
     page.evaluate("""() => fetch("health")""")  # whatever the timers sent is before this
     assert refusals.asked == before
-    page.close()
+    page.context.close()  # the clock is that of all its pages
     # By such a clock no answer comes in time: the page has connected again and again.
     tabs.complaints = [text for text in tabs.complaints if "before the connection is established" not in text]
     forget_503(tabs)

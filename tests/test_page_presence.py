@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.support.pages import RUNS, SMALL_PHONE, Tabs, barriers, clean_tabs
 from tests.support.processes import ServerProcess, running
+from tests.support.profiles import Profiles
 from tests.support.tokens import SECRET, token
 
 PEOPLE = {"Ann": str(uuid.uuid4()), "Ben": str(uuid.uuid4())}
@@ -27,15 +29,15 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 
 @pytest.fixture
-def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
+def tabs(profiles: Profiles, server_process: ServerProcess) -> Iterator[Tabs]:
     """On a server without keys."""
-    yield from clean_tabs(browser, server_process.url)
+    yield from clean_tabs(profiles, server_process.url)
 
 
 @pytest.fixture
-def named_tabs(browser: Browser, guarded: ServerProcess) -> Iterator[Tabs]:
+def named_tabs(profiles: Profiles, guarded: ServerProcess) -> Iterator[Tabs]:
     """On a server with keys, which lets anybody watch."""
-    yield from clean_tabs(browser, guarded.url)
+    yield from clean_tabs(profiles, guarded.url)
 
 
 def created(tabs: Tabs, mode: str = "per_participant", **fields: Any) -> str:
@@ -48,9 +50,8 @@ def created(tabs: Tabs, mode: str = "per_participant", **fields: Any) -> str:
     }
     if mode == "per_group":
         body["participants"] = [each | {"group_id": GROUP} for each in body["participants"]]
-    context = tabs.browser.new_context()
     headers = {"Authorization": f"Bearer {token()}"}
-    answer = context.request.post(f"{tabs.url}/v1/sessions", data=body | fields, headers=headers)
+    answer = httpx.post(f"{tabs.url}/v1/sessions", json=body | fields, headers=headers)
     return str(answer.json()["data"]["session_id"])
 
 
@@ -90,7 +91,7 @@ def test_who_leaves_is_named_no_more_and_has_a_ring(named_tabs: Tabs) -> None:
     session_id = created(named_tabs)
     page, ben = [open_as(named_tabs, session_id, PEOPLE[name]) for name in ("Ann", "Ben")]
     presence(page).to_have_text("Here: Ann, Ben")
-    ben.context.close()
+    ben.close()
     presence(page).to_have_text("Here: Ann")
     assert dots(page) == {"Ann": "true", "Ben": "false"}
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.support.node import run_js
 from tests.support.pages import SMALL_PHONE, Tabs, barriers, clean_tabs
 from tests.support.processes import ROOT, ServerProcess, running
+from tests.support.profiles import Profiles
 from tests.support.tokens import SECRET, token
 
 ANN, BEN = (str(uuid.uuid4()) for _ in range(2))
@@ -35,14 +37,14 @@ def guarded(secret: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture
-def tabs(browser: Browser, guarded: ServerProcess) -> Iterator[Tabs]:
-    yield from clean_tabs(browser, guarded.url)
+def tabs(profiles: Profiles, guarded: ServerProcess) -> Iterator[Tabs]:
+    yield from clean_tabs(profiles, guarded.url)
 
 
 @pytest.fixture
-def open_tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
+def open_tabs(profiles: Profiles, server_process: ServerProcess) -> Iterator[Tabs]:
     """On a server without keys."""
-    yield from clean_tabs(browser, server_process.url)
+    yield from clean_tabs(profiles, server_process.url)
 
 
 def created(tabs: Tabs) -> str:
@@ -53,8 +55,7 @@ def created(tabs: Tabs) -> str:
         "metadata": {"title": "A game", "names": {ANN: "Ann", BEN: "Ben"}},
     }
     headers = {"Authorization": f"Bearer {token()}"}
-    request = tabs.browser.new_context().request
-    answer = request.post(f"{tabs.url}/v1/sessions", data=body, headers=headers)
+    answer = httpx.post(f"{tabs.url}/v1/sessions", json=body, headers=headers)
     return str(answer.json()["data"]["session_id"])
 
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.support.node import run_js
 from tests.support.pages import RUNS, Tabs, clean_tabs
 from tests.support.processes import ROOT, ServerProcess
+from tests.support.profiles import Profiles
 
 LOW_MS = 20_000  # of ten minutes
 LOW, ZERO = [120, 80, 120], [400, 120, 400]  # as vibrations
@@ -22,13 +23,13 @@ RECORDS = """
 
 
 @pytest.fixture
-def tabs(browser: Browser, server_process: ServerProcess) -> Iterator[Tabs]:
-    yield from clean_tabs(browser, server_process.url)
+def tabs(profiles: Profiles, server_process: ServerProcess) -> Iterator[Tabs]:
+    yield from clean_tabs(profiles, server_process.url)
 
 
 def recording(tabs: Tabs, body: dict[str, Any]) -> Page:
     page = tabs.open_session(body)
-    page.context.add_init_script(RECORDS)
+    page.add_init_script(RECORDS)
     page.reload()
     expect(page.locator("#session")).to_be_visible()
     return page
@@ -37,7 +38,7 @@ def recording(tabs: Tabs, body: dict[str, Any]) -> Page:
 def also_open(context: BrowserContext, url: str) -> Page:
     """In the same profile, and not looked at: a tab that has the focus would not wait for another."""
     page = context.new_page()
-    page.add_init_script("Document.prototype.hasFocus = () => false;")
+    page.add_init_script(RECORDS + "Document.prototype.hasFocus = () => false;")
     page.goto(url)
     expect(page.locator("#session")).to_be_visible()
     return page

@@ -104,7 +104,7 @@ def test_a_client_of_others_follows_two_sessions_on_one_socket(
     browser: Browser, server_process: ServerProcess, peer: str
 ) -> None:
     clients: dict[str, Client] = {
-        "chromium": in_chromium(browser, server_process.url),
+        "chromium": in_chromium(browser, f"{server_process.url}/health"),
         "websockets": by_websockets,
         "ws": by_ws,
     }
@@ -166,7 +166,7 @@ def test_a_client_of_others_hears_compressed_states_of_v1(
     browser: Browser, server_process: ServerProcess, peer: str
 ) -> None:
     page = browser.new_page()
-    page.goto(server_process.url)
+    page.goto(f"{server_process.url}/health")
     people = [{"participant_id": str(uuid.uuid4()), "total_time_ms": 600_000} for _ in range(300)]
     session = {"session_id": str(uuid.uuid4()), "sync_mode": "per_participant", "participants": people}
     assert page.request.post(f"{server_process.url}/v1/sessions", data=session).status == 201

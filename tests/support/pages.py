@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import ConsoleMessage, Page, expect
+
+from tests.support.profiles import Profiles
 
 SMALL_PHONE = {"width": 320, "height": 568}
 DESKTOP = {"width": 1280, "height": 800}
@@ -12,15 +14,16 @@ RUNS = ".panel[data-look=running]"
 
 
 class Tabs:
-    """Tabs of one test, each with a profile of its own; what they complain of is kept."""
+    """Tabs of one test, of one profile unless they are opened apart; what they complain of is kept."""
 
-    def __init__(self, browser: Browser, url: str) -> None:
-        self.browser = browser
+    def __init__(self, profiles: Profiles, url: str) -> None:
+        self.profiles = profiles
+        self.browser = profiles.browser
         self.url = url
         self.complaints: list[str] = []
 
-    def open(self, url: str = "", **options: object) -> Page:
-        page = self.browser.new_context(**options).new_page()  # type: ignore[arg-type]
+    def open(self, url: str = "", *, apart: bool = False, **options: object) -> Page:
+        page = self.profiles.lend(apart=apart, **options).new_page()
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(url or self.url)
@@ -51,8 +54,8 @@ class Tabs:
         return page
 
     def also_open(self, page: Page, base: str = "") -> Page:
-        """The same session in another tab."""
-        other = self.open((base or self.url) + "/?" + page.url.partition("?")[2])
+        """The same session in a tab of somebody else."""
+        other = self.open((base or self.url) + "/?" + page.url.partition("?")[2], apart=True)
         expect(other.locator("#session")).to_be_visible()
         return other
 
@@ -61,26 +64,35 @@ class Tabs:
             self.complaints.append(message.text)
 
     def close(self) -> None:
-        for context in self.browser.contexts:
-            context.close()
+        self.profiles.take_back()
 
 
-def clean_tabs(browser: Browser, url: str) -> Iterator[Tabs]:
+def clean_tabs(profiles: Profiles, url: str) -> Iterator[Tabs]:
     """Tabs for a fixture to yield from: what they complain of, and the test has not cleared, fails it."""
-    tabs = Tabs(browser, url)
+    tabs = Tabs(profiles, url)
     yield tabs
     tabs.close()
     assert tabs.complaints == []
 
 
+# What axe-core asks of colours alone: between the schemes nothing else differs.
+OF_COLOURS = ["color-contrast", "link-in-text-block"]
+_AXE = """(rules) => axe.run({
+    resultTypes: ["violations"],
+    ...(rules && { runOnly: { type: "rule", values: rules } }),
+}).then(({ violations }) => violations)"""
+
+
 def barriers(page: Page) -> list[str]:
     """What axe-core finds that keeps people out, as it stands: in both schemes, on a desk and on a phone."""
     found = []
+    if not page.evaluate("() => 'axe' in globalThis"):
+        page.evaluate(AXE_SCRIPT)
     for size in (DESKTOP, SMALL_PHONE):
         page.set_viewport_size(size)  # type: ignore[arg-type]
-        for scheme in ("light", "dark"):
+        for scheme, rules in (("light", None), ("dark", OF_COLOURS)):
             # Colours that are still on their way to others are nobody's contrast.
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
-            for rule in Axe().run(page).response["violations"]:
+            for rule in page.evaluate(_AXE, rules):
                 found += [f"{scheme} {size['width']} {rule['id']}: {node['html']}" for node in rule["nodes"]]
     return found
