@@ -172,11 +172,11 @@ async def test_fifty_parallel_switches_at_two_processes_are_each_applied_once(
     session_id = await created(servers[0])
     data(await command(servers[0], session_id, "start"))
     acknowledged = []
-    for _ in range(20):
+    for _ in range(8):
         answers = await asyncio.gather(*(command(servers[n % 2], session_id, "switch") for n in range(50)))
         acknowledged += [data(answer)["version"] for answer in answers]
-    assert sorted(acknowledged) == list(range(3, 1003))
-    assert (await versions_in_history(servers[0], session_id))[-1] == 1002
+    assert sorted(acknowledged) == list(range(3, 403))
+    assert (await versions_in_history(servers[0], session_id))[-1] == 402
 
 
 async def test_fifty_parallel_switches_over_sockets_of_three_processes_are_fifty_versions(
@@ -271,7 +271,7 @@ async def test_two_commands_at_once_answer_as_if_one_came_after_the_other(
         return await command(server, session_id, name)
 
     seen = set()
-    for turn in range(100):
+    for turn in range(40):
         session_id = str(uuid.uuid4())
         if first != "create":
             await created(servers[0], session_id=session_id)
