@@ -57,7 +57,7 @@ def session_id(server: ServerProcess) -> str:
 
 
 @schema.parametrize()
-@examples(15)
+@examples(8)
 def test_what_is_asked_is_answered_as_the_document_says(
     case: schemathesis.Case, server: ServerProcess, session_id: str
 ) -> None:
