@@ -504,16 +504,8 @@ def test_a_clock_made_elsewhere_is_shown_without_any_metadata(tabs: Tabs) -> Non
 
 
 def test_a_clock_that_has_run_out_says_so(tabs: Tabs) -> None:
-    page = tabs.open()
-    script = """async () => {
-        const people = [1_000, 600_000].map((ms) => ({
-            participant_id: crypto.randomUUID(), total_time_ms: ms }));
-        const answer = await fetch("v1/sessions", {
-            method: "POST", headers: { "Content-Type": "application/json" },
-            body: JSON.stringify({ sync_mode: "per_participant", participants: people }) });
-        return (await answer.json()).data.session_id;
-    }"""
-    page.goto(f"{tabs.url}/?session={page.evaluate(script)}")
+    people = [{"participant_id": str(uuid.uuid4()), "total_time_ms": 1000 * n} for n in (1, 2)]
+    page = tabs.open_session({"sync_mode": "per_participant", "participants": people})
     page.click("#primary")
     expect(page.locator(".panel[data-look=out] .face")).to_have_text("0:00")
     expect(page.locator(".panel[data-look=out] .note")).to_have_text("Out of time")
@@ -699,16 +691,8 @@ def test_the_focus_can_be_seen(tabs: Tabs) -> None:
 
 
 def test_the_controls_and_whose_turn_it_is_stay_in_sight_of_many(tabs: Tabs) -> None:
-    page = tabs.open(viewport=PHONE)
-    script = """async () => {
-        const people = Array.from({ length: 12 }, () => ({
-            participant_id: crypto.randomUUID(), total_time_ms: 60_000 }));
-        const answer = await fetch("v1/sessions", {
-            method: "POST", headers: { "Content-Type": "application/json" },
-            body: JSON.stringify({ sync_mode: "per_participant", participants: people }) });
-        return (await answer.json()).data.session_id;
-    }"""
-    page.goto(f"{tabs.url}/?session={page.evaluate(script)}")
+    people = [{"participant_id": str(uuid.uuid4()), "total_time_ms": 60_000} for _ in range(12)]
+    page = tabs.open_session({"sync_mode": "per_participant", "participants": people}, viewport=PHONE)
     page.get_by_role("button", name="Participant 11: begins").press("Enter")
     expect(page.locator(RUNS)).to_be_in_viewport(ratio=1)
     page.evaluate("scrollTo(0, 0)")

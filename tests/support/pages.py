@@ -43,13 +43,8 @@ class Tabs:
 
     def open_session(self, body: dict[str, Any], **options: object) -> Page:
         """A session that is not one of the presets, not yet started."""
-        page = self.open(**options)
-        script = """async (body) => {
-            const init = { method: "POST", headers: { "Content-Type": "application/json" } };
-            const answer = await fetch("v1/sessions", { ...init, body: JSON.stringify(body) });
-            return (await answer.json()).data.session_id;
-        }"""
-        page.goto(f"{self.url}/?session={page.evaluate(script, body)}")
+        answer = self.profiles.lend(**options).request.post(f"{self.url}/v1/sessions", data=body)
+        page = self.open(f"{self.url}/?session={answer.json()['data']['session_id']}", **options)
         expect(page.locator("#session")).to_be_visible()
         return page
 
