@@ -26,8 +26,8 @@ ONE = Attendance(1, 1_700_000_000_000)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RedisCluster]:
-    """One whose slots move."""
-    cluster = RedisCluster(masters=2, replicas=1)
+    """One whose slots move; no replica takes over unasked."""
+    cluster = RedisCluster(masters=2, replicas=1, node_timeout_ms=15_000)
     yield cluster
     cluster.close()
 
