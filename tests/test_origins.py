@@ -427,7 +427,7 @@ def test_a_page_of_another_site_changes_nothing_at_an_open_server(page: Page, si
             page.goto(f"http://evil.example:{site}/")
             told = page.evaluate(TRICKS, [url, session["session_id"], json.dumps(chess())])
             assert told == {"opened": False, "read": False}
-        wait_until(lambda: count(server, "POST") >= 3 * 10, what="that all tricks have come")
+        wait_until(lambda: count(server, "POST") >= 3 * 10, timeout_s=60, what="that all tricks have come")
         assert fetched(server, "/v1/sessions") == before
 
 
