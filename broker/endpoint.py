@@ -20,7 +20,8 @@ EXAMPLES = (
 # What a URL's query may say.
 SENTINEL_OPTIONS = {"sentinel_username", "sentinel_password"}
 TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
-OPTIONS = {"db", "username", "password"} | TLS_OPTIONS
+CREDENTIALS = {"username", "password"}
+OPTIONS = {"db"} | CREDENTIALS | TLS_OPTIONS
 # Of the scheme of one Redis, and of Cluster.
 IS_TLS = {"rediss", "rediss+cluster"}
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
@@ -97,7 +98,8 @@ def parse(url: str) -> Endpoint:
     """redis://, rediss://, unix:// as redis-py reads them; redis+sentinel://h:p,h:p/service/db; and
     redis+cluster://h:p,h:p or rediss+cluster://, some nodes of a Redis Cluster.
 
-    User and password before the hosts are Redis's; Sentinel's are ?sentinel_username=U&sentinel_password=P.
+    User and password before the hosts are Redis's, which one Redis and a Cluster also take as
+    ?username=U&password=P; Sentinel's are ?sentinel_username=U&sentinel_password=P.
 
     Raises ValueError, saying what it cannot use and what could be; never with the password in it.
     """
@@ -182,11 +184,17 @@ def _parse_cluster(url: str) -> Endpoint:
     nodes = _addresses(hosts, "node")
     if path:
         raise ValueError("a Redis Cluster has no /db")
-    allowed = TLS_OPTIONS if url.partition("://")[0] in IS_TLS else set()
+    is_tls = url.partition("://")[0] in IS_TLS
+    allowed = CREDENTIALS | TLS_OPTIONS if is_tls else CREDENTIALS
     if unknown := options.keys() - allowed:
-        known = f"its options ({', '.join(sorted(allowed))})" if allowed else "its options: it has none"
-        raise ValueError(f"{min(unknown)} is none of {known}")
-    return replace(endpoint, nodes=nodes, tls=_tls(options) if allowed else None)
+        raise ValueError(f"{min(unknown)} is none of its options ({', '.join(sorted(allowed))})")
+    return replace(
+        endpoint,
+        nodes=nodes,
+        username=endpoint.username or options.get("username"),
+        password=options.get("password") if endpoint.password is None else endpoint.password,
+        tls=_tls(options) if is_tls else None,
+    )
 
 
 def _parts_of_several(url: str) -> tuple[Endpoint, str, str, dict[str, str]]:

@@ -94,6 +94,15 @@ async def test_tls_leads_there_and_refuses_a_stranger(certificate: Path) -> None
         own.close()
 
 
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "rediss+cluster"])
+def test_user_and_password_may_stand_before_the_hosts_or_among_the_options(scheme: str) -> None:
+    before = parse(f"{scheme}://app:s%40cret@127.0.0.1:6379")
+    among = parse(f"{scheme}://127.0.0.1:6379/?username=app&password=s%40cret")
+    for each in (before, among):
+        assert (each.username, each.password) == ("app", "s@cret")
+        assert "cret" not in each.shown
+
+
 async def test_a_cluster_is_reached_by_tls(certificate: Path) -> None:
     """By a node that does not know its own address, as one that has met no other."""
     port = free_port()
