@@ -740,10 +740,10 @@ def test_the_start_page_is_no_wider_than_a_phone(tabs: Tabs) -> None:
 
 
 def test_dark_and_light_differ(tabs: Tabs) -> None:
-    grounds = [
-        tabs.open(color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
-        for scheme in ("light", "dark")
-    ]
+    page, grounds = tabs.open(), []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert grounds == ["rgb(245, 243, 238)", "rgb(16, 19, 18)"]
 
 
