@@ -55,7 +55,7 @@ class Seats(Tabs):
 
     def leave(self) -> None:
         """Close the others."""
-        self.profiles.take_back(*(page.context for page in self._kept.values()))
+        self.close(*(page.context for page in self._kept.values()))
         for page in self._kept.values():
             page.goto("about:blank")
 
