@@ -7,6 +7,7 @@ reason is made to fail for that reason.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -32,7 +33,6 @@ from tests.support.script_calls import (
     asking_again_after_another,
     asking_how_large_some_are,
     change_of,
-    committing,
     deleting,
     deleting_none_with_a_key,
     deleting_with_a_key,
@@ -289,7 +289,7 @@ async def test_what_is_no_number_is_met_before_anything_is_written(
             if (field, no_number) in (("due_ms", ""), ("deadline_ms", "")):
                 continue  # there is none
             commit = structs.replace(commit, **{field: given})
-            assert await on.outcome(committing(on, commit)) == "not_applied", field
+            assert await on.outcome(partial(on.broker.commit, commit)) == "not_applied", field
         empty(redis)
         session = await created(on.broker, new_id())
         message = IdempotencyRecord("key", b"record", no_number)
