@@ -38,6 +38,7 @@ class Services:
     """None where time passes by itself."""
     metrics: Metrics
     not_ready: Callable[[], list[str]]
-    not_served: Callable[[], list[str]]
     """The reasons why no traffic should come here."""
+    not_served: Callable[[], list[str]]
+    """What of the sessions this process cannot reach, and why."""
     is_draining: Callable[[], bool]
