@@ -776,6 +776,7 @@ async def test_a_client_that_answers_is_connected_after_three_heartbeats() -> No
             for _ in range(15):
                 loop_time.skip(0.1)
                 await client.fence()
+        loop_time.go_on()
 
 
 def was_logged(server: ServerProcess, session_id: str, message: str) -> Any:

@@ -32,6 +32,10 @@ class LoopTime:
         """So much has passed when the loop looks next at what is due."""
         self.passed_s += seconds + ROUNDING_S
 
+    def go_on(self) -> None:
+        """From now on it runs, as for a server that is to stop."""
+        self._stands_still_s = min(self._stands_still_s, self._real_s() - self._began_s)
+
     async def pass_s(self, seconds: float) -> None:
         """Let so much pass, and the loop do what is due by then and what comes of it."""
         self.skip(seconds)
