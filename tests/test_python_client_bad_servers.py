@@ -162,19 +162,17 @@ async def test_what_does_not_begin_with_welcome_is_left_and_tried_again(first: A
 
 
 async def test_a_server_that_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch, quick: list[int]) -> None:
-    monkeypatch.setattr(conversations, "CONNECT_WITHIN_S", 0.2)
+    monkeypatch.setattr(conversations, "CONNECT_WITHIN_S", 0.5)
 
     async def script(peer: Peer) -> None:
-        if peer.number == 1:
-            monkeypatch.setattr(conversations, "CONNECT_WITHIN_S", 60.0)  # the next one is given time
-        else:
+        if peer.number > 1:
             await peer.say(WELCOME)
             await peer.subscribed(None)
         await forever(peer)
 
     async with scripted_socket(script) as server, AsyncLockstep(server.url) as lockstep:
         assert (await anext(lockstep.follow(ID))).reason == "missing"
-        assert server.connections == 2
+        assert server.connections >= 2  # more where the machine is slow
 
 
 async def test_junk_without_end_is_no_loop_without_end() -> None:
