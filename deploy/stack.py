@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 from xmlrpc.client import Fault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,8 +68,14 @@ class Arguments:
     rest: list[str]
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        self.exit(2, f"stack: {message}; --help says what there is\n")
+
+
 def read_arguments(args: list[str]) -> Arguments:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -27,6 +27,7 @@ from deploy.checks import check
 from deploy.config import Failure
 from deploy.config import Stack as StackOptions
 from deploy.running import RunningStack
+from deploy.stack import read_arguments
 from lockstep.config import Settings
 from tests.support.event_source import EventSource, ReturningStream, StreamView, stream_url
 from tests.support.load import chess, data, eventually, rest
@@ -236,6 +237,25 @@ def test_where_to_listen_is_a_host_and_a_port(tmp_path: Path, listen: str) -> No
     began = Stack(tmp_path / "run").command("up", f"--listen={listen}")
     assert (began.returncode, (tmp_path / "run").exists()) == (2, False)
     assert "--listen is ADDRESS:PORT" in began.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--processes=0", "--processes is 1 to 64"),
+        ("--processes=some", "argument --processes: invalid int value: 'some'"),
+        ("--hash-by-session=maybe", "argument --hash-by-session: invalid choice: 'maybe'"),
+        ("--process=2", "unknown: --process=2"),
+        ("--certificate=cert.pem", "--certificate and --key go together"),
+    ],
+)
+def test_an_option_that_cannot_be_used_ends_it_with_one_line(
+    capfd: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_arguments(["up", option])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert (ended.value.code, line.startswith(f"stack: {said}")) == (2, True), line
 
 
 def test_a_program_that_is_missing_is_named(tmp_path: Path) -> None:
