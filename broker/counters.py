@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import hiredis
@@ -19,7 +20,7 @@ from lockstep.occupancy import Occupancy
 
 # The counts of a process that has died, and of a key that nothing asks about again, are kept this long.
 OCCUPANCY_KEPT_S = 86_400
-# Keys in one round trip when a new connection is sent all counts.
+# Keys in one round trip when counts are sent as they are.
 SLICE = 500
 # A process counts as alive this long after its death, and holds what its clients had of a limit.
 LIFE_SIGN_S = 15
@@ -48,7 +49,8 @@ class RedisCounters(Counters):
         # By how much the count that Redis has is to be changed.
         self._changes: Counter[str] = Counter()
         # The keys of which nobody knows what count Redis has, or will have when what is on its way is done.
-        self._unsure: set[str] = set()
+        # In the order of their turns: what Redis refuses comes up again after the others.
+        self._unsure: dict[str, None] = {}
 
     def spend(self, charges: Sequence[Charge]) -> Awaitable[list[tuple[int, int]]]:
         keys = [self._keys.window(charge) for charge in charges]
@@ -109,7 +111,7 @@ class RedisCounters(Counters):
 
     def send_changes(self) -> None:
         """Send Redis what it may lack, if it can be sent now; otherwise `send_all` will. To be repeated."""
-        self._changes.update(dict.fromkeys(self._unsure, 0))
+        self._changes.update(dict.fromkeys(islice(self._unsure, SLICE), 0))
         self._send_changes()
 
     def _send_changes(self) -> None:
@@ -135,7 +137,7 @@ class RedisCounters(Counters):
         del self._changes[key]
         count = self._occupancy.counts.get(key, 0) - self._waiting[key]
         if not self._waiting[key]:
-            self._unsure.discard(key)
+            self._unsure.pop(key, None)
         if count:
             sent = connection.call("HSET", self._keys.occupancy(key), self._process, count)
             connection.call("EXPIRE", self._keys.occupancy(key), OCCUPANCY_KEPT_S)
@@ -146,11 +148,11 @@ class RedisCounters(Counters):
 
     def _on_answered(self, key: str, sent: asyncio.Future[Any]) -> None:
         if sent.cancelled() or sent.exception() or isinstance(sent.result(), hiredis.ReplyError):
-            self._unsure.add(key)  # its count is sent again
+            self._unsure[key] = None  # its count is sent again
 
     async def send_all(self, connection: RespConnection) -> None:
         """Send a connection all counts as they are. Others may use it already, or another one."""
-        self._unsure.update(self._occupancy.counts, self._changes)
+        self._unsure.update(dict.fromkeys((*self._occupancy.counts, *self._changes)))
         keys = list(self._unsure)
         for start in range(0, len(keys), SLICE):
             some = keys[start : start + SLICE]
@@ -158,6 +160,7 @@ class RedisCounters(Counters):
             for key, reply in zip(some, replies, strict=True):
                 if isinstance(reply, hiredis.ReplyError):  # no memory for a count, but for its removal
                     connection.call("HDEL", self._keys.occupancy(key), self._process)
+                    self._unsure[key] = None  # a count may have been sent meanwhile
 
     async def keep(self) -> None:
         """Let Redis keep what is still counted; to be repeated."""

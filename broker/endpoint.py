@@ -192,7 +192,7 @@ def _parse_cluster(url: str) -> Endpoint:
         endpoint,
         nodes=nodes,
         username=endpoint.username or options.get("username"),
-        password=options.get("password") if endpoint.password is None else endpoint.password,
+        password=endpoint.password or options.get("password"),
         tls=_tls(options) if is_tls else None,
     )
 

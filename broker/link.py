@@ -62,6 +62,10 @@ class Refused(Exception):
     """Redis answers, but will never do what we need as long as it is set up like this."""
 
 
+def never() -> bool:
+    return False
+
+
 class CommandLink(Protocol):
     """What commands are sent over: a connection that is kept up, to one Redis or to who has a partition."""
 
@@ -100,7 +104,7 @@ class Link:
         # Where the connection leads, where Sentinel was asked.
         self.master: Address | None = None
         self._up = asyncio.Event()
-        self._is_start = False
+        self._is_start = never
         self._has_been_up = False
         self._up_since_s = float("-inf")
         self._down_since_s = float("-inf")
@@ -133,10 +137,11 @@ class Link:
         finally:
             up.cancel()
 
-    def open(self, is_start: bool = False) -> None:
+    def open(self, is_start: Callable[[], bool] = never) -> None:
         """Begin to connect; calls wait for that as for a connection that was lost just now.
 
-        `is_start`: the process does not start without this link, and ends with the line that `refusal` is.
+        As long as `is_start()`, the process does not start without this link, and ends with the line that
+        `refusal` is.
         """
         self._is_start = is_start
         self._down_since_s = asyncio.get_running_loop().time()
@@ -225,7 +230,7 @@ class Link:
             except (Refused, SentinelRefuses) as error:
                 if self._refused is not None and not self._refused.done() and not self._has_been_up:
                     self._refused.set_exception(Refused(str(error)))  # start() raises it
-                elif self._has_been_up or not self._is_start:
+                elif self._has_been_up or not self._is_start():
                     self._complain(str(error))
                 self.refusal = str(error)
             except (OSError, LinkDown) as error:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection
 
 from broker.endpoint import Endpoint
-from broker.link import Link, Refused
+from broker.link import Link, Refused, never
 from broker.resp import LinkDown, RespConnection
 from broker.sentinel import Address
 from broker.subscriptions import Subscriptions
@@ -79,7 +79,7 @@ class Subscriber:
         """Return when the first connection is there. Raises Refused where that will never be."""
         await self._link.start()
 
-    def open(self, is_start: bool = False) -> None:
+    def open(self, is_start: Callable[[], bool] = never) -> None:
         """Begin to connect, as ``Link.open`` does."""
         self._link.open(is_start)
 

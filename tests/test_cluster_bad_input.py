@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -125,6 +126,16 @@ def test_what_no_cluster_has_in_its_url_is_refused(url: str, said: str) -> None:
 
 
 # --- nodes that are away -------------------------------------------------------------------------
+
+
+async def test_a_node_that_takes_a_connection_and_does_not_answer_is_said_not_to_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology, "ASK_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        (found,) = await complaints(f"redis+cluster://{address}")
+        assert f"{address} (it does not answer)" in found
 
 
 async def test_nodes_that_are_away_are_passed_over_for_others(cluster: RedisCluster) -> None:

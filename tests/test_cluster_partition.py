@@ -1,6 +1,7 @@
 """The way from a partition to whoever has it, and what is known of the one that answered."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
@@ -9,13 +10,15 @@ import pytest
 import broker.cluster.masters as masters_module
 import broker.cluster.partition as partition_module
 from broker.clock import RedisClock
+from broker.cluster.master import Master
 from broker.cluster.masters import LEFT_AFTER_S, Masters
 from broker.cluster.partition import PartitionClock, PartitionLink
 from broker.endpoint import parse
-from broker.resp import LinkDown
+from broker.resp import LinkDown, RespConnection
 from broker.sentinel import Address
 from lockstep.metrics import Metrics
 from tests.support.fake_time import FakeTime
+from tests.support.redis_server import RedisServer
 
 HERE, THERE = ("127.0.0.1", 1), ("127.0.0.1", 2)
 
@@ -42,7 +45,7 @@ class Node:
     async def connected(self) -> Any:
         return self
 
-    def open(self, is_start: bool = False) -> None:
+    def open(self, is_start: Callable[[], bool]) -> None:
         pass
 
     async def close(self) -> None:
@@ -153,3 +156,29 @@ async def test_a_node_that_slots_are_on_their_way_to_is_kept_as_long_as_it_is_as
     masters._leave_others()
     await asyncio.sleep(0)
     assert first.is_closed
+
+
+async def test_a_master_that_is_left_while_it_is_found_to_be_of_use_is_not_heard() -> None:
+    server = RedisServer()
+    others = asyncio.all_tasks()
+    closing = asyncio.get_running_loop().create_future()
+
+    async def check(_: RespConnection) -> None:
+        checked = asyncio.get_running_loop().create_future()
+
+        def close_and_go_on() -> None:
+            closing.set_result(asyncio.create_task(master.close()))
+            checked.set_result(None)
+
+        asyncio.get_running_loop().call_soon(close_and_go_on)
+        await checked
+
+    endpoint = parse(f"redis+cluster://127.0.0.1:{server.port}")
+    master = Master(endpoint, endpoint.nodes[0], check, lambda topics: None, lambda: None, Metrics())
+    try:
+        master.open()
+        async with asyncio.timeout(10):
+            await (await closing)
+        assert asyncio.all_tasks() == others
+    finally:
+        server.close()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,9 @@ def counted(redis: RedisServer, key: str = "room") -> list[int]:
         return sorted(int(count) for count in client.hvals(f"inside:{key}"))
 
 
-async def counts(redis: RedisServer, expected: list[int]) -> None:
+async def counts(redis: RedisServer, expected: list[int], key: str = "room") -> None:
     async def complaint() -> str:
-        found = await asyncio.to_thread(counted, redis)
+        found = await asyncio.to_thread(counted, redis, key)
         return "" if found == sorted(expected) else f"{found} is not {sorted(expected)}"
 
     await eventually(complaint, 5, "Redis does not count what is inside")
@@ -189,10 +190,13 @@ async def test_who_comes_and_goes_while_redis_has_no_memory_left_is_counted_afte
         await counts(redis, [3, 3])
 
 
-async def test_counts_that_redis_refused_are_not_added_to_those_it_still_has(redis: RedisServer) -> None:
+async def test_counts_that_redis_refused_are_not_added_to_those_it_still_has(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters_module, "SLICE", 1)
     async with processes(redis.url, 1) as (broker,):
-        for _ in range(3):
-            assert await broker.enter("room", LIMIT)
+        for room in 3 * ["room", "other room"]:
+            assert await broker.enter(room, LIMIT)
         lose_its_disk(redis)
         with redis.client as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal")
@@ -200,6 +204,33 @@ async def test_counts_that_redis_refused_are_not_added_to_those_it_still_has(red
         broker.leave("room", LIMIT)
         with redis.client as client:
             client.config_set("stop-writes-on-bgsave-error", "no")
+        await counts(redis, [2])
+        await counts(redis, [3], "other room")
+
+
+async def test_who_leaves_when_a_count_was_refused_just_now_is_counted_out(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with processes(redis.url, 1) as (broker,):
+        for _ in range(3):
+            assert await broker.enter("room", LIMIT)
+        connection = await broker._link.connected()
+        call = connection.call
+
+        def refused(_: "asyncio.Future[object]") -> None:
+            monkeypatch.setattr(connection, "call", call)
+            redis.client.config_set("stop-writes-on-bgsave-error", "no")
+            broker.leave("room", LIMIT)
+
+        def call_and_see(*command: Any) -> "asyncio.Future[Any]":
+            reply = call(*command)
+            if command[0] == "HSET":
+                reply.add_done_callback(refused)
+            return reply
+
+        lose_its_disk(redis)
+        monkeypatch.setattr(connection, "call", call_and_see)
+        await broker._counters.send_all(connection)
         await counts(redis, [2])
 
 

@@ -101,6 +101,8 @@ def test_user_and_password_may_stand_before_the_hosts_or_among_the_options(schem
     for each in (before, among):
         assert (each.username, each.password) == ("app", "s@cret")
         assert "cret" not in each.shown
+    apart = parse(f"{scheme}://app@127.0.0.1:6379/?password=s%40cret")
+    assert (apart.username, apart.password) == ("app", "s@cret")
 
 
 async def test_a_cluster_is_reached_by_tls(certificate: Path) -> None:

@@ -28,7 +28,7 @@ async def examine_cluster(settings: Settings) -> list[Finding]:
     )
     views = [each for each in answers if isinstance(each, View)]
     away = [
-        f"{endpoint.at(node).shown} ({each or 'it does not answer'})"
+        f"{endpoint.at(node).shown} ({str(each) or 'it does not answer'})"
         for node, each in zip(endpoint.nodes, answers, strict=True)
         if isinstance(each, BaseException)
     ]
@@ -43,9 +43,10 @@ async def examine_cluster(settings: Settings) -> list[Finding]:
             if isinstance(link, Link):
                 links[address] = link
             else:
-                count = view.masters.count(address)
-                shown = f"{count} of {PARTITIONS} partitions are not served, the others are"
-                found.append((False, f"{endpoint.at(address).shown}: {link} Until then {shown}"))
+                count = f"{view.masters.count(address)} of {PARTITIONS} partitions"
+                found.append(
+                    (False, f"{endpoint.at(address).shown}: {link} Until then {count} are not served")
+                )
         if links:
             try:
                 found += await _look_at_all(links, view, settings)
@@ -73,7 +74,7 @@ async def _linked(endpoint: Endpoint, stack: AsyncExitStack) -> Link | str:
         async with asyncio.timeout(START_TIMEOUT_S):
             await link.start()
     except (OSError, Refused) as error:
-        return f"{error or 'it does not answer'}; is it running, and are address and password right?"
+        return f"{str(error) or 'it does not answer'}; is it running, and are address and password right?"
     return link
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from broker.clock import RedisClock
 from broker.cluster.partition import Partition
 from broker.endpoint import Endpoint
-from broker.link import Link
+from broker.link import Link, never
 from broker.probe import Probe
 from broker.resp import RespConnection
 from broker.sentinel import Address
@@ -45,19 +45,20 @@ class Master:
         self.probe = Probe(self.link, self.subscriber, self.clock, f" at {endpoint.shown}")
         self.partitions: dict[int, Partition] = {}
         self._check = check
-        self._is_start = self._is_heard = False
+        self._is_heard = False
+        self._is_start = never
         self._looks = 0
         # Since when it has no partition.
         self.left_at_s: float | None = None
 
-    def open(self, is_start: bool = False) -> None:
+    def open(self, is_start: Callable[[], bool] = never) -> None:
         """Begin to connect, as ``Link.open`` does; to be heard it is asked once it is known to be of use."""
         self._is_start = is_start
         self.link.open(is_start)
 
     async def close(self) -> None:
+        await self.link.close()  # which would open the other one
         await self.subscriber.close()
-        await self.link.close()
 
     async def _prepare(self, connection: RespConnection) -> None:
         await self._check(connection)

@@ -113,7 +113,7 @@ class Masters(Finder):
         master = self._all.get(address)
         if master is None:
             master = self._all[address] = self._make_master(address)
-            master.open(is_start=not self._has_started)
+            master.open(is_start=lambda: not self._has_started)
         return master
 
     def _move(self, number: int, address: Address) -> None:
