@@ -59,7 +59,7 @@ def _password(stack: Stack) -> str:
 
 
 def join_cluster(stack: Stack, look: Callable[[], object]) -> None:
-    """Make the nodes one cluster, unless they are; returns when all slots are served.
+    """Make the nodes one cluster, unless they are; returns when all slots are served, and replicas in step.
 
     `look` raises Failure where a node has ended. Raises Failure.
     """
@@ -76,13 +76,19 @@ def join_cluster(stack: Stack, look: Callable[[], object]) -> None:
         if "[OK] All 16384 slots covered" not in said:
             why = next((line for line in said.splitlines() if "ERR" in line), "see run/redis-*.log")
             raise Failure(f"the Redis Cluster cannot be made: {why}")
-    while not all(_is_whole(stack, port) for port in ports):
+    while not (all(_is_whole(stack, port) for port in ports) and _replicas_in_step(stack, ports)):
         _wait(end_s, look, "the Redis Cluster is not whole; deploy/stack.py doctor says more")
 
 
 def _is_whole(stack: Stack, port: int) -> bool:
     said = _ask(stack, port, "cluster", "info")
     return "cluster_state:ok" in said and f"cluster_known_nodes:{NODES}" in said
+
+
+def _replicas_in_step(stack: Stack, ports: list[int]) -> bool:
+    """By what the masters say, each of its own."""
+    count = sum(_ask(stack, port, "info", "replication").count("state=online") for port in ports)
+    return count == NODES - NODES // (REPLICAS + 1)
 
 
 def _wait(end_s: float, look: Callable[[], object], complaint: str) -> None:

@@ -135,7 +135,7 @@ async def test_a_link_that_swallows_everything_starves_no_loop(redis: RedisServe
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_after_a_failover_every_client_shows_what_the_new_master_has(how: str) -> None:
-    sentinels = await asyncio.to_thread(Sentinels)
+    sentinels = await asyncio.to_thread(Sentinels, down_after_ms=1000)
     try:
         async with scene(sentinels.url) as play:
             if how == "killed":

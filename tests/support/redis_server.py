@@ -203,9 +203,12 @@ class Proxy:
 
 
 class Sentinels:
-    """A master, a replica, and three Sentinels that watch them."""
+    """A master, a replica, and three Sentinels that watch them.
 
-    def __init__(self) -> None:
+    Unless it is told sooner, the master stays what it is, however busy the machine.
+    """
+
+    def __init__(self, down_after_ms: int = 60_000) -> None:
         self.master = RedisServer(aof=True)
         self.replica = RedisServer("--replicaof", f"127.0.0.1 {self.master.port}", aof=True)
         self._sentinels = []
@@ -216,7 +219,7 @@ class Sentinels:
             config.write_text(
                 f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
                 f"sentinel monitor lockstep 127.0.0.1 {self.master.port} 2\n"
-                "sentinel down-after-milliseconds lockstep 60000\n"  # nothing moves by itself
+                f"sentinel down-after-milliseconds lockstep {down_after_ms}\n"
                 "sentinel failover-timeout lockstep 5000\n"
             )
             process = subprocess.Popen(
