@@ -251,8 +251,8 @@ async def test_each_change_reaches_exactly_those_that_follow_and_nothing_is_kept
             version += 1
             await asyncio.gather(*(busy.change(session_id, 1) for session_id in session_ids))
             for follower in followers:
-                assert (await follower.ask("PING"))["type"] == "PONG"  # behind all that was sent before
-                assert shown(follower) <= {version}
+                # A loop that is busy serves a room in several turns; a PONG may come between them.
+                await follower.until(lambda each=follower, last=version: shown(each) <= {last})
             for follower in followers[1:]:
                 leaving = rng.sample(sorted(follower.views), len(follower.views) // 2)
                 for session_id in leaving:
@@ -262,7 +262,7 @@ async def test_each_change_reaches_exactly_those_that_follow_and_nothing_is_kept
             followed = {session_id for follower in followers for session_id in follower.views}
             assert set(api.server.hub.rooms) == followed
         for follower in followers:
-            assert {other["type"] for other in follower.others} <= {"PONG", "UNSUBSCRIBED"}
+            assert {other["type"] for other in follower.others} <= {"UNSUBSCRIBED"}
             for view in follower.views.values():
                 assert view.told == ["state", "UPDATE", "UPDATE", "UPDATE"]
         # One goes through all its sessions, the others just go.
