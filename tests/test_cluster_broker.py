@@ -18,7 +18,7 @@ from lockstep.lifetimes import Lifetimes
 from lockstep.metrics import Metrics
 from lockstep.sessions import NOBODY, Sessions
 from tests.support import settled_rules as engine
-from tests.support.brokers import PATIENCE_S, Ears, started
+from tests.support.brokers import Ears, comes_true, started
 from tests.support.commits import commit_of, created, creation, fell_due, new_id
 from tests.support.redis_cluster import RedisCluster
 from tests.support.sessions import spec
@@ -51,12 +51,6 @@ async def refusal(broker: Broker) -> str:
             return ""
     except ValueError as error:
         return str(error)
-
-
-async def comes_true(condition: object) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not await condition():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
 
 
 def ids_of_all_partitions() -> list[str]:

@@ -17,7 +17,7 @@ from lockstep.metrics import Metrics
 from lockstep.rules import state_json
 from lockstep.rules.state import Session
 from tests.support import settled_rules as engine
-from tests.support.brokers import PATIENCE_S, Ears, started
+from tests.support.brokers import PATIENCE_S, Ears, comes_true, started
 from tests.support.commits import applied, commit_of, created, new_id
 from tests.support.redis_cluster import RedisCluster, SlotMove
 
@@ -169,9 +169,7 @@ async def test_counts_and_who_is_present_go_along_with_their_partition(
                 there = [field.partition(b" ")[2] for field in client.hgetall(keys.presence(session_id))]
                 return there == [b"ben"] and not client.exists(keys.occupancy(room))
 
-        async with asyncio.timeout(PATIENCE_S):
-            while not await asyncio.to_thread(is_right):
-                await asyncio.sleep(0.02)
+        await comes_true(lambda: asyncio.to_thread(is_right))
         assert [await broker.enter(room, 1) for _ in range(2)] == [True, False]
 
 
@@ -198,9 +196,11 @@ async def test_who_comes_and_goes_while_a_slot_stays_half_moved_is_told_when_it_
         finally:
             await asyncio.to_thread(move.finish)
         # What was published on the way may have been missed, which is told; then it is read.
-        async with asyncio.timeout(PATIENCE_S):
-            while list((await other.present(session_id)).values()) != [{"ben": ONE}]:
-                await asyncio.sleep(0.02)
+
+        async def only_ben_is_there() -> bool:
+            return list((await other.present(session_id)).values()) == [{"ben": ONE}]
+
+        await comes_true(only_ben_is_there)
 
 
 async def test_a_process_that_connects_anew_while_a_slot_is_on_its_way_still_shows_that_it_lives(
@@ -223,9 +223,7 @@ async def test_a_process_that_connects_anew_while_a_slot_is_on_its_way_still_sho
             assert await partition.link.call("PTTL", life_sign) > 5_000
         finally:
             await asyncio.to_thread(move.finish)
-        async with asyncio.timeout(PATIENCE_S):
-            while not partition.is_prepared:
-                await asyncio.sleep(0.02)
+        await comes_true(lambda: partition.is_prepared)
 
 
 async def test_who_left_is_counted_out_once_where_the_old_master_never_answered(
@@ -349,9 +347,7 @@ async def test_no_acknowledged_change_is_lost_while_slots_move_under_load(
             for _ in range(3):
                 await asyncio.to_thread(move.move, 2)
             await asyncio.to_thread(move.finish)
-        async with asyncio.timeout(PATIENCE_S):
-            while min(versions.values()) <= 3:
-                await asyncio.sleep(0.01)
+        await comes_true(lambda: min(versions.values()) > 3)
         is_over.set()
         last = await asyncio.gather(*playing)
         assert set(refusals) <= {str({"outcome": "not_applied"})}

@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -18,7 +18,7 @@ from broker.resp import LinkDown
 from lockstep.contract import Attendance, Broker
 from lockstep.metrics import Metrics
 from tests.support.attending_process import AttendingProcess
-from tests.support.brokers import PATIENCE_S, Ears, started
+from tests.support.brokers import Ears, comes_true, started
 from tests.support.commits import created, new_id
 from tests.support.redis_faults import depose, fill, lose_its_replicas
 from tests.support.redis_server import Proxy, RedisServer
@@ -52,12 +52,6 @@ async def processes(
     async with AsyncExitStack() as stack:
         brokers = [new_broker(redis.url, routing) for _ in range(number)]
         yield [(each, await stack.enter_async_context(started(each, *session_ids))) for each in brokers]
-
-
-async def comes_true(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def kept(redis: RedisServer) -> dict[str, Any]:

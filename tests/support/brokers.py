@@ -1,6 +1,7 @@
 """A broker that yields, and a listener that remembers what it heard."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,13 @@ from broker.memory import MemoryBroker
 from lockstep.contract import Affected, Attendance, Broker, Commit, Outcome
 
 PATIENCE_S = 60.0
+
+
+async def comes_true(condition: Callable[[], object]) -> None:
+    """Wait for what no event tells: what Redis has, or what a broker knows. It may have to be awaited."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (await found if inspect.isawaitable(found := condition()) else found):
+            await asyncio.sleep(0.01)
 
 
 class YieldingBroker(MemoryBroker):
