@@ -2,6 +2,7 @@
 
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -27,6 +28,10 @@ def lasting_port() -> int:
         with socket.socket() as sock, suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
+
+
+# Redis gives up a failover after 5 s, as where a busy node answers late; then it is asked for again.
+FAILOVER_S = 6.0
 
 
 class ClusterNode(RedisServer):
@@ -242,7 +247,18 @@ class RedisCluster:
         """Its replica takes over in good order; returns the new master, once every node knows it."""
         replica = self.replicas_of(master)[0]
         slot = self._first_slot(master)
-        replica.ask("CLUSTER", "FAILOVER")
+        given_up_at_s = 0.0
+
+        def has_taken_over() -> bool:
+            nonlocal given_up_at_s
+            if replica.info("replication")["role"] == "master":
+                return True
+            if time.monotonic() > given_up_at_s:
+                replica.ask("CLUSTER", "FAILOVER")
+                given_up_at_s = time.monotonic() + FAILOVER_S
+            return False
+
+        wait_until(has_taken_over, 100, f"the failover to node {replica.place}")
         self.wait_until_served_by(slot, replica)
         return replica
 
